@@ -1,0 +1,28 @@
+# Two commands on a fresh machine: `make demo` runs the main job, `make test` proves it.
+PYTHON ?= python3
+# The CPU build by default, so that a laptop does not draw gigabytes of CUDA; `make TORCH=torch demo` takes the GPU build.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test check bench clean
+demo: .venv/installed
+	$(BIN)/nissl demo
+
+test: .venv/installed
+	$(BIN)/pytest
+
+check: .venv/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/pytest
+
+bench: .venv/installed
+	for file in benchmarks/*_step.py; do $(BIN)/python $$file || exit 1; done
+
+# The environment is built once; it is renewed only when the dependencies change.
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist src/*.egg-info

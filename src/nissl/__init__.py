@@ -1,0 +1,1 @@
+"""Nissl: segment biomedical images when there are many images and few masks."""

@@ -1,0 +1,46 @@
+"""Errors at the door: each names where, what was found, what was expected and the next step.
+
+The command line prints them without a traceback and leaves with their exit code; inside the house plain Python
+exceptions are used.
+"""
+
+from pathlib import Path
+
+
+class NisslError(Exception):
+    """A fault that the user can mend.
+
+    Args:
+        where: the file, folder, flag or key at fault.
+        found: what was there.
+        expected: what should have been there.
+        fix: the next step.
+
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: Path | str, found: str, expected: str, fix: str) -> None:
+        self.where, self.found, self.expected, self.fix = str(where), found, expected, fix
+        super().__init__(str(where), found, expected, fix)
+
+    def __str__(self) -> str:
+        return f"{self.where}\n  found: {self.found}\n  expected: {self.expected}\n  next step: {self.fix}"
+
+
+class InputError(NisslError):
+    """A command, flag, setting or folder that cannot be used; exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(NisslError):
+    """A fault in the data: an unreadable file, a mask that does not fit; exit code 3."""
+
+    exit_code = 3
+
+
+class ResourceError(NisslError):
+    """Disk, memory or time ran out; exit code 4."""
+
+    exit_code = 4

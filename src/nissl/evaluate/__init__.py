@@ -1,0 +1,1 @@
+"""How well the masks fit: overlap, surface distance, intervals."""

@@ -1,0 +1,1 @@
+"""Masks for a folder of new images."""
