@@ -1,11 +1,26 @@
 """Cases: one image each, with or without a mask, found in a folder."""
 
-from dataclasses import dataclass
+import csv
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Num, UInt8
+
+from nissl.config import DataConfig
+from nissl.data.formats import SUFFIXES, Raster, read_header, read_raster, stem, suffix
+from nissl.data.labels import LabelMap, default_map
+from nissl.errors import DataError, InputError, NisslError
+
+SPACING_TOLERANCE = 1e-4
+"""Largest relative difference of two spacings that counts as rounding."""
+PLACE_TOLERANCE = 0.1
+"""Largest distance of the corners of image and mask, in voxels, that counts as rounding."""
 
 
 @dataclass(frozen=True)
@@ -30,3 +45,249 @@ class Case:
     mask: UInt8[np.ndarray, "*space"] | None = None
     group: str | None = None
     spacing: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault of the data: an error makes a case or the set unusable, a warning is for the user to judge."""
+
+    level: Literal["error", "warning"]
+    where: str
+    found: str
+    expected: str
+    fix: str
+
+    @classmethod
+    def of(cls, error: NisslError) -> "Finding":
+        """The finding that an exception states."""
+        return cls("error", error.where, error.found, error.expected, error.fix)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a folder holds by its names alone, with every fault that the names show."""
+
+    layout: Literal["images+masks", "folders", "decathlon"]
+    cases: tuple[CaseFile, ...]
+    label_map: LabelMap
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases of a folder, sorted by id; `dims` and `channels` are those of the first image that can be read."""
+
+    root: Path
+    cases: tuple[CaseFile, ...]
+    label_map: LabelMap
+    dims: int
+    channels: int
+    layout: str
+
+
+def find_cases(root: Path, config: DataConfig) -> Dataset:
+    """Find the images and masks of a folder: `images/` and `masks/`, two folders by flags, or the Decathlon's.
+
+    An image and its mask have the same name but for the suffix; images without a mask are the unlabelled ones.
+
+    Raises:
+        InputError: no such folder, no images in it, or a label map that cannot be read.
+        DataError: the names alone show a fault that makes the set unusable, or no image can be read.
+
+    """
+    scan_ = scan(root, config)
+    errors = [finding for finding in scan_.findings if finding.level == "error"]
+    if errors:
+        first, others = errors[0], len(errors) - 1
+        listing = f"; run `nissl check {root}` to list all {len(errors)} faults" if others else ""
+        raise DataError(first.where, first.found, first.expected, first.fix + listing)
+    unreadable: DataError | None = None
+    for case in scan_.cases:
+        try:
+            header = read_header(case.image)
+        except DataError as error:
+            unreadable = unreadable or error
+            continue
+        return Dataset(root, scan_.cases, scan_.label_map, len(header.shape), header.channels, scan_.layout)
+    assert unreadable is not None  # there is at least one case, and none was readable
+    raise unreadable
+
+
+def scan(root: Path, config: DataConfig) -> Scan:
+    """List the cases of a folder and every fault that shows without opening an image.
+
+    Raises:
+        InputError: no such folder, no images in it, or a label map that cannot be read.
+
+    """
+    layout, images, masks = _folders(root, config)
+    findings: list[Finding] = []
+    image_files = _by_id(images, findings)
+    if not image_files:
+        others = sorted({path.suffix for path in images.iterdir() if path.is_file() and path.suffix})
+        found = f"no images{f', only files of kind {chr(32).join(others)}' if others else ''}"
+        raise InputError(images, found, f"files of kind {' '.join(SUFFIXES)}", "name the folder with --data.images")
+    mask_files = _by_id(masks, findings) if masks else {}
+    if masks and not mask_files:
+        fix = "put the masks there, name their folder with --data.masks, or remove the empty folder"
+        findings.append(Finding("error", str(masks), "an empty mask folder", "one mask or more", fix))
+    for key in sorted(mask_files.keys() - image_files.keys()):
+        path = mask_files[key]
+        fix = f"give the image the name of its mask, or remove the mask{_nearest(key, image_files)}"
+        findings.append(Finding("error", str(path), "a mask without image", f"{stem(path)}.* in {images}", fix))
+    found_cases = [CaseFile(stem(path), path, mask_files.get(key)) for key, path in image_files.items()]
+    cases = {case.id: case for case in sorted(found_cases, key=lambda case: case.id)}
+    table = root / "cases.csv"
+    if table.is_file():
+        cases |= _read_table(table, cases, findings)
+    return Scan(layout, tuple(cases.values()), _label_map(root, layout, config, findings), tuple(findings))
+
+
+def _folders(
+    root: Path, config: DataConfig
+) -> tuple[Literal["images+masks", "folders", "decathlon"], Path, Path | None]:
+    """Layout, folder of images, and folder of masks if there is one."""
+    if not root.is_dir():
+        found = "a file" if root.exists() else "no such folder"
+        raise InputError(root, found, "a folder with images/ and masks/", "check the path")
+    if config.images or config.masks:
+        images, masks = (config.images or root / "images"), (config.masks or root / "masks")
+        for flag, given, folder in (("images", True, images), ("masks", config.masks, masks)):
+            if given and not folder.is_dir():
+                raise InputError(folder, "no such folder", f"a folder of {flag}", f"correct --data.{flag}")
+        return "folders", images, masks if masks.is_dir() else None
+    if (root / "imagesTr").is_dir():
+        return "decathlon", root / "imagesTr", root / "labelsTr" if (root / "labelsTr").is_dir() else None
+    if (root / "images").is_dir():
+        return "images+masks", root / "images", root / "masks" if (root / "masks").is_dir() else None
+    inside = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = f"folders {', '.join(inside[:8])}" if inside else "no folder inside"
+    fix = "arrange the files so, or name the folders with --data.images and --data.masks"
+    raise InputError(root, found, "images/ and masks/ (or imagesTr/, labelsTr/ and dataset.json)", fix)
+
+
+def _by_id(folder: Path, findings: list[Finding]) -> dict[str, Path]:
+    """Files of a known kind by id in lower case, hidden ones left out; two files of one id are a finding.
+
+    Upper and lower case count as equal, since the outputs would overwrite each other on many file systems.
+    """
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
+    known = [path for path in paths if suffix(path)]
+    same: dict[str, list[Path]] = defaultdict(list)
+    for path in known:
+        same[stem(path).casefold()].append(path)
+    for twins in same.values():
+        if len(twins) > 1:
+            names = ", ".join(path.name for path in twins)
+            expected = "one file for each id (upper and lower case count as equal)"
+            findings.append(
+                Finding("error", str(twins[1]), f"the same id in {names}", expected, "rename or remove all but one")
+            )
+    strange = [path.name for path in paths if path not in known and path.suffix]
+    if known and strange:
+        found = f"{len(strange)} files of another kind, such as {strange[0]}"
+        expected = f"files of kind {' '.join(SUFFIXES)}"
+        findings.append(Finding("warning", str(folder), found, expected, "convert them if they should be used"))
+    return {key: twins[0] for key, twins in same.items()}
+
+
+def _read_table(table: Path, cases: Mapping[str, CaseFile], findings: list[Finding]) -> dict[str, CaseFile]:
+    """Cases with the group and split that cases.csv gives; faults are added to the findings, with their line."""
+
+    def fault(line: int, found: str, expected: str, fix: str) -> None:
+        findings.append(Finding("error", f"{table}, line {line}", found, expected, fix))
+
+    named: dict[str, CaseFile] = {}
+    try:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        findings.append(Finding("error", str(table), f"unreadable: {error}", "CSV in UTF-8", "save it as UTF-8"))
+        return named
+    reader = csv.DictReader(lines, skipinitialspace=True)
+    columns = reader.fieldnames or ()
+    if "id" not in columns:
+        fault(1, f"columns {', '.join(columns) or 'none'}", "id, group, split with commas between", "name the columns")
+        return named
+    for row in reader:
+        id_, group, split = ((row.get(key) or "").strip() for key in ("id", "group", "split"))
+        side = "test" if split.lower().startswith("test") else split.lower() or None
+        if id_ not in cases:
+            fix = f"correct the id, or remove the line{_nearest(id_, cases)}"
+            fault(reader.line_num, f"id `{id_}`, which no image has", "file names without suffix", fix)
+        elif id_ in named:
+            fault(reader.line_num, f"id `{id_}` a second time", "each id once", "remove one of the lines")
+        elif side not in ("train", "test", None):
+            fix = "correct it; masks for choosing settings are training masks (train)"
+            fault(reader.line_num, f"split `{split}`", "train, or test (testA, testB count as test), or empty", fix)
+        else:
+            named[id_] = replace(cases[id_], group=group or None, split=side)  # type: ignore[arg-type]
+    return named
+
+
+def _label_map(root: Path, layout: str, config: DataConfig, findings: list[Finding]) -> LabelMap:
+    if config.label_map:
+        return LabelMap.parse(config.label_map)
+    description = root / "dataset.json"
+    try:
+        return default_map(description if layout == "decathlon" and description.is_file() else None)
+    except DataError as error:
+        findings.append(Finding.of(error))
+        return default_map(None)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean `{near[0]}`?)" if near else ""
+
+
+def load_case(file: CaseFile, label_map: LabelMap, limit_gib: float = 1.0) -> Case:
+    """Read the image of a case, and its mask if there is one.
+
+    Raises:
+        DataError: a file cannot be read, holds values that cannot be used, or mask and image do not lie on each other.
+
+    """
+    image = read_raster(file.image, limit_gib)
+    mask = read_raster(file.mask, limit_gib) if file.mask else None
+    for finding in (*image_faults(file, image), *(pair_faults(file, image, mask) if mask else ())):
+        raise DataError(finding.where, finding.found, finding.expected, finding.fix)
+    labels = label_map.apply(mask, file.mask) if mask and file.mask else None
+    return Case(file.id, image.pixels, labels, file.group, image.spacing)
+
+
+def image_faults(file: CaseFile, image: Raster) -> Iterator[Finding]:
+    """Pixels that no network can learn from."""
+    if image.pixels.dtype.kind == "f" and not (finite := np.isfinite(image.pixels)).all():
+        found = f"NaN or infinity in {finite.size - int(finite.sum())} of {finite.size} pixel values"
+        yield Finding(
+            "error", str(file.image), found, "finite numbers", "replace them, for instance by 0, and save again"
+        )
+
+
+def pair_faults(file: CaseFile, image: Raster, mask: Raster) -> Iterator[Finding]:
+    """Image and mask that do not lie on each other: shape, spacing (mm), place and direction in space."""
+    where, fix = f"{file.mask} and {file.image}", "export the mask again in the geometry of its image"
+    shapes = [raster.pixels.shape[1:] for raster in (image, mask)]
+    if shapes[0] != shapes[1]:
+        found = f"image {_by(shapes[0])}, mask {_by(shapes[1])}"
+        yield Finding("error", where, found, "equal shapes", fix)
+    elif image.spacing and mask.spacing and not np.allclose(image.spacing, mask.spacing, SPACING_TOLERANCE, atol=0):
+        found = f"spacing of the image {_by(image.spacing)} mm, of the mask {_by(mask.spacing)} mm"
+        yield Finding("error", where, found, f"equal spacing, to {SPACING_TOLERANCE:g} of its value", fix)
+    elif image.affine is not None and mask.affine is not None:
+        apart = _corner_distance(image.affine, mask.affine, shapes[0])
+        if not apart <= PLACE_TOLERANCE:  # so that NaN in an affine is a fault too
+            found = f"corners of image and mask up to {apart:.3g} voxels apart: flipped, turned or shifted"
+            yield Finding("error", where, found, "the same affine (direction and origin) in both files", fix)
+
+
+def _corner_distance(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Largest distance between the corners of a grid placed by two affines, in voxels of the smallest edge."""
+    corners = np.array(list(product(*((0, size - 1) for size in (*shape, 1)[:3]), (1,))))
+    steps = np.linalg.norm(one[:3, :3], axis=0)
+    smallest = float(steps[steps > 0].min(initial=np.inf))
+    return float(np.linalg.norm(corners @ (one - other).T, axis=1).max()) / smallest
+
+
+def _by(sizes: Iterable[float]) -> str:
+    return " x ".join(f"{size:.7g}" for size in sizes)

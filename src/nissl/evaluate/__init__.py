@@ -1,1 +1,26 @@
 """How well the masks fit: overlap, surface distance, intervals."""
+
+from nissl.evaluate.overlap import EMPTY_POLICY, Overlap, overlap, pooled
+from nissl.evaluate.statistics import Difference, bootstrap_interval, mean_over_classes, paired_difference
+from nissl.evaluate.surface import SurfaceDistance, surface_distance
+from nissl.evaluate.table import CaseScore, Scores, Summary, score_case, scores_from_csv, scores_to_csv, summarise
+
+__all__ = [
+    "EMPTY_POLICY",
+    "CaseScore",
+    "Difference",
+    "Overlap",
+    "Scores",
+    "Summary",
+    "SurfaceDistance",
+    "bootstrap_interval",
+    "mean_over_classes",
+    "overlap",
+    "paired_difference",
+    "pooled",
+    "score_case",
+    "scores_from_csv",
+    "scores_to_csv",
+    "summarise",
+    "surface_distance",
+]

@@ -1,0 +1,187 @@
+"""Check a data set: every fault in one pass, each with its file and its mend."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from nissl.config import DataConfig
+from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, scan
+from nissl.data.formats import Raster, read_raster
+from nissl.data.labels import LabelMap
+from nissl.errors import DataError
+
+SMALLEST = 16
+"""Pixels along an axis below which the default U-Net has nothing left at its lowest level."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found, and the facts of the set: plain values, ready for JSON."""
+
+    findings: tuple[Finding, ...]
+    facts: dict[str, Any]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that must be mended before training."""
+        return tuple(finding for finding in self.findings if finding.level == "error")
+
+
+@dataclass
+class _Observation:
+    """What one case showed when its files were read; None where they could not be."""
+
+    file: CaseFile
+    findings: list[Finding] = field(default_factory=list)
+    shape: tuple[int, ...] | None = None
+    dtype: str = ""
+    channels: int = 0
+    digest: bytes = b""
+    pixels_of_class: Int[np.ndarray, "classes"] | None = None
+
+
+def check(root: Path, config: DataConfig, progress: Callable[[int, int], None] | None = None) -> Report:
+    """Read every file of a data set once and list all its faults; none of them stops the pass.
+
+    `progress` is called after each case with the number done and the number of cases.
+
+    Raises:
+        InputError: the folder holds no data set at all, or the label map cannot be read.
+
+    """
+    scanned = scan(root, config)
+    findings, observations = list(scanned.findings), []
+    for done, file in enumerate(scanned.cases, start=1):
+        observations.append(_observe(file, scanned.label_map, config.limit_gib))
+        findings += observations[-1].findings
+        if progress:
+            progress(done, len(scanned.cases))
+    findings += _odd_ones(observations)
+    findings += _duplicates(observations)
+    findings += _class_faults(observations, scanned.label_map, root)
+    return Report(tuple(findings), {"layout": scanned.layout} | _facts(observations, scanned.label_map))
+
+
+def _observe(file: CaseFile, label_map: LabelMap, limit_gib: float) -> _Observation:
+    """Read one case and note all that is wrong with it."""
+    seen = _Observation(file)
+    image = _read(file.image, limit_gib, seen.findings)
+    mask = _read(file.mask, limit_gib, seen.findings) if file.mask else None
+    if image:
+        seen.shape, seen.dtype = image.pixels.shape[1:], image.pixels.dtype.name
+        seen.channels = len(image.pixels)
+        seen.digest = _digest(image)
+        seen.findings += _image_findings(file, image)
+    if image and mask:
+        seen.findings += pair_faults(file, image, mask)
+    if mask and file.mask:
+        try:
+            labels = label_map.apply(mask, file.mask)
+        except DataError as error:
+            seen.findings.append(Finding.of(error))
+        else:
+            seen.pixels_of_class = np.bincount(labels.ravel(), minlength=len(label_map.names))
+    return seen
+
+
+def _read(path: Path, limit_gib: float, findings: list[Finding]) -> Raster | None:
+    try:
+        return read_raster(path, limit_gib)
+    except DataError as error:
+        findings.append(Finding.of(error))
+        return None
+
+
+def _digest(image: Raster) -> bytes:
+    """Hash of the decoded pixels, so that a copy in another lossless format is found too."""
+    hashed = hashlib.blake2b(f"{image.pixels.shape} {image.pixels.dtype}".encode(), digest_size=16)
+    hashed.update(image.pixels.data)
+    return hashed.digest()
+
+
+def _image_findings(file: CaseFile, image: Raster) -> Iterator[Finding]:
+    where, pixels = str(file.image), image.pixels
+    yield from image_faults(file, image)
+    if pixels.size and pixels.min() == pixels.max():
+        found = f"a constant image (every value is {pixels.flat[0]})"
+        yield Finding("warning", where, found, "an image with structure", "remove it, unless an empty field is meant")
+    if min(pixels.shape[1:]) < SMALLEST:
+        found = f"{' x '.join(map(str, pixels.shape[1:]))} pixels"
+        expected = f"{SMALLEST} pixels or more along each axis"
+        yield Finding("warning", where, found, expected, "remove it, or join it with its neighbours")
+
+
+def _odd_ones(observations: Sequence[_Observation]) -> Iterator[Finding]:
+    """Cases whose number of channels or of axes differs from that of most others."""
+    read = [seen for seen in observations if seen.shape is not None]
+    kinds: tuple[tuple[str, Callable[[_Observation], int], str], ...] = (
+        ("channels", lambda seen: seen.channels, "convert it (gray to RGB or back), or keep it in a set of its own"),
+        ("axes of space", lambda seen: len(seen.shape or ()), "keep 2-D and 3-D images in sets of their own"),
+    )
+    for what, count, fix in kinds:
+        counts = Counter(map(count, read))
+        usual = max(counts, key=lambda key: (counts[key], -key), default=0)
+        for seen in read:
+            if count(seen) != usual:
+                expected = f"{usual} {what}, as {counts[usual]} of {len(read)} images have"
+                yield Finding("error", str(seen.file.image), f"{count(seen)} {what}", expected, fix)
+
+
+def _duplicates(observations: Sequence[_Observation]) -> Iterator[Finding]:
+    """Images with the very same pixels under several names."""
+    same: dict[bytes, list[Path]] = defaultdict(list)
+    for seen in observations:
+        if seen.digest:
+            same[seen.digest].append(seen.file.image)
+    for paths in same.values():
+        if len(paths) > 1:
+            found = f"the same pixels in {', '.join(path.name for path in paths)}"
+            fix = "keep one, or give them one group in cases.csv so that they stay on one side of the split"
+            yield Finding("warning", str(paths[1]), found, "each image once", fix)
+
+
+def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, root: Path) -> Iterator[Finding]:
+    """Masks without foreground, and classes that no mask shows."""
+    counted = [(seen, seen.pixels_of_class) for seen in observations if seen.pixels_of_class is not None]
+    if not counted:
+        return
+    empty = [seen for seen, counts in counted if not counts[1:].any()]
+    if len(empty) == len(counted):
+        found = f"all {len(counted)} masks that can be read are empty"
+        fix = f"draw the structures, or correct the label map ({label_map})"
+        yield Finding("error", str(root), found, "foreground in some of them", fix)
+        return
+    for seen in empty:
+        fix = "none if the image shows nothing to segment; else draw the mask"
+        yield Finding("warning", str(seen.file.mask), "an empty mask", "some foreground", fix)
+    total = np.sum([counts for _, counts in counted], axis=0)
+    for name, count in zip(label_map.names, total, strict=True):
+        if count == 0:
+            fix = "remove the class from the label map, or draw it"
+            yield Finding("warning", str(root), f"no mask shows the class `{name}`", "some pixels of each class", fix)
+
+
+def _facts(observations: Sequence[_Observation], label_map: LabelMap) -> dict[str, Any]:
+    """Numbers that describe the set; class frequencies are shares of the pixels of all masks that can be read."""
+    read = [seen for seen in observations if seen.shape is not None]
+    counts = [seen.pixels_of_class for seen in observations if seen.pixels_of_class is not None]
+    shares = np.sum(counts, axis=0) / np.sum(counts) if counts else []
+    files = [seen.file for seen in observations]
+    return {
+        "images": len(files),
+        "masks": sum(file.mask is not None for file in files),
+        "groups": len({file.group for file in files if file.group}),
+        "splits": dict(Counter(file.split for file in files if file.split)),
+        "dims": sorted({len(seen.shape or ()) for seen in read}),
+        "shapes": dict(Counter(" x ".join(map(str, seen.shape or ())) for seen in read).most_common()),
+        "dtypes": dict(Counter(seen.dtype for seen in read).most_common()),
+        "channels": {str(key): count for key, count in Counter(seen.channels for seen in read).most_common()},
+        "label_map": str(label_map),
+        "class_frequencies": {name: float(share) for name, share in zip(label_map.names, shares, strict=False)},
+    }

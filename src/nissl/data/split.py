@@ -1,0 +1,170 @@
+"""Who trains and who tests: by group, with a label budget that is nested and follows from the seed alone."""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+
+from nissl.config import SplitConfig
+from nissl.data.cases import CaseFile
+from nissl.errors import InputError
+
+TEST_DRAW, BUDGET_DRAW = 1, 2
+"""Names of the two draws, so that each has a stream of its own for one seed."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The ids of each side, sorted.
+
+    `labelled` are the training cases whose masks the training sees; `unlabelled` are the training cases whose masks
+    do not exist or are not looked at. An image without mask on the test side is in neither: it cannot be measured, and
+    training on it would be training on a test patient.
+    """
+
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: str
+    """The budget as it was asked for."""
+    seed: int
+    origin: Literal["cases.csv", "random"]
+    groups_checked: int
+    """Number of groups (patients) that were looked for on both sides."""
+    shared_groups: tuple[str, ...] = ()
+    """Groups that are on both sides, which only `--allow-shared-groups` accepts."""
+
+    def to_json(self) -> str:
+        """The content of split.json."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Split":
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: the text is something else.
+
+        """
+        try:
+            tree = json.loads(text).items()
+            values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in tree}
+            return cls(**values)
+        except (ValueError, TypeError, AttributeError) as error:
+            fix = "restore the file from the run, or train again"
+            raise InputError("split.json", f"unreadable: {error}", "a split written by nissl", fix) from error
+
+
+def make_split(cases: Sequence[CaseFile], config: SplitConfig, seed: int) -> Split:
+    """Split cases into training and test, and choose the masks that the training sees.
+
+    A split in cases.csv is used as it is, a case without a value is for training. Else the masked cases are
+    split at random: whole groups where groups are known, single cases otherwise. Images without mask are unlabelled
+    training images; in a random split those of test groups are left out. The result does not depend on the order of
+    the cases.
+
+    Raises:
+        InputError: too few masked cases, one group on both sides, or a label budget that cannot be met.
+
+    """
+    ordered = sorted(cases, key=lambda case: case.id)
+    masked = [case for case in ordered if case.mask]
+    if len(masked) < 2:
+        raise InputError("masks", f"{len(masked)} masked cases", "two or more: one to train, one to test", "draw more")
+    given = any(case.split for case in ordered)
+    if given:
+        test_side = {case.id for case in ordered if case.split == "test"}
+    else:
+        units = _draw_test_units(masked, config.test_fraction, seed)
+        test_side = {case.id for case in ordered if _unit(case) in units}
+    test = [case for case in masked if case.id in test_side]
+    train = [case for case in ordered if case.id not in test_side]
+    if not test:
+        raise InputError("cases.csv", "no masked test case", "a mask on the test side", "mark some cases as test")
+    groups, shared = _groups(train, test)
+    if shared and not config.allow_shared_groups:
+        raise _shared(shared, groups)
+    labelled = _budget(config.labels, [case.id for case in train if case.mask], {case.id for case in test}, seed)
+    return Split(
+        labelled=labelled,
+        unlabelled=tuple(case.id for case in train if case.id not in labelled),
+        test=tuple(case.id for case in test),
+        labels=config.labels,
+        seed=seed,
+        origin="cases.csv" if given else "random",
+        groups_checked=groups,
+        shared_groups=shared,
+    )
+
+
+def _unit(case: CaseFile) -> tuple[str, str]:
+    """What a random split keeps together: the group, or the case where no group is known."""
+    return ("group", case.group) if case.group else ("case", case.id)
+
+
+def _draw_test_units(masked: Sequence[CaseFile], fraction: float, seed: int) -> set[tuple[str, str]]:
+    units = sorted({_unit(case) for case in masked})
+    if len(units) < 2:
+        expected = "masks of two groups or more, so that one can be kept for testing"
+        raise InputError("cases.csv", f"all masks belong to group `{units[0][1]}`", expected, "mask another group")
+    count = min(max(1, round(fraction * len(units))), len(units) - 1)
+    order = np.random.default_rng([seed, TEST_DRAW]).permutation(len(units))
+    return {units[index] for index in order[:count]}
+
+
+def _groups(train: Sequence[CaseFile], test: Sequence[CaseFile]) -> tuple[int, tuple[str, ...]]:
+    """Number of groups, and those on both sides."""
+    sides = [{case.group for case in side if case.group} for side in (train, test)]
+    return len(sides[0] | sides[1]), tuple(sorted(sides[0] & sides[1]))
+
+
+def _shared(shared: Sequence[str], groups: int) -> InputError:
+    listed = ", ".join(shared[:5]) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
+    return InputError(
+        "cases.csv",
+        f"{len(shared)} of {groups} groups both in training and in test: {listed}",
+        "each group (patient) on one side, since a test on known patients promises too much",
+        "correct the column split, or accept it with --allow-shared-groups (the report will say so)",
+    )
+
+
+def _budget(labels: str, train: Sequence[str], test: Collection[str], seed: int) -> tuple[str, ...]:
+    """Ids of the masks that the training sees; `10%` and `8` are prefixes of one permutation, hence nested."""
+    text = labels.strip()
+    share, number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text), re.fullmatch(r"\d+", text)
+    if not share and not number:
+        return _listed(text, train, test)
+    # Exact arithmetic: 7 % of 100 in floating point is a little above 7, and would be rounded up to 8.
+    count = math.ceil(Fraction(share[1]) / 100 * len(train)) if share else int(text)
+    if not 1 <= count <= len(train):
+        fix = "choose a smaller budget or draw more masks" if count else "give the training one mask or more"
+        raise _refused(f"`{text}` of {len(train)} masked training cases", f"1 to {len(train)} masks", fix)
+    order = np.random.default_rng([seed, BUDGET_DRAW]).permutation(len(train))
+    return tuple(sorted(train[index] for index in order[:count]))
+
+
+def _listed(text: str, train: Sequence[str], test: Collection[str]) -> tuple[str, ...]:
+    """The ids of a list; a single id that is a number is written with a comma behind it."""
+    ids = tuple(sorted({part.strip() for part in text.split(",")} - {""}))
+    expected = f"a share (10%), a number from 1 to {len(train)}, or ids of masked training cases with commas between"
+    if not ids:
+        raise _refused(f"`{text}`", expected, "state the budget, for instance --labels 10%")
+    for id_ in ids:
+        if id_ in test:
+            raise _refused(f"`{id_}`, a test case", expected, "remove it: the training must not see its mask")
+        if id_ not in train:
+            near = difflib.get_close_matches(id_, train, n=1, cutoff=0.4)
+            fix = f"did you mean `{near[0]}`?" if near else "choose from the ids, which are file names without suffix"
+            raise _refused(f"`{id_}`, which is no masked training case", expected, fix)
+    return ids
+
+
+def _refused(found: str, expected: str, fix: str) -> InputError:
+    return InputError("--labels", found, expected, fix)

@@ -1,0 +1,63 @@
+"""What learns: networks from images to logits, by name or by dotted path."""
+
+import importlib
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from nissl.config import NetConfig
+from nissl.errors import InputError
+from nissl.nets.unet import UNet
+from nissl.nets.vnet import VNet
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "vnet": VNet}
+
+FOREIGN_MULTIPLE = 32
+"""Sizes that a network of unknown inside is assumed to need: five halvings, as most have at most."""
+
+
+def build(config: NetConfig, dims: int, in_channels: int, classes: int, seed: int) -> nn.Module:
+    """Make the network; its initial weights depend on the seed only, and the global random state is left alone.
+
+    Raises:
+        InputError: unknown name, or a class that does not take `spatial_dims, in_channels, out_channels`.
+
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.name in NETWORKS:
+            return NETWORKS[config.name](dims, in_channels, classes, config)
+        kind = _imported(config.name)
+        try:
+            inspect.signature(kind).bind(spatial_dims=dims, in_channels=in_channels, out_channels=classes)
+            net = kind(spatial_dims=dims, in_channels=in_channels, out_channels=classes)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "net.name",
+                f"{config.name} cannot be made: {error}",
+                "a network made by (spatial_dims, in_channels, out_channels), as those of MONAI",
+                "wrap it in a class with these three arguments and name that class",
+            ) from error
+    if not isinstance(net, nn.Module):
+        raise InputError("net.name", f"{config.name} makes a {type(net).__name__}", "a torch module", "name a network")
+    return net
+
+
+def multiple(net: nn.Module) -> int:
+    """Return the number that each spatial size of the network's input must be a multiple of."""
+    return int(getattr(net, "multiple", FOREIGN_MULTIPLE))
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            "net.name",
+            f"{path!r}: {error}",
+            f"one of {', '.join(NETWORKS)}, or a class by dotted path",
+            "write it as package.module:Class, such as monai.networks.nets:BasicUNet",
+        ) from error

@@ -1,0 +1,123 @@
+"""Plasticity of a whole network: every layer learns from what passes through it, forward only."""
+
+from collections.abc import Callable, Collection, Iterator
+from types import TracebackType
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from nissl.plasticity.rules import Rule
+from nissl.plasticity.update import PLASTIC, Learning, Transposed, accumulate
+
+
+class Plasticity:
+    """Hooks on the Linear, Conv and ConvTranspose layers of a network.
+
+    Inside the `with` block no graph is built. Each forward pass adds to the updates of all layers at once; `step` hands
+    their mean to any torch optimiser, as the negative gradient. Under several processes the updates are those of all
+    processes' samples together, so N processes with batch B give what one process gives with batch N·B.
+
+        with Plasticity(net, rule=HPCA(), exclude=("head",)) as plasticity:
+            net(x)
+            plasticity.step(optimizer)
+
+    Args:
+        net: any network; a layer that is used more than once in a forward pass sums what it sees.
+        rule: the learning rule.
+        exclude: names of modules that do not learn, with all that is inside them.
+        unit_norm: take responses with unit-norm filters (see `update`).
+        transposed: reading of transposed convolutions (see `update`).
+
+    Raises:
+        ValueError: an excluded name is not in the network, or no layer is left to learn.
+
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        rule: Rule,
+        exclude: Collection[str] = (),
+        unit_norm: bool = True,
+        transposed: Transposed = "T",
+    ) -> None:
+        self.layers = dict(plastic_layers(net, exclude))
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._all_reduce: Callable[[Tensor], None] | None = torch.distributed.all_reduce if several else None
+        self._learning = Learning(rule, unit_norm, transposed, self._all_reduce)
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._no_grad = torch.no_grad()
+
+    def __enter__(self) -> "Plasticity":
+        self._no_grad.__enter__()
+        self._handles = [layer.register_forward_hook(self._hook(name)) for name, layer in self.layers.items()]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._no_grad.__exit__(kind, error, trace)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move the weights: the optimiser gets the negative mean update as gradient; the sums start anew.
+
+        Raises:
+            RuntimeError: no forward pass was made since the last step.
+
+        """
+        if not self._sums:
+            raise RuntimeError("run the network forward inside the `with` block before each step")
+        for name, delta in self._means():
+            weight = self.layers[name].weight
+            assert isinstance(weight, Tensor)
+            weight.grad = delta.to(weight.dtype).neg_()
+        self._sums.clear()
+        optimizer.step()
+        for layer in self.layers.values():
+            layer.weight.grad = None
+
+    def _means(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self.layers:
+            if name not in self._sums:
+                continue
+            total, samples = self._sums[name]
+            count = total.new_tensor(float(samples))
+            if self._all_reduce is not None:
+                self._all_reduce(total)
+                self._all_reduce(count)
+            yield name, total / count
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def learn(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            total, samples = accumulate(layer, inputs[0], output, self._learning)
+            if name in self._sums:
+                before, count = self._sums[name]
+                total, samples = total + before, samples + count
+            self._sums[name] = total, samples
+
+        return learn
+
+
+def plastic_layers(net: nn.Module, exclude: Collection[str] = ()) -> Iterator[tuple[str, nn.Module]]:
+    """Name the layers of a network that a rule can train, in the order of the network.
+
+    Raises:
+        ValueError: an excluded name is not in the network, or no layer is left.
+
+    """
+    names = {name for name, _ in net.named_modules()}
+    if unknown := sorted(set(exclude) - names):
+        raise ValueError(f"no module named {', '.join(unknown)}; there are {', '.join(sorted(names - {''}))}")
+    layers = [
+        (name, module)
+        for name, module in net.named_modules()
+        if isinstance(module, PLASTIC) and not any(name == out or name.startswith(f"{out}.") for out in exclude)
+    ]
+    if not layers:
+        raise ValueError("the network has no Linear, Conv or ConvTranspose layer that may learn")
+    return iter(layers)

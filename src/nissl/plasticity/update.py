@@ -1,0 +1,264 @@
+"""The Hebbian update of one layer, as a pure function of the layer and what it saw.
+
+The growth term of every rule, sum_n r_n x_n^T over the patches of an image, *is* the weight gradient of the
+convolution with r as gradient of its output. That kernel is called, so patches are never unfolded: stride, padding,
+dilation, groups and 1 to 3 dimensions come for free, and no memory is needed beyond r.
+
+A convolution with weights `(out, in / groups, *kernel)` has one neuron per output channel. Groups are independent
+layers side by side: neurons compete within their group. A transposed convolution with weights
+`(in, out / groups, *kernel)` has two readings (Ciampi et al. 2024):
+
+- `T`: a neuron is an output channel at one kernel offset; it reads the input vector of one position. Its unit-norm
+  filter is taken over input channels and offsets together.
+- `T-summed`: as `T`, with the decay summed over all offsets and subtracted from each, as the reference implementation
+  does. Differences between offsets are then never forgotten.
+- `S`: input and output exchanged: a neuron is an input channel, and its input is the patch of the layer's own output
+  that it feeds, taken with filters of unit norm per input channel.
+
+A sample is an output position of a convolution, an input position of a transposed one, a row of a linear layer.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nissl.plasticity.rules import Responses, Rule
+
+Transposed = Literal["T", "T-summed", "S"]
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PLASTIC = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+FORWARD_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How layers learn: the rule, and how it reads a layer."""
+
+    rule: Rule
+    unit_norm: bool = True
+    """Take the response with filters of unit norm; the decay uses the raw weight. A bias is never part of it."""
+    transposed: Transposed = "T"
+    """Reading of transposed convolutions."""
+    all_reduce: Callable[[Tensor], None] | None = None
+    """Sums a tensor over all processes in place, where there are several."""
+
+
+def update(
+    module: nn.Module,
+    x: Tensor,
+    rule: Rule,
+    reduction: Literal["mean", "sum"] = "mean",
+    unit_norm: bool = True,
+    transposed: Transposed = "T",
+) -> Tensor:
+    """Compute the Hebbian update of a layer's weight from one batch of its inputs.
+
+    Args:
+        module: Linear, Conv1d-3d or ConvTranspose1d-3d, with any stride, padding, dilation and groups.
+        x: the layer's input, `(batch, in, *space)`; for Linear `(..., in)`.
+        rule: the learning rule.
+        reduction: `sum` over samples (batch and positions) or their `mean`.
+        unit_norm: take the response with filters of unit norm; the decay uses the raw weight. A bias is left out.
+        transposed: reading of a transposed convolution.
+
+    Returns:
+        The change of `module.weight`, of its shape and in float32 or float64, to be *added* to it. No graph is built.
+
+    Raises:
+        TypeError: the layer is of another kind.
+        ValueError: the reduction or the reading is unknown.
+
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is 'mean' or 'sum', not {reduction!r}")
+    if transposed not in ("T", "T-summed", "S"):
+        raise ValueError(f"transposed is 'T', 'T-summed' or 'S', not {transposed!r}")
+    total, samples = accumulate(module, x, None, Learning(rule, unit_norm, transposed))
+    return total / samples if reduction == "mean" else total
+
+
+@torch.no_grad()
+def accumulate(module: nn.Module, x: Tensor, output: Tensor | None, learning: Learning) -> tuple[Tensor, int]:
+    """Return the update summed over samples, and their number.
+
+    The layer's `output`, when given, spares the forward pass. Under several processes the standard deviation of the
+    responses is that of all processes' samples; the sums returned here are for the caller to reduce.
+    """
+    if not isinstance(module, PLASTIC):
+        raise TypeError(f"Linear, Conv1d-3d or ConvTranspose1d-3d is needed, not {type(module).__name__}")
+    with torch.autocast(x.device.type, enabled=False):
+        weight, x = _full(module.weight), _full(x)
+        if isinstance(module, nn.Linear):
+            # A linear layer is a convolution of kernel 1 over one position.
+            weight, x = weight[..., None], x.reshape(-1, module.in_features, 1)
+            output = None if output is None else output.reshape(-1, module.out_features, 1)
+        x, geometry = _geometry(module, x)
+        y = None if output is None else _without_bias(_full(output), module.bias)
+        if not geometry.transposed:
+            total, samples = _convolution(weight, x, y, geometry, learning)
+        elif learning.transposed == "S":
+            total, samples = _exchanged(weight, x, geometry, learning)
+        else:
+            total, samples = _per_offset(weight, x, y, geometry, learning)
+    return total.view_as(module.weight), samples
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a layer's kernel lies on its input."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    def response(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Run the layer without its bias."""
+        dims = len(self.stride)
+        if not self.transposed:
+            return FORWARD[dims](x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+        options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return FORWARD_TRANSPOSED[dims](x, weight, None, *options)
+
+    def growth(self, r: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return sum_n r_n x_n^T over patches: the weight gradient of the layer with r as gradient of its output."""
+        kernel = (self.stride, self.padding, self.dilation, self.transposed, self.output_padding or (0,), self.groups)
+        grown: Tensor = torch.ops.aten.convolution_backward(r, x, weight, None, *kernel, (False, True, False))[1]
+        return grown
+
+
+def _geometry(module: nn.Module, x: Tensor) -> tuple[Tensor, Geometry]:
+    """Return the kernel's geometry and the input, padded beforehand where the kernel cannot say how."""
+    if isinstance(module, nn.Linear):
+        return x, Geometry((1,), (0,), (1,))
+    assert isinstance(module, CONVOLUTIONS + TRANSPOSED)
+    padding: tuple[int, ...] | str = module.padding
+    if isinstance(padding, str) or module.padding_mode != "zeros":
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        padding = (0,) * len(module.stride)
+    transposed = isinstance(module, TRANSPOSED)
+    output_padding = tuple(int(p) for p in module.output_padding) if transposed else ()
+    return x, Geometry(module.stride, padding, module.dilation, module.groups, transposed, output_padding)
+
+
+def _convolution(
+    weight: Tensor, x: Tensor, y: Tensor | None, geometry: Geometry, learning: Learning
+) -> tuple[Tensor, int]:
+    """A neuron is an output channel; D = diag(forget) W or forget W, per group."""
+    norms = _norms(weight, range(1, weight.ndim)) if learning.unit_norm else None
+    y = _unit(geometry.response(x, weight) if y is None else y, norms)
+    r = _respond(y, geometry.groups, learning)
+    grown = geometry.growth(r, x, weight)
+    return grown - _decay(weight, r, y, geometry.groups, learning.rule), _samples(y)
+
+
+def _exchanged(weight: Tensor, x: Tensor, geometry: Geometry, learning: Learning) -> tuple[Tensor, int]:
+    """-S: a neuron is an input channel, its response is x, its input the patch of the output that it feeds."""
+    filters = weight / _norms(weight, range(1, weight.ndim)) if learning.unit_norm else weight
+    patches = geometry.response(x, filters)
+    r = _respond(x, geometry.groups, learning)
+    reverse = Geometry(geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    return reverse.growth(r, patches, weight) - _decay(weight, r, x, geometry.groups, learning.rule), _samples(x)
+
+
+def _per_offset(
+    weight: Tensor, x: Tensor, y: Tensor | None, geometry: Geometry, learning: Learning
+) -> tuple[Tensor, int]:
+    """-T: a neuron is an output channel at one kernel offset; growth comes for all offsets in one kernel."""
+    groups = geometry.groups
+    grouped = weight.view(groups, -1, *weight.shape[1:])
+    norms = _norms(grouped, (1, *range(3, grouped.ndim))) if learning.unit_norm else None
+    y = _unit(geometry.response(x, weight) if y is None else y, norms)
+    r = _respond(y, groups, learning)
+    decay = torch.zeros_like(weight)
+    for offset in itertools.product(*map(range, weight.shape[2:])):
+        at: tuple[slice | int, ...] = (slice(None), slice(None), *offset)
+        seen = (slice(None), slice(None), *_positions(offset, x.shape[2:], y.shape[2:], geometry))
+        decay[at] = _swapped(_decay(_swapped(weight[at], groups), r[seen], y[seen], groups, learning.rule), groups)
+    if learning.transposed == "T-summed":
+        decay = decay.flatten(2).sum(2).view(*decay.shape[:2], *[1] * (decay.ndim - 2))
+    return geometry.growth(r, x, weight) - decay, _samples(x)
+
+
+def _swapped(weight: Tensor, groups: int) -> Tensor:
+    """Exchange inputs and outputs of a matrix within each group: `(in, out / groups)` to `(out, in / groups)`."""
+    return torch.cat([part.T for part in weight.chunk(groups)])
+
+
+def _positions(
+    offset: tuple[int, ...], inputs: torch.Size, outputs: torch.Size, geometry: Geometry
+) -> tuple[slice, ...]:
+    """Return the output positions that input positions reach through one kernel offset, along each axis."""
+    slices = []
+    for q, size, length, stride, padding, dilation in zip(
+        offset, inputs, outputs, geometry.stride, geometry.padding, geometry.dilation, strict=True
+    ):
+        shift = q * dilation - padding
+        first = max(0, -(shift // stride))
+        last = min(size - 1, (length - 1 - shift) // stride)
+        start = first * stride + shift
+        slices.append(slice(start, start + max(0, last - first + 1) * stride, stride))
+    return tuple(slices)
+
+
+def _respond(y: Tensor, groups: int, learning: Learning) -> Tensor:
+    deviation = _deviation(y, learning) if learning.rule.standardise else None
+    if groups == 1:
+        return learning.rule.respond(y, deviation)
+    return torch.cat([learning.rule.respond(part, deviation) for part in y.chunk(groups, 1)], 1)
+
+
+def _deviation(y: Responses, learning: Learning) -> Float[Tensor, ""]:
+    """Standard deviation of all responses of the layer, over all processes; 1 where they do not vary."""
+    sums = torch.stack([y.sum(), torch.linalg.vector_norm(y) ** 2, y.new_tensor(float(y.numel()))])
+    if learning.all_reduce is not None:
+        learning.all_reduce(sums)
+    total, squares, count = sums
+    variance = squares / count - (total / count) ** 2
+    return torch.where(variance > 0, variance, 1.0).sqrt()
+
+
+def _decay(weight: Tensor, r: Responses, y: Responses, groups: int, rule: Rule) -> Tensor:
+    """Return D W, group by group, for weights of `(neurons, ...)`."""
+    parts = []
+    for w, r_g, y_g in zip(weight.chunk(groups), r.chunk(groups, 1), y.chunk(groups, 1), strict=True):
+        forgotten = rule.forget(r_g, y_g)
+        flat = w.flatten(1)
+        parts.append(forgotten[:, None] * flat if forgotten.ndim == 1 else forgotten @ flat)
+    return torch.cat(parts).view_as(weight)
+
+
+def _norms(weight: Tensor, axes: Iterable[int]) -> Tensor:
+    """L2 norms, 1 where they are 0."""
+    norms = torch.linalg.vector_norm(weight, dim=tuple(axes), keepdim=True)
+    return torch.where(norms > 0, norms, 1.0)
+
+
+def _unit(y: Responses, norms: Tensor | None) -> Responses:
+    """Bring the response of raw filters to that of unit-norm filters."""
+    return y if norms is None else y / norms.flatten().view(-1, *[1] * (y.ndim - 2))
+
+
+def _without_bias(y: Responses, bias: Tensor | None) -> Responses:
+    return y if bias is None else y - _full(bias).view(-1, *[1] * (y.ndim - 2))
+
+
+def _samples(y: Responses) -> int:
+    return y.shape[0] * math.prod(y.shape[2:])
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """Half precision is raised to float32: updates are sums over many samples."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -1,0 +1,79 @@
+"""Did a layer learn anything? Measured on one batch, after the Hebbian stage."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nissl.plasticity import HPCA, SWTA, Rule, SoftHebb
+from nissl.plasticity.update import TRANSPOSED
+
+DEAD = 1e-4
+"""A unit whose response varies less than this share of its layer's mean variance is dead."""
+
+
+@torch.no_grad()
+def measure(net: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor, rule: Rule) -> list[dict[str, Any]]:
+    """Return a row per layer: name, units, sparsity, dead_units, variance_explained.
+
+    - sparsity: Treves and Rolls (1991), 1 - mean(|y|)^2 / mean(y^2) over units, averaged over positions: 0 where all
+      respond alike, near 1 where one does.
+    - dead_units: under competition, units that win no position; else, units whose response hardly varies.
+    - variance_explained, for HPCA: share of the summed squares of the input patches that lies in the span of the
+      filters; None otherwise, and in transposed layers.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def look(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+            rows[name] = {
+                "name": name,
+                "units": y.shape[1],
+                "sparsity": _sparsity(y),
+                "dead_units": _dead(y, isinstance(rule, SWTA | SoftHebb)),
+                "variance_explained": _explained(layer, inputs[0], y) if isinstance(rule, HPCA) else None,
+            }
+
+        return look
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        net(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [rows[name] for name in layers]
+
+
+def _sparsity(y: Float[Tensor, "batch units *space"]) -> float:
+    squares = y.square().mean(1)
+    share = y.abs().mean(1).square() / torch.where(squares > 0, squares, 1.0)
+    return float(1 - share.mean())
+
+
+def _dead(y: Float[Tensor, "batch units *space"], competitive: bool) -> int:
+    if competitive:
+        return y.shape[1] - int(torch.unique(y.argmax(1)).numel())
+    variance = y.movedim(1, 0).flatten(1).var(1)
+    return int((variance < DEAD * variance.mean()).sum())
+
+
+def _explained(layer: nn.Module, x: Tensor, y: Float[Tensor, "batch units *space"]) -> float | None:
+    """Sum of squares of the patches' projections on the span of the filters, over that of the patches."""
+    if isinstance(layer, TRANSPOSED) or getattr(layer, "groups", 1) != 1:
+        return None
+    assert isinstance(layer.weight, Tensor)
+    filters = layer.weight.flatten(1).double()
+    responses = y.movedim(1, 0).flatten(1).double()
+    gram = responses @ responses.T
+    inside = torch.trace(torch.linalg.pinv(filters @ filters.T) @ gram)
+    if isinstance(layer, nn.Linear):
+        total = x.double().square().sum()
+    else:
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        # Each patch's sum of squares is the response of a filter of ones to the squared input.
+        ones = torch.ones_like(layer.weight[:1])
+        total = layer._conv_forward(x.square(), ones, None).double().sum()
+    return float(inside / total)

@@ -1,0 +1,67 @@
+"""Filters of unit norm, as a parametrisation that training keeps: also the control without any learning."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from nissl.plasticity import plastic_layers
+from nissl.plasticity.update import TRANSPOSED
+from nissl.pretrain.pretraining import Images, Pretraining, Report, excluded
+
+
+class UnitNorm(nn.Module):
+    """Divide each filter by its norm.
+
+    A filter is what one output channel reads: over inputs and kernel, also in transposed layers, whose weights are
+    `(in, out / groups, *kernel)`.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.groups = int(layer.groups) if isinstance(layer, TRANSPOSED) else 0
+
+    def forward(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return filters of norm 1; a filter of zeros stays."""
+        if not self.groups:
+            return weight / _norm(weight, tuple(range(1, weight.ndim)))
+        grouped = weight.view(self.groups, -1, *weight.shape[1:])
+        return (grouped / _norm(grouped, (1, *range(3, grouped.ndim)))).view_as(weight)
+
+    def right_inverse(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the raw weight for an assigned one."""
+        return weight
+
+
+def _norm(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
+    norm = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
+    return torch.where(norm > 0, norm, 1.0)
+
+
+@torch.no_grad()
+def normalise(layers: Iterable[nn.Module]) -> None:
+    """Bring the filters of layers to unit norm, in place."""
+    for layer in layers:
+        assert isinstance(layer.weight, Tensor)
+        layer.weight.copy_(UnitNorm(layer)(layer.weight))
+
+
+def keep_unit_norm(net: nn.Module, layers: str) -> None:
+    """Parametrise the layers that learn in stage 1 by filters of unit norm."""
+    for _, layer in plastic_layers(net, excluded(net, layers)):
+        parametrize.register_parametrization(layer, "weight", UnitNorm(layer))
+
+
+class UnitNormControl(Pretraining):
+    """The parametrisation alone, untrained: what of a gain is due to it and not to what was learnt."""
+
+    def restructure(self, net: nn.Module) -> None:
+        """Parametrise the network."""
+        keep_unit_norm(net, self.config.layers)
+
+    def run(self, net: nn.Module, images: Images) -> Report:
+        """Parametrise the network; the images are not looked at."""
+        self.restructure(net)
+        return Report(self.config.name)

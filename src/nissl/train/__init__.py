@@ -1,0 +1,1 @@
+"""The only loop, its checkpoints, its schedule and its processes."""

@@ -1,0 +1,120 @@
+"""Checkpoints: tensors and JSON in one safetensors file, written whole or not at all, with a checksum.
+
+No pickle is ever read. A flipped bit goes unnoticed by safetensors itself, so the file carries the SHA-256 of its
+tensors and metadata; a file that does not match is refused, and the one before it is used.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from nissl.errors import DataError
+from nissl.files import write_whole
+
+PREVIOUS = "previous."
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: bool = False) -> str:
+    """Write tensors and JSON facts; with `keep`, the file that was there stays beside it as `previous.NAME`.
+
+    Returns:
+        The SHA-256 of the contents, which is in the file as well.
+
+    Raises:
+        ResourceError: the disk is full; the old checkpoint is untouched.
+
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(facts, sort_keys=True)
+    checksum = _checksum(plain, text)
+    content = safetensors.torch.save(plain, {"facts": text, "sha256": checksum})
+    if keep and path.exists():
+        # The old file gets its second name before the new one takes the first: at every moment there is one.
+        link = path.with_name(f"{PREVIOUS}{path.name}.tmp")
+        link.unlink(missing_ok=True)
+        link.hardlink_to(path)
+        link.replace(path.with_name(PREVIOUS + path.name))
+    write_whole(path, content)
+    return checksum
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and facts, with the checksum under `sha256`, after comparing it.
+
+    Raises:
+        DataError: the file is missing, cut short, altered, or not a checkpoint of Nissl.
+
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            stored = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except FileNotFoundError as error:
+        raise DataError(path, "no such file", "a checkpoint", "train first, or check the run's folder") from error
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise DataError(path, f"unreadable ({error})", "a whole safetensors file", _MEND) from error
+    if stored.keys() != {"facts", "sha256"}:
+        raise DataError(path, "no checksum in it", "a checkpoint written by Nissl", _MEND)
+    if _checksum(tensors, stored["facts"]) != stored["sha256"]:
+        raise DataError(path, "checksum differs: the file was altered", "the bytes that were written", _MEND)
+    facts: dict[str, Any] = json.loads(stored["facts"])
+    return tensors, facts | {"sha256": stored["sha256"]}
+
+
+_MEND = "restore the file from a copy, or train again"
+
+
+def load_newest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], DataError | None]:
+    """Read a checkpoint or, where it is damaged, the one before; the fault is returned, to be shown.
+
+    Raises:
+        DataError: neither can be read.
+
+    """
+    try:
+        return *load_checkpoint(path), None
+    except DataError as fault:
+        previous = path.with_name(PREVIOUS + path.name)
+        if not previous.exists():
+            raise
+        return *load_checkpoint(previous), fault
+
+
+def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Split an optimiser's state into named tensors and JSON."""
+    state = optimiser.state_dict()
+    tensors = {
+        f"optimiser.{index}.{key}": torch.as_tensor(value)
+        for index, values in state["state"].items()
+        for key, value in values.items()
+        if value is not None
+    }
+    return tensors, state["param_groups"]
+
+
+def unpack_optimiser(
+    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """Put the state that `pack_optimiser` took back into an optimiser over the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

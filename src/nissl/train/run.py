@@ -1,0 +1,103 @@
+"""The run folder: everything about a run, readable without our code.
+
+config.toml split.json data.json env.json network.json pretrain.json budget.json log.jsonl
+checkpoints/last.safetensors       the averaged weights: a plain state dict, for any PyTorch code
+checkpoints/state.safetensors      what a resumed run needs, and previous.state.safetensors before it
+metrics.csv metrics.json predictions/ report.html      after `evaluate`
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nissl import nets
+from nissl.config import Config, load_config
+from nissl.errors import InputError
+from nissl.files import write_whole
+from nissl.train.checkpoint import load_checkpoint
+
+WEIGHTS = Path("checkpoints") / "last.safetensors"
+STATE = Path("checkpoints") / "state.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained network and what is needed to use it on new images."""
+
+    net: nn.Module
+    """In evaluation mode, on `device`; images `(batch, channels, *space)` to logits `(batch, classes, *space)`."""
+    config: Config
+    """The settings of the run, `data.sampling` and `data.size` settled."""
+    dims: int
+    channels: int
+    classes: tuple[str, ...]
+    weights: str
+    """SHA-256 of the weights."""
+    device: torch.device
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+        InputError: the file is not there: the folder is not a run, or the run did not get that far.
+
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            path, "no such file", "the folder of a run made by `nissl train`", "check the folder, or train first"
+        ) from error
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device by name; `auto` is a GPU where there is one.
+
+    Raises:
+        InputError: the device is not on this machine.
+
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError("device", f"{name}: {reason}", "auto, cpu or cuda", "leave it to `auto`") from error
+    return device
+
+
+def load_model(run: Path, device: str = "auto") -> Model:
+    """Load the network of a run.
+
+    Raises:
+        InputError: the folder is not a run.
+        DataError: the weights are missing or damaged.
+
+    """
+    data = read_json(run / "data.json")
+    config = load_config(run / "config.toml")
+    tensors, facts = load_checkpoint(run / WEIGHTS)
+    net = nets.build(config.net, data["dims"], data["channels"], len(data["classes"]), config.seed)
+    net.load_state_dict(tensors)
+    place = choose_device(device)
+    return Model(
+        net.to(place).eval(),
+        config,
+        data["dims"],
+        data["channels"],
+        tuple(data["classes"]),
+        facts["sha256"],
+        place,
+    )

@@ -1,0 +1,180 @@
+"""One pass lists every fault with its file; sound data show none, and the facts are those of the files."""
+
+import time
+
+import nibabel
+import numpy as np
+import pytest
+from tests.shared import shared
+
+from nissl.config import DataConfig
+from nissl.data.check import check
+from nissl.data.formats import write_image, write_mask
+from nissl.errors import InputError
+
+
+def noise(seed, shape=(1, 32, 40), dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, 255, shape).astype(dtype)
+
+
+def square(top=1, shape=(32, 40)):
+    mask = np.zeros(shape, np.uint8)
+    mask[..., 8:20, 8:20] = top
+    return mask
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three sound cases, the third without mask."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for n, name in enumerate("abc"):
+        write_image(tmp_path / "images" / f"{name}.png", noise(n))
+    for name in "ab":
+        write_mask(tmp_path / "masks" / f"{name}.png", square(), None)
+    return tmp_path
+
+
+def listed(root, **settings):
+    """Level and file name of each finding."""
+    return [
+        (finding.level, finding.where.rpartition("/")[2], finding.found)
+        for finding in check(root, DataConfig(**settings)).findings
+    ]
+
+
+def only(root, level, name, **settings):
+    """Text of the only finding, which must be of that level and file."""
+    findings = check(root, DataConfig(**settings)).findings
+    assert len(findings) == 1, findings
+    finding = findings[0]
+    assert finding.level == level and name in finding.where and finding.expected and finding.fix
+    return finding
+
+
+def test_sound_data_have_no_findings_and_true_facts(root):
+    (root / "cases.csv").write_text("id,group,split\na,p1,train\nb,p2,test\nc,p1,\n")
+    seen = []
+    report = check(root, DataConfig(), progress=lambda done, total: seen.append((done, total)))
+    assert report.findings == report.errors == ()
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    facts = report.facts
+    assert (facts["images"], facts["masks"], facts["groups"], facts["dims"]) == (3, 2, 2, [2])
+    assert facts["shapes"] == {"32 x 40": 3} and facts["dtypes"] == {"uint8": 3} and facts["channels"] == {"1": 3}
+    assert facts["splits"] == {"train": 1, "test": 1}
+    share = 144 / (32 * 40)
+    assert facts["class_frequencies"] == pytest.approx({"background": 1 - share, "foreground": share})
+
+
+def test_all_faults_are_listed_in_one_pass(root):
+    (root / "images" / "a.png").write_bytes((root / "images" / "a.png").read_bytes()[:200])
+    (root / "masks" / "b.png").write_bytes(b"")
+    write_image(root / "images" / "d.tif", np.full((1, 32, 40), np.nan, np.float32))
+    write_mask(root / "masks" / "d.png", square(7), None)
+    write_image(root / "images" / "e.png", noise(5, (3, 32, 40)))
+    write_mask(root / "masks" / "e.png", square(shape=(32, 38)), None)
+    write_image(root / "images" / "f.png", noise(6, (1, 9, 40)))
+    write_mask(root / "masks" / "z.png", square(), None)
+    write_image(root / "images" / "g.png", noise(2))
+    (root / "cases.csv").write_text("id,split\nnone,test\na,later\n")
+    found = listed(root)
+    expected = [
+        ("error", "z.png", "without image"),
+        ("error", "cases.csv, line 2", "`none`"),
+        ("error", "cases.csv, line 3", "`later`"),
+        ("error", "a.png", "truncated"),
+        ("error", "b.png", "empty file"),
+        ("error", "d.tif", "NaN or infinity in 1280 of 1280"),
+        ("error", "d.png", "unexpected values 7 (144 pixels)"),
+        ("error", "e.png", "image 32 x 40, mask 32 x 38"),
+        ("warning", "f.png", "9 x 40 pixels"),
+        ("error", "e.png", "3 channels"),
+        ("warning", "g.png", "the same pixels in c.png, g.png"),
+    ]
+    assert [finding[:2] for finding in found] == [finding[:2] for finding in expected]
+    for (_, _, said), (_, _, wanted) in zip(found, expected, strict=True):
+        assert wanted in said
+
+
+def test_a_constant_image_is_a_warning(root):
+    write_image(root / "images" / "c.png", np.full((1, 32, 40), 7, np.uint8))
+    assert "constant" in only(root, "warning", "c.png").found
+
+
+def test_f24_an_image_of_one_pixel_is_two_warnings(root):
+    write_image(root / "images" / "c.png", np.zeros((1, 1, 1), np.uint8))
+    assert [level for level, _, _ in listed(root)] == ["warning", "warning"]
+
+
+def test_f23_all_masks_empty_is_an_error_one_empty_mask_a_warning(root):
+    write_mask(root / "masks" / "a.png", square(0), None)
+    assert "empty mask" in only(root, "warning", "a.png").found
+    write_mask(root / "masks" / "b.png", square(0), None)
+    assert "all 2 masks" in only(root, "error", root.name).found
+
+
+def test_f23_a_class_that_no_mask_shows_is_a_warning(root):
+    finding = only(root, "warning", root.name, label_map="0=background,1=cell,2=nerve")
+    assert "`nerve`" in finding.found
+
+
+def test_f18_f19_dims_must_agree_in_a_set_and_in_a_pair(root):
+    write_image(root / "images" / "c.tif", noise(9, (1, 20, 32, 40)))
+    (root / "images" / "c.png").unlink()
+    assert "3 axes of space" in only(root, "error", "c.tif").found
+    write_image(root / "images" / "c.png", noise(2))
+    (root / "images" / "c.tif").unlink()
+    write_mask(root / "masks" / "c.tif", square(shape=(20, 32, 40)), None)
+    assert only(root, "error", "c.tif").found == "image 32 x 40, mask 20 x 32 x 40"
+
+
+def test_f20_f21_geometry_is_compared(tmp_path):
+    for place in ("images", "masks"):
+        (tmp_path / place).mkdir()
+    shifted = np.eye(4)
+    shifted[0, 3] = 2
+    for n, affine in enumerate([np.eye(4), np.diag([1 + 1e-7, 1, 1, 1]), np.diag([1.01, 1, 1, 1]), shifted]):
+        pixels = noise(n, (20, 20, 20))
+        nibabel.save(nibabel.Nifti1Image(pixels, np.eye(4)), tmp_path / "images" / f"{n}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(pixels % 2, affine), tmp_path / "masks" / f"{n}.nii.gz")
+    findings = check(tmp_path, DataConfig()).findings
+    assert ["2.nii.gz" in findings[0].where, "3.nii.gz" in findings[1].where, len(findings)] == [True, True, 2]
+    assert "1.01" in findings[0].found and "shifted" in findings[1].found
+
+
+def test_the_limit_is_a_finding_with_its_setting(root):
+    findings = check(root, DataConfig(limit_gib=1e-6)).findings
+    assert len(findings) == 5 and all("--data.limit-gib" in finding.fix for finding in findings)
+
+
+def test_what_is_no_data_set_is_refused(tmp_path):
+    with pytest.raises(InputError):
+        check(tmp_path, DataConfig())
+
+
+def test_checking_changes_no_file(root):
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in root.rglob("*.png")}
+    check(root, DataConfig())
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in root.rglob("*") if path.is_file()}
+
+
+def test_real_instance_masks_need_the_binary_map_and_then_are_sound():
+    root = shared("glas")
+    start = time.perf_counter()
+    assert check(root, DataConfig(label_map="binary")).findings == ()
+    assert (time.perf_counter() - start) / 165 < 10 / 1000
+    findings = check(root, DataConfig()).findings
+    assert len(findings) > 100
+    assert all("unexpected values" in finding.found and "--label-map binary" in finding.fix for finding in findings)
+
+
+def test_real_volumes_are_sound():
+    report = check(shared("hippocampus"), DataConfig())
+    assert report.findings == () and report.facts["dims"] == [3]
+    assert list(report.facts["class_frequencies"]) == ["background", "Anterior", "Posterior"]
+
+
+def test_real_mixture_of_gray_and_stained_images_is_found():
+    report = check(shared("dsb2018"), DataConfig(label_map="binary"))
+    assert {finding.found for finding in report.findings} == {"3 channels"}
+    assert len(report.findings) == report.facts["channels"]["3"]
