@@ -194,7 +194,7 @@ class TrainConfig:
     """Largest norm of the gradient; 0 turns clipping off."""
     average: float = 0.99
     """Decay of the averaged weights, which are what is saved, measured and used; 0 takes the last weights."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on a GPU, float32 on a CPU."""
     save_every: int = 100
     """Steps between two checkpoints."""

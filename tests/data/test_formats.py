@@ -133,10 +133,13 @@ def test_tiff_channels_follow_the_named_axes(tmp_path, axes, shape, expected):
     np.testing.assert_array_equal(pixels.reshape(-1), stored.squeeze().transpose(order).reshape(-1))
 
 
-def test_tiff_with_time_and_depth_is_refused_with_its_axes(tmp_path):
+def test_sound_tiffs_that_are_no_images_are_refused_by_their_content(tmp_path):
     tifffile.imwrite(tmp_path / "t.tif", noise(3, 4, 20, 30), photometric="minisblack", metadata={"axes": "TZYX"})
-    with pytest.raises(DataError, match="TZYX"):
-        read_raster(tmp_path / "t.tif")
+    tifffile.imwrite(tmp_path / "waves.tif", np.ones((20, 30), np.complex64))
+    for name, found in (("t.tif", "TZYX"), ("waves.tif", "complex64")):
+        with pytest.raises(DataError) as caught:
+            read_raster(tmp_path / name)
+        assert found in caught.value.found and "damaged" not in caught.value.found
 
 
 def test_tiff_spacing_is_taken_only_where_the_unit_is_stated(tmp_path):
@@ -193,6 +196,20 @@ def test_nifti_shapes_become_space_and_channels(tmp_path):
         pixels = read_raster(tmp_path / "a.nii.gz").pixels
         assert pixels.shape == expected
         np.testing.assert_array_equal(pixels[-1].ravel(), data.reshape(*expected[1:], -1)[..., -1].ravel())
+
+
+def test_nifti_colour_records_become_channels_and_time_beside_channels_is_refused(tmp_path):
+    pixels = noise(3, 8, 9, 10)
+    record = np.zeros((8, 9, 10), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    for name, channel in zip("RGB", pixels, strict=True):
+        record[name] = channel
+    save_nifti(tmp_path / "rgb.nii", record)
+    np.testing.assert_array_equal(read_raster(tmp_path / "rgb.nii").pixels, pixels)
+    header = read_header(tmp_path / "rgb.nii")
+    assert (header.channels, header.dtype, header.decoded_bytes) == (3, "uint8", pixels.nbytes)
+    save_nifti(tmp_path / "five.nii", noise(4, 5, 6, 2, 3))
+    with pytest.raises(DataError, match=r"\(4, 5, 6, 2, 3\)"):
+        read_raster(tmp_path / "five.nii")
 
 
 def test_nifti_scale_is_applied_only_where_it_is_not_trivial(tmp_path):

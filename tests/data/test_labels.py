@@ -158,6 +158,7 @@ def test_f22_jpeg_masks_are_refused_where_the_compression_changed_them():
     for text in ("binary", "0=background,255=cell"):
         error = refusal(text, raster([[0, 1, 254, 255]]), path)
         assert "lossy" in error.fix and "PNG" in error.fix
+    assert "PNG" in refusal("0,1", rgb((0, 0, 0), (254, 3, 1)), path).fix
     assert LabelMap.parse("binary").apply(raster([[0, 255]]), path).tolist() == [[0, 1]]
 
 

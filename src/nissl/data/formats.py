@@ -52,6 +52,10 @@ class Raster:
 Opened = tuple[Header, Callable[[], Raster]]
 
 
+class _UnusableError(ValueError):
+    """A sound file whose content is of no use here."""
+
+
 def suffix(path: Path) -> str:
     """The known suffix of a file in lower case (`.nii.gz` is one suffix); empty where it is not known."""
     name = path.name.lower()
@@ -122,6 +126,8 @@ def _opened(path: Path) -> Iterator[Opened]:
             reason = "an empty file (0 bytes)"
         elif "imagecodecs" in reason:
             fix = "pip install imagecodecs, or save the file without compression or with deflate"
+        elif isinstance(error, _UnusableError):
+            expected, fix = f"a {kind} file that holds an image or a volume", "convert it to one"
         elif not isinstance(error, OSError) or "truncated" in reason:
             reason = f"damaged, cut short, or of another kind than its name says: {reason}"
         raise DataError(path, reason, expected, fix) from error
@@ -180,7 +186,7 @@ def _open_tiff(path: Path) -> Iterator[Opened]:
         channels = [index for index, (axis, _) in enumerate(kept) if axis in "SC"]
         space = [index for index in range(len(kept)) if index not in channels]
         if len(space) not in (2, 3):
-            raise ValueError(f"axes {series.axes} of {series.shape}, where 2 or 3 axes of space can be used")
+            raise _UnusableError(f"axes {series.axes} of {series.shape}, where 2 or 3 axes of space can be used")
         shape = tuple(kept[index][1] for index in space)
         # Only RGB files say which sample is the alpha channel (1 and 2); other extra samples are measurements.
         alpha = page.photometric == 2 and len(page.extrasamples) == 1 and int(page.extrasamples[0]) in (1, 2)
@@ -252,7 +258,7 @@ def _open_nifti(path: Path) -> Iterator[Opened]:
     if len(shape) == 5 and shape[3] == 1:
         shape = (*shape[:3], shape[4])
     if len(shape) not in (2, 3, 4) or 0 in shape:
-        raise ValueError(f"shape {image.shape}, where 2 or 3 axes of space and one of channels can be used")
+        raise _UnusableError(f"shape {image.shape}, where 2 or 3 axes of space and one of channels can be used")
     space = shape[:2] if shape[2:3] == (1,) else shape[:3]
     count = shape[3] if len(shape) == 4 else 1
     scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
@@ -299,7 +305,7 @@ def _name(dtype: np.dtype[Any]) -> str:
 def _plain(pixels: np.ndarray) -> Num[np.ndarray, "channels *space"]:
     """A contiguous array of native byte order that owns its memory; booleans become 0 and 1."""
     if pixels.dtype.kind not in "buif":
-        raise ValueError(f"pixels of type {pixels.dtype}, where integers or real numbers can be used")
+        raise _UnusableError(f"pixels of type {pixels.dtype}, where integers or real numbers can be used")
     return np.array(pixels, dtype=np.dtype(_name(pixels.dtype)), order="C")
 
 

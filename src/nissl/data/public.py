@@ -8,41 +8,27 @@ source.json and compared at every later one.
 import csv
 import dataclasses
 import difflib
-import errno
 import gzip
-import hashlib
-import http.client
 import json
+import re
 import shutil
-import stat
-import tarfile
-import time
-import urllib.error
-import urllib.request
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num
 
+from nissl.data.download import GIB, Progress, digest, download, unpack
 from nissl.data.formats import read_raster, write_image, write_mask
-from nissl.errors import DataError, InputError, ResourceError
+from nissl.errors import DataError, InputError
 from nissl.files import write_whole
 
-GIB = 2**30
-BLOCK = 2**20
-TRIES = 5
-PAUSE = 2.0  # seconds before a broken download is taken up again
-MOST_FILES = 200_000
 RECORD = "source.json"
 ARCHIVE, UNPACKED, ARRANGED = ".archive", ".unpacked", ".arranged"
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -112,42 +98,56 @@ def fetch(
         fix = f"did you mean `{near[0]}`?" if near else "choose one of these"
         raise InputError("name of the data set", f"`{name}`", f"one of {', '.join(PUBLIC)}", fix)
     dataset = PUBLIC[name]
-    if _begin(dataset, folder):
+    if _is_complete(dataset, folder):
         return folder
     if archive is None and dataset.url is None:
-        found, fix = "no address that can be downloaded from", f"get it at {dataset.page} and give it with --archive FILE"
-        raise InputError(name, found, "an archive", fix)
+        fix = f"get it at {dataset.page} and give it with --archive FILE"
+        raise InputError(name, "no address that can be downloaded from", "an archive", fix)
     if not accept(str(dataset)):
-        raise InputError(name, "terms not accepted", "agreement to the terms", "nothing was downloaded; run it again to agree")
-    for leftover in (UNPACKED, ARRANGED):
-        shutil.rmtree(folder / leftover, ignore_errors=True)
+        raise InputError(name, "terms not accepted", "agreement", "nothing was downloaded; run it again to agree")
+    folder.mkdir(parents=True, exist_ok=True)
     source = archive or download(str(dataset.url), folder / ARCHIVE, dataset.page, progress)
-    _verify(dataset, source, folder, given=archive is not None)
-    unpack(source, folder / UNPACKED, dataset.unpacked_gib)
-    (folder / ARRANGED).mkdir()
-    dataset.arrange(folder / UNPACKED, folder / ARRANGED)
-    for part in sorted((folder / ARRANGED).iterdir()):
-        part.replace(folder / part.name)
-    _record(dataset, folder, complete=True)
-    for leftover in (UNPACKED, ARRANGED):
-        shutil.rmtree(folder / leftover)
+    try:
+        sha256 = _verify(dataset, source, _read_record(folder))
+        shutil.rmtree(folder / UNPACKED, ignore_errors=True)
+        unpack(source, folder / UNPACKED, dataset.unpacked_gib)
+    except DataError:
+        (folder / ARCHIVE).unlink(missing_ok=True)  # so that the next run does not meet it again
+        raise
+    _arrange(dataset, folder, sha256)
     (folder / ARCHIVE).unlink(missing_ok=True)
     return folder
 
 
-def _begin(dataset: PublicDataset, folder: Path) -> bool:
-    """Make the folder and say whether the data set is in it already; a folder of somebody else's is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _is_complete(dataset: PublicDataset, folder: Path) -> bool:
+    """Whether the data set is in the folder already; a folder with anything else is refused."""
+    if not folder.exists():
+        return False
+    expected, fix = "a new or empty folder", "choose another folder"
+    if not folder.is_dir():
+        raise InputError(folder, "a file", expected, fix)
     record = _read_record(folder)
     ours = {RECORD, ARCHIVE, f"{ARCHIVE}.part", f"{ARCHIVE}.tag", UNPACKED, ARRANGED}
-    strange = sorted(path.name for path in folder.iterdir() if path.name not in ours)
-    if record.get("name") == dataset.name and record.get("complete") and strange:
-        return True
-    if strange and record.get("name") != dataset.name:
-        raise InputError(folder, f"a folder that holds {strange[0]}", "a new or empty folder", "choose another folder")
-    if record.get("name", dataset.name) != dataset.name:
-        raise InputError(folder, f"the data set {record['name']}", "a new or empty folder", "choose another folder")
-    return False
+    data = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    if record and record.get("name") != dataset.name:
+        raise InputError(folder, f"the data set {record.get('name')}", expected, fix)
+    if data and not record:
+        raise InputError(folder, f"a folder that holds {data[0]}", expected, fix)
+    return bool(data and record["complete"])
+
+
+def _arrange(dataset: PublicDataset, folder: Path, sha256: str) -> None:
+    """Make cases of what was unpacked; they appear in the folder when all are made."""
+    shutil.rmtree(folder / ARRANGED, ignore_errors=True)
+    (folder / ARRANGED).mkdir()
+    dataset.arrange(folder / UNPACKED, folder / ARRANGED)
+    _write_record(dataset, folder, sha256, complete=False)
+    for part in sorted((folder / ARRANGED).iterdir()):
+        if not (folder / part.name).exists():  # it does after an interruption at this very place
+            part.replace(folder / part.name)
+    for leftover in (UNPACKED, ARRANGED):
+        shutil.rmtree(folder / leftover)
+    _write_record(dataset, folder, sha256, complete=True)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -158,197 +158,232 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _record(dataset: PublicDataset, folder: Path, **facts: Any) -> None:
-    """Write what is known of the source beside the data."""
-    known = {
+def _write_record(dataset: PublicDataset, folder: Path, sha256: str, *, complete: bool) -> None:
+    """Write beside the data where they come from, under which terms, and the checksum of the archive."""
+    stated = f"the host states {dataset.checksum}" if dataset.checksum else "no checksum is published: recorded here"
+    record = {
         field.name: getattr(dataset, field.name)
         for field in dataclasses.fields(dataset)
         if field.name not in ("arrange", "unpacked_gib")
+    } | {
+        "sha256": sha256,
+        "sha256_origin": stated,
+        "fetched": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "complete": complete,
     }
-    write_whole(folder / RECORD, json.dumps(known | _read_record(folder) | facts, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-# Download
-
-
-def download(url: str, target: Path, page: str, progress: Progress | None = None) -> Path:
-    """Download to `target`; what an earlier, broken download left in `target`.part is continued.
-
-    Raises:
-        ResourceError: the network or the disk failed; the part is kept.
-        DataError: a web page came instead of a file.
-
-    """
-    if target.exists():
-        return target
-    part, failures = target.with_name(f"{target.name}.part"), 0
-    while failures < TRIES:
-        before = part.stat().st_size if part.exists() else 0
-        try:
-            if _continue(url, part, page, progress):
-                part.replace(target)
-                part.with_name(f"{target.name}.tag").unlink(missing_ok=True)
-                return target
-            reason = "the connection ended early"
-        except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code != 429:
-                raise _failed(url, f"the server answers {error.code} {error.reason}", page) from error
-            reason = f"the server answers {error.code} {error.reason}"
-        except (http.client.HTTPException, OSError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                fix = "free some space and run the command again: it goes on from there"
-                raise ResourceError(part, "disk full", "space for the archive", fix) from error
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-        grown = part.exists() and part.stat().st_size > before
-        failures = 1 if grown else failures + 1
-        time.sleep(PAUSE)
-    raise _failed(url, reason, page)
-
-
-def _failed(url: str, found: str, page: str) -> ResourceError:
-    fix = f"run it again later: it goes on from there; or get it at {page} and give it with --archive FILE"
-    return ResourceError(url, found, "the archive", fix)
-
-
-def _continue(url: str, part: Path, page: str, progress: Progress | None) -> bool:
-    """Ask for the bytes that are missing and append them; true where the file is then complete."""
-    tag = part.with_suffix(".tag")
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "nissl", "Accept-Encoding": "identity"})
-    if done:
-        request.add_header("Range", f"bytes={done}-")
-        if tag.exists():  # so that a file that changed meanwhile comes whole
-            request.add_header("If-Range", tag.read_text(encoding="utf-8"))
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing beyond what is here: complete, or a file that changed
-            raise
-        with error:
-            whole = error.headers.get("Content-Range", "").rpartition("/")[2] == str(done)
-        if not whole:
-            part.unlink()
-        return whole
-    with response:
-        if response.headers.get_content_type() == "text/html":
-            fix = f"open {page} in a browser, get the archive there and give it with --archive FILE"
-            raise DataError(url, "a web page, most likely a login", "an archive", fix)
-        continued = response.status == 206 and response.headers["Content-Range"].startswith(f"bytes {done}-")
-        done = done if continued else 0
-        if marker := response.headers.get("ETag") or response.headers.get("Last-Modified"):
-            write_whole(tag, marker)
-        length = response.headers.get("Content-Length")
-        total = None if length is None else done + int(length)
-        with part.open("ab" if continued else "wb") as file:
-            while block := response.read(BLOCK):
-                file.write(block)
-                done += len(block)
-                if progress:
-                    progress(done, total)
-    return total is None or done == total
-
-
-def _verify(dataset: PublicDataset, source: Path, folder: Path, *, given: bool) -> None:
-    """Compare with the stated checksum and with what was recorded before; record it where it is the first."""
-    digests = {"sha256": hashlib.sha256()}
+def _verify(dataset: PublicDataset, source: Path, record: dict[str, Any]) -> str:
+    """Compare an archive with the published checksum and with the one recorded before; its SHA-256."""
     algorithm, _, stated = (dataset.checksum or "").partition(":")
-    if stated:
-        digests.setdefault(algorithm, hashlib.new(algorithm, usedforsecurity=False))
-    try:
-        with source.open("rb") as file:
-            while block := file.read(BLOCK):
-                for digest in digests.values():
-                    digest.update(block)
-    except OSError as error:
-        raise InputError(source, f"cannot be read: {error.strerror}", "an archive", "check the path") from error
-    sha256 = digests["sha256"].hexdigest()
-    first = _read_record(folder).get("sha256", sha256)
+    sha256 = digest(source, "sha256")
     for kind, expected, found in (
-        (f"{algorithm} as published", stated, digests[algorithm].hexdigest() if stated else ""),
-        ("sha256 as recorded at the first download", first, sha256),
+        (f"the published {algorithm}", stated, digest(source, algorithm) if stated else ""),
+        ("the sha256 of the first download", record.get("sha256", sha256), sha256),
     ):
         if found != expected:
-            if not given:
-                source.unlink()
-            fix = "get the archive again" if given else "it was removed; run the command again"
-            raise DataError(source, f"checksum {found}", f"{kind} {expected}", fix)
-    origin = f"published by the host of the address: {dataset.checksum}" if stated else "recorded at the first download"
-    fetched = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    _record(dataset, folder, sha256=first, sha256_origin=origin, fetched=fetched, complete=False)
+            raise DataError(source, f"checksum {found}", f"{kind}, {expected}", "get the archive again")
+    return sha256
 
 
-# Archives
+# Arrangement: from the layout of each archive to images/, masks/ and cases.csv
 
 
-@dataclass(frozen=True)
-class _Member:
-    name: str
-    size: int
-    plain: bool
-    open: Callable[[], IO[bytes] | None]
+def _found(paths: Iterable[Path], folder: Path, expected: str) -> list[Path]:
+    found = sorted(paths)
+    if not found:
+        top = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise DataError(
+            folder.parent, f"an archive with {top}", expected, "check that it is the archive of this data set"
+        )
+    return found
 
 
-@contextmanager
-def _members(archive: Path) -> Iterator[Iterable[_Member]]:
-    """The files in a zip or tar archive, folders left out."""
-    with ExitStack() as stack:
-        if zipfile.is_zipfile(archive):
-            zipped = stack.enter_context(zipfile.ZipFile(archive))
-            yield [
-                _Member(one.filename, one.file_size, not stat.S_ISLNK(one.external_attr >> 16), lambda one=one: zipped.open(one))
-                for one in zipped.infolist()
-                if not one.is_dir()
-            ]
-        else:
-            tarred = stack.enter_context(tarfile.open(archive))
-            yield (
-                _Member(one.name, one.size, one.isreg(), lambda one=one: tarred.extractfile(one))
-                for one in tarred
-                if not one.isdir()
-            )
+def _make(target: Path) -> tuple[Path, Path]:
+    (target / "images").mkdir()
+    (target / "masks").mkdir()
+    return target / "images", target / "masks"
 
 
-def unpack(archive: Path, folder: Path, limit_gib: float) -> None:
-    """Unpack a zip or tar archive; all of it is looked at before anything is written.
+def _write_cases(target: Path, rows: Iterable[tuple[str, str, str]]) -> None:
+    lines = ["id,group,split", *(",".join(row) for row in rows)]
+    write_whole(target / "cases.csv", "\n".join(lines) + "\n")
+
+
+def arrange_glas(source: Path, target: Path) -> None:
+    """GlaS: `train_1.bmp`, `train_1_anno.bmp` (gland instances), `Grade.csv` with the patient of each image."""
+    pictures = _found(source.rglob("*.bmp"), source, "train_1.bmp, train_1_anno.bmp and the like")
+    table = _found(source.rglob("Grade.csv"), source, "Grade.csv, the table of patients")[0]
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        rows = [{key.strip(): value.strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
+    patients = {row["name"]: f"patient{row['patient ID']}" for row in rows}
+    images, masks = _make(target)
+    names = []
+    for picture in pictures:
+        if not picture.stem.endswith("_anno"):
+            glands = read_raster(picture.with_name(f"{picture.stem}_anno.bmp")).pixels[0]
+            write_mask(masks / f"{picture.stem}.png", glands)
+            picture.rename(images / picture.name)
+            names.append(picture.stem)
+    sides = {name: "train" if name.startswith("train") else "test" for name in names}
+    _write_cases(target, [(name, patients.get(name, ""), sides[name]) for name in names])
+
+
+def arrange_dsb2018(source: Path, target: Path) -> None:
+    """DSB2018: `ID/images/ID.png`, and one file for each nucleus in `ID/masks/`, merged into one label image."""
+    pictures = _found(source.rglob("*/images/*.png"), source, "a folder ID/images/ID.png for each image")
+    images, masks = _make(target)
+    for picture in pictures:
+        pixels = read_raster(picture).pixels
+        labels = np.zeros(pixels.shape[1:], dtype=np.uint16)
+        for number, nucleus in enumerate(sorted((picture.parents[1] / "masks").glob("*.png")), start=1):
+            labels[read_raster(nucleus).pixels[0] > 0] = number
+        write_mask(masks / picture.name, labels)
+        write_image(images / picture.name, pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, axis=0))
+
+
+def arrange_kvasir(source: Path, target: Path) -> None:
+    """Kvasir-SEG: `images/ID.jpg` and `masks/ID.jpg`; JPEG blurs the edge of a mask, so that it is cut at half."""
+    pictures = _found(source.rglob("images/*.jpg"), source, "images/ID.jpg and masks/ID.jpg")
+    images, masks = _make(target)
+    for picture in pictures:
+        drawn = read_raster(picture.parents[1] / "masks" / picture.name).pixels.max(axis=0)
+        write_mask(masks / f"{picture.stem}.png", (drawn > 127).astype(np.uint8))
+        picture.rename(images / picture.name)
+
+
+def arrange_decathlon(source: Path, target: Path) -> None:
+    """Medical Segmentation Decathlon: `imagesTr`, `labelsTr` and `dataset.json` stay as they are."""
+    table = _found(source.rglob("dataset.json"), source, "imagesTr, labelsTr and dataset.json")[0]
+    for part in sorted(table.parent.iterdir()):
+        part.rename(target / part.name)
+
+
+def arrange_la2018(source: Path, target: Path) -> None:
+    """Left atrium 2018: `Training Set/ID/lgemri.nrrd` and `laendo.nrrd`, the same in `Testing Set`."""
+    pictures = _found(source.rglob("*/lgemri.nrrd"), source, "Training Set/ID/lgemri.nrrd and laendo.nrrd")
+    images, masks = _make(target)
+    rows = []
+    for picture in pictures:
+        name, side = picture.parent.name, "test" if "test" in picture.parents[1].name.lower() else "train"
+        pixels, spacing = read_nrrd(picture)
+        write_image(images / f"{name}.nii.gz", pixels[None], spacing)
+        if (cavity := picture.with_name("laendo.nrrd")).exists():
+            like = read_raster(images / f"{name}.nii.gz")
+            write_mask(masks / f"{name}.nii.gz", (read_nrrd(cavity)[0] > 0).astype(np.uint8), like)
+        rows.append((name, "", side))
+    _write_cases(target, rows)
+
+
+NRRD_TYPES = {
+    **dict.fromkeys(("unsigned char", "uchar", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "int16", "int16_t", "signed short"), "i2"),
+    **dict.fromkeys(("unsigned short", "ushort", "uint16", "uint16_t"), "u2"),
+    "float": "f4",
+}
+
+
+def read_nrrd(path: Path, limit_gib: float = 1.0) -> tuple[Num[np.ndarray, "x y z"], tuple[float, ...]]:
+    """Read a raw or gzip NRRD volume and its spacing in mm; the orientation is not read.
 
     Raises:
-        DataError: not an archive, or a name that leaves the folder, a link, too many files, or more than the limit.
-        ResourceError: the disk is full.
+        DataError: another kind of NRRD, cut short, or larger than the limit.
 
     """
-
-    def refuse(found: str, expected: str) -> DataError:
-        return DataError(archive, found, expected, "do not use this archive; get it from the publisher's page")
-
-    try:
-        with _members(archive) as members:
-            total = 0
-            for count, one in enumerate(members, start=1):
-                total += one.size
-                if not one.plain or _leaves(one.name):
-                    raise refuse(f"the entry {one.name!r}", "plain files inside the archive's own folder")
-                if count > MOST_FILES or total > limit_gib * GIB:
-                    raise refuse(f"{count} files, {total / GIB:.1f} GiB unpacked, or more", f"at most {limit_gib:g} GiB")
-        with _members(archive) as members:
-            for one in members:
-                name = PurePosixPath(one.name)
-                if name.name.startswith("._") or "__MACOSX" in name.parts:  # what a Mac leaves beside each file
-                    continue
-                target, content = folder / name, one.open()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if content is not None:
-                    with content, target.open("wb") as file:
-                        shutil.copyfileobj(content, file, BLOCK)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise refuse(f"not a whole zip or tar archive ({error})", "a zip or tar archive") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        fix = "free some space and run the command again"
-        raise ResourceError(folder, "disk full", f"{total / GIB:.1f} GiB", fix) from error
+    fix = "convert it to NIfTI with another tool, for example 3D Slicer"
+    with path.open("rb") as file:
+        lines = list(iter(lambda: file.readline(4096).decode("latin-1").strip(), ""))
+        fields = dict(line.split(":", 1) for line in lines[1:] if ":" in line and not line.startswith("#"))
+        field = {key.strip(): value.strip() for key, value in fields.items()}
+        shape = tuple(int(length) for length in field.get("sizes", "").split() if length.isdigit())
+        kind, encoding = NRRD_TYPES.get(field.get("type", "")), field.get("encoding")
+        if not lines or not lines[0].startswith("NRRD") or not kind or encoding not in ("raw", "gzip", "gz"):
+            found = f"type {field.get('type')}, encoding {encoding}"
+            raise DataError(path, found, "NRRD with integers or float, raw or gzip", fix)
+        dtype = np.dtype(kind).newbyteorder(">" if field.get("endian") == "big" else "<")
+        size = int(np.prod(shape)) * dtype.itemsize
+        if len(shape) != 3 or size > limit_gib * GIB:
+            raise DataError(path, f"sizes {shape}", f"three axes and at most {limit_gib:g} GiB", fix)
+        try:
+            content = file.read(size) if encoding == "raw" else gzip.GzipFile(fileobj=file).read(size)
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(path, f"cannot be decoded ({error})", "a whole file", "get it again") from error
+    if len(content) < size:
+        raise DataError(path, f"{len(content)} bytes of pixels", f"{size}", "the file is cut short: get it again")
+    axes = re.findall(r"\(([^)]*)\)", field.get("space directions", ""))
+    spacing = [float(np.linalg.norm([float(part) for part in axis.split(",")])) for axis in axes]
+    spacing = spacing or [float(length) for length in field.get("spacings", "1 1 1").split()]
+    pixels = np.frombuffer(content, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="))
+    return pixels, tuple(spacing)
 
 
-def _leaves(name: str) -> bool:
-    """Whether a name points out of the folder that it is put in, on any system."""
-    parts = name.replace("\\", "/").split("/")
-    return ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name
+def _registry(*sets: PublicDataset) -> dict[str, PublicDataset]:
+    names = [one.name for one in sets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a name twice among the public data sets: {names}")
+    return dict(zip(names, sets, strict=True))
+
+
+PUBLIC = _registry(
+    PublicDataset(
+        name="glas",
+        title="GlaS: glands in colon histology, 165 images with masks (MICCAI 2015)",
+        page="https://warwick.ac.uk/fac/cross_fac/tia/data/glascontest/",
+        url="https://warwick.ac.uk/fac/sci/dcs/research/tia/glascontest/download/warwick_qu_dataset_released_2016_07_08.zip",
+        licence="as the organisers say: provided for research purposes only; commercial uses are not allowed",
+        citation="K. Sirinukunwattana et al., Medical Image Analysis 35:489-502, 2017; and K. Sirinukunwattana, "
+        "D.R.J. Snead, N.M. Rajpoot, IEEE TMI 34(11), 2015, doi 10.1109/TMI.2015.2433900",
+        arrange=arrange_glas,
+        label_map="binary",
+        note="Patients are on both sides of the official split: train with --allow-shared-groups, or remove cases.csv. "
+        "The address has been seen to ask for a login; then get the archive by hand.",
+    ),
+    PublicDataset(
+        name="dsb2018",
+        title="Data Science Bowl 2018, stage 1: nuclei, 670 images with masks (BBBC038)",
+        page="https://bbbc.broadinstitute.org/BBBC038",
+        url="https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip",
+        licence="Creative Commons CC0 (public domain)",
+        citation="J.C. Caicedo et al., Nature Methods 16:1247-1253, 2019",
+        arrange=arrange_dsb2018,
+        label_map="binary",
+        note="Kinds of microscopy differ much, and which images come from one experiment is not stated.",
+    ),
+    PublicDataset(
+        name="kvasir-seg",
+        title="Kvasir-SEG: polyps in colonoscopy, 1000 images with masks",
+        page="https://datasets.simula.no/kvasir-seg/",
+        url="https://datasets.simula.no/downloads/kvasir-seg.zip",
+        licence="as the publisher says: restricted for research and educational purposes; commercial use is forbidden "
+        "without prior written permission",
+        citation="D. Jha et al., Kvasir-SEG: A Segmented Polyp Dataset, MultiMedia Modeling (MMM) 2020, pages 451-462",
+        arrange=arrange_kvasir,
+        note="Patients are not stated, so images of one patient may be on both sides of a split.",
+    ),
+    PublicDataset(
+        name="msd-hippocampus",
+        title="Medical Segmentation Decathlon, task 4: hippocampus in MRI, 260 volumes with masks",
+        page="http://medicaldecathlon.com/",
+        url="https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar",
+        licence="CC BY-SA 4.0",
+        citation="A.L. Simpson et al., arXiv:1902.09063, 2019; M. Antonelli et al., Nature Communications "
+        "13:4128, 2022",
+        arrange=arrange_decathlon,
+        checksum="md5:9d24dba78a72977dbd1d2e110310f31b",
+        note="The address and its MD5 are those of the MONAI project, which hosts the copy. Volumes of the official "
+        "test side come without masks.",
+    ),
+    PublicDataset(
+        name="la2018",
+        title="Left Atrial Segmentation Challenge 2018: 154 gadolinium-enhanced MRI volumes",
+        page="https://www.cardiacatlas.org/atriaseg2018-challenge/atria-seg-data/",
+        url=None,
+        licence="none is stated in the archive: the terms of the Cardiac Atlas Project, on its page, hold",
+        citation="Z. Xiong et al., A global benchmark of algorithms for segmenting the left atrium from late "
+        "gadolinium-enhanced cardiac magnetic resonance imaging, Medical Image Analysis 67:101832, 2021",
+        arrange=arrange_la2018,
+        note="NRRD volumes become NIfTI with their spacing; their orientation in the scanner is not carried over.",
+        unpacked_gib=40.0,
+    ),
+)

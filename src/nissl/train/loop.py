@@ -164,8 +164,8 @@ class Trainer:
             )
         return {
             "step": self.step,
-            "loss": float(loss),
-            "terms": {name: float(term) for name, term in terms.items()},
+            "loss": float(loss.detach()),
+            "terms": {name: float(term.detach()) for name, term in terms.items()},
             "learning_rate": rate,
             "gradient": float(norm),
             "seconds": round(perf_counter() - start, 4),
@@ -198,6 +198,7 @@ def plain(network: nn.Module) -> nn.Module:
     copy = deepcopy(network)
     for module in copy.modules():
         if parametrize.is_parametrized(module):
+            assert isinstance(module.parametrizations, nn.ModuleDict)
             for name in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, name)
     return copy

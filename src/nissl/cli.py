@@ -1,0 +1,244 @@
+"""The command line: one dataclass per verb, whose fields are the flags.
+
+Nothing heavy is imported before a verb runs, so that `--help` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from nissl.config import Config, DataConfig, load_config
+from nissl.errors import NisslError, ResourceError
+
+if TYPE_CHECKING:
+    from nissl.data.check import Report
+    from nissl.evaluate import Summary
+
+DESCRIPTION = "Segment biomedical images when there are many images and few masks."
+DATA_FAULTS = 3
+Settings = Annotated[Config, tyro.conf.arg(name="")]
+Folder = Annotated[Path, tyro.conf.Positional]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Run the whole job on simulated microscopy: a few minutes on a laptop, no data needed."""
+
+    out: Path = Path("nissl-demo")
+    """Folder to make; it must not exist."""
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        from nissl.demo import demo
+
+        page = demo(self.out)
+        print(f"report: {page}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """List every fault of a data set, with its file and its mend; exit 3 where there are any."""
+
+    folder: Folder
+    """Folder with images/ and masks/, or of the Medical Segmentation Decathlon."""
+    data: DataConfig = field(default_factory=DataConfig)
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        from nissl import jobs
+
+        report = jobs.check(self.folder, self.data)
+        print(json.dumps(_check_tree(report), indent=1, ensure_ascii=False) if self.json else _check_text(report))
+        return DATA_FAULTS if report.errors else 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on a folder of images with a few masks."""
+
+    folder: Folder
+    """Folder with images/ and masks/, or of the Medical Segmentation Decathlon."""
+    out: Path
+    """Run folder: new or empty, or an interrupted run with --resume."""
+    settings: Settings = field(default_factory=Config)
+    config: Path | None = None
+    """TOML file of settings; flags on the command line win over it."""
+    resume: bool = False
+    """Go on with an interrupted run, with its settings."""
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        from nissl import jobs
+
+        jobs.train(self.folder, self.out, self.settings, self.resume)
+        print(f"trained: {self.out}\nnext: nissl evaluate {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run on its test cases, which no other command opens."""
+
+    run: Folder
+    """Run folder."""
+    on: Literal["test", "labelled"] = "test"
+    """`test`, or the labelled training cases for comparison."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        from nissl import jobs
+
+        summary = jobs.evaluate(self.run, self.on, self.device)
+        print(json.dumps(summary.to_tree(), indent=1, ensure_ascii=False) if self.json else _score_text(summary))
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Write masks for a folder of new images, in their geometry and format."""
+
+    run: Folder
+    """Run folder."""
+    images: Folder
+    """Folder of images, or one image."""
+    out: Path
+    """Folder for the masks: new or empty."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        from nissl import jobs
+
+        result = jobs.predict(self.run, self.images, self.out, self.device)
+        for error in result.failed:
+            print(f"error: {error}", file=sys.stderr)
+        print(f"{len(result.written)} masks written to {self.out}, {len(result.failed)} images failed")
+        return DATA_FAULTS if result.failed else 0
+
+
+@dataclass(frozen=True)
+class MakeReport:
+    """Write the page of a run: report.html, one file that holds everything."""
+
+    run: Folder
+    """Run folder."""
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        from nissl import jobs
+
+        print(f"report: {jobs.report(self.run)}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Download a public data set by name and arrange it into images/ and masks/."""
+
+    name: Folder
+    """glas, dsb2018, kvasir-seg, msd-hippocampus, la2018."""
+    folder: Folder
+    """Folder to make."""
+    archive: Path | None = None
+    """The archive, where you have it already."""
+    yes: bool = False
+    """Agree to the terms that are shown, without being asked."""
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        from nissl.data.public import PUBLIC, fetch
+
+        place = fetch(str(self.name), self.folder, accept=self._agrees, archive=self.archive)
+        label_map = PUBLIC[str(self.name)].label_map
+        print(f"next: nissl check {place}" + (f" --data.label-map {label_map}" if label_map else ""))
+        return 0
+
+    def _agrees(self, terms: str) -> bool:
+        print(terms)
+        return self.yes or input("download under these terms? [y/N] ").strip().lower() in ("y", "yes")
+
+
+Verb = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[MakeReport, tyro.conf.subcommand("report")]
+    | Annotated[Fetch, tyro.conf.subcommand("fetch")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a verb; 0 good, 2 the user's input, 3 faults in the data, 4 resources, 130 or 143 interrupted."""
+    try:
+        verb = _parse(arguments)
+        return verb()
+    except NisslError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except MemoryError:
+        print("error: out of memory\n  next step: lower --train.batch, --size or --data.cache-gib", file=sys.stderr)
+        return ResourceError.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Predict | MakeReport | Fetch":
+    """Parse the flags; a settings file, or the run that is resumed, gives the defaults that flags win over."""
+    verb = tyro.cli(Verb, prog="nissl", description=DESCRIPTION, args=arguments)
+    if isinstance(verb, Train) and (verb.config or verb.resume):
+        base = load_config(verb.config or verb.out / "config.toml")
+        return tyro.cli(Train, prog="nissl train", args=arguments[1:], default=_with(verb, base))
+    return verb
+
+
+def _with(verb: Train, settings: Config) -> Train:
+    return Train(verb.folder, verb.out, settings, verb.config, verb.resume)
+
+
+def _check_tree(report: "Report") -> dict[str, Any]:
+    return {"findings": [asdict(finding) for finding in report.findings], "facts": report.facts}
+
+
+def _check_text(report: "Report") -> str:
+    blocks = [
+        f"{finding.level}: {finding.where}\n  found: {finding.found}\n  expected: {finding.expected}\n"
+        f"  next step: {finding.fix}"
+        for finding in report.findings
+    ]
+    facts = "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in report.facts.items())
+    faults = len(report.errors)
+    ending = f"{faults} faults to mend" if faults else "no fault"
+    return "\n".join([*blocks, facts, f"{ending}, {len(report.findings) - faults} warnings"])
+
+
+def _score_text(summary: "Summary") -> str:
+    """Write the scores as a table, one row per class, and what to know about them."""
+    lines = [f"{'class':20} {'Dice':>6} {'95 % interval':>16} {'pooled':>7} {'HD95':>8} {'cases':>6} {'trivial':>8}"]
+    for name, scores in {**summary.classes, "overall": summary.overall}.items():
+        low, high = scores.dice_ci
+        lines.append(
+            f"{name:20} {scores.dice:6.3f} {f'{low:.3f} to {high:.3f}':>16} {scores.pooled_dice:7.3f} "
+            f"{f'{scores.hd95:.1f} {scores.unit}':>8} {scores.n_cases:6d} {scores.trivial_dice:8.3f}"
+        )
+    return "\n".join([*lines, *(f"warning: {text}" for text in summary.warnings), summary.policy])

@@ -1,0 +1,288 @@
+"""The verbs, from Python as from the command line: check, train, evaluate, predict, report, demo."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nissl import nets
+from nissl.config import Config, DataConfig, load_config
+from nissl.data.cases import CaseFile, Dataset, find_cases, load_case
+from nissl.data.check import Report
+from nissl.data.check import check as check_data
+from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
+from nissl.data.formats import Raster, suffix, write_mask
+from nissl.data.split import Split, make_split
+from nissl.errors import InputError
+from nissl.evaluate import Summary, score_case, scores_to_csv, summarise
+from nissl.files import write_whole
+from nissl.methods import METHODS
+from nissl.plasticity import plastic_layers
+from nissl.predict.folder import FolderResult, predict_folder
+from nissl.predict.tiles import predict_mask
+from nissl.pretrain import PRETRAININGS
+from nissl.progress import Advance, track
+from nissl.report import write_report
+from nissl.train.distributed import World, joined, synchronise
+from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out, plain
+from nissl.train.record import claimed, describe, require_same
+from nissl.train.run import STATE, choose_device, load_model, read_json, write_json
+
+NETWORK, STAGE_1, STAGE_2, BOOTSTRAP = 1, 2, 3, 4
+"""Names of the draws that follow from one seed."""
+
+
+def train(data: Path | str, out: Path | str, config: Config | None = None, resume: bool = False) -> Path:
+    """Train a model on a folder of images with a few masks; returns the run folder.
+
+    Args:
+        data: the folder (see `nissl.data.cases.find_cases` for its layouts).
+        out: the run folder: new or empty, or an interrupted run with `resume`.
+        config: the settings; None takes the defaults, or those of the run with `resume`.
+        resume: go on with an interrupted run of the same settings and data.
+
+    Raises:
+        InputError: unusable folder, settings or label budget; the output folder is in use or holds something else.
+        DataError: a fault in the data.
+        ResourceError: out of disk, or a training that diverges.
+
+    """
+    data, out = Path(data), Path(out)
+    config = config or (load_config(out / "config.toml") if resume else Config())
+    _known("method.name", config.method.name, METHODS)
+    _known("pretrain.name", config.pretrain.name, PRETRAININGS)
+    dataset = find_cases(data, config.data)
+    config = dataclasses.replace(config, data=resolve(config.data, dataset.dims))
+    split = make_split(dataset.cases, config.split, config.seed)
+    device = choose_device(config.device)
+    with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
+        if resume:
+            require_same(out, config, dataset, split)
+        elif world.first:
+            describe(out, config, dataset, split)
+        with _exactness(config.deterministic):
+            _train(out, config, dataset, split, _Place(device, world))
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    device: torch.device
+    world: World
+
+
+def check(data: Path | str, config: DataConfig | None = None) -> Report:
+    """List every fault of a data set, and its facts; nothing is written."""
+    with ExitStack() as stack:
+        bars: list[Advance] = []
+
+        def shown(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(track(total, "checking")))
+            bars[0]("")
+
+        return check_data(Path(data), config or DataConfig(), shown)
+
+
+def predict(run: Path | str, images: Path | str, out: Path | str, device: str = "auto") -> FolderResult:
+    """Write a mask for every image of a folder, in its geometry and format (see `predict_folder`)."""
+    return predict_folder(Path(run), Path(images), Path(out), device)
+
+
+def report(run: Path | str) -> Path:
+    """Write the page of a run and return its path."""
+    return write_report(Path(run))
+
+
+def _train(out: Path, config: Config, dataset: Dataset, split: Split, place: _Place) -> None:
+    """Build, pre-train and train."""
+    kind = METHODS[config.method.name]
+    networks = []
+    for index in range(kind.count):
+        seed = _seed(config.seed, NETWORK, index)
+        networks.append(nets.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), seed))
+    resumed = (out / STATE).exists()
+    if place.world.first and not resumed:
+        write_json(out / "network.json", _measure_network(networks[0], config, dataset))
+    for index, net in enumerate(networks):
+        pretraining = PRETRAININGS[config.pretrain.name](config.pretrain, _seed(config.seed, STAGE_1, index))
+        if resumed:
+            pretraining.restructure(net)
+            continue
+        net.to(place.device)
+        lay_out(net)
+        if place.world.size > 1:
+            synchronise(net)
+        images = _images(config, dataset, split, _seed(config.seed, STAGE_1, index), place)
+        start = perf_counter()
+        with track(pretraining.steps, f"pre-training ({config.pretrain.name})") as pretraining.advance:
+            report = pretraining.run(net, images)
+        if place.world.first and index == 0:
+            write_json(out / "pretrain.json", dataclasses.asdict(report) | {"seconds": perf_counter() - start})
+            _save_filters(out / "filters_start.npy", net)
+    trainer = Trainer(
+        kind(networks),
+        _stream(config, dataset, split, kind.uses_unlabelled, place.world),
+        config.train,
+        out,
+        _seed(config.seed, STAGE_2),
+        place.device,
+        place.world,
+        config.data.workers,
+    )
+    if resumed and (warning := trainer.resume()):
+        print(f"warning: {warning}", file=sys.stderr)
+    trainer.run()
+    if place.world.first:
+        _save_filters(out / "filters.npy", plain(trainer.average.module))
+
+
+def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: str = "auto") -> Summary:
+    """Measure a run on its test cases: here, and only here, their files are opened.
+
+    Predicted masks go to `predictions/`, numbers to `metrics.csv` (a row per case and class) and `metrics.json`, all in
+    the run folder. Masks are compared at the resolution of the files.
+
+    Raises:
+        InputError: the folder is not a run, or its data are gone.
+        DataError: a fault in the data or the weights.
+
+    """
+    run = Path(run)
+    model = load_model(run, device)
+    facts = read_json(run / "data.json")
+    split = Split.from_json((run / "split.json").read_text(encoding="utf-8"))
+    dataset = find_cases(Path(facts["root"]), model.config.data)
+    chosen = _chosen(dataset, split.test if on == "test" else split.labelled)
+    folder = run / ("predictions" if on == "test" else f"predictions_{on}")
+    folder.mkdir(exist_ok=True)
+    rows = []
+    with track(len(chosen), "measuring") as advance:
+        for file in chosen:
+            case = load_case(file, dataset.label_map, model.config.data.limit_gib)
+            assert case.mask is not None
+            prediction = predict_mask(model, case.image)
+            _write_prediction(folder, file, prediction)
+            rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
+            advance(case.id)
+    summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]))
+    name = "metrics" if on == "test" else f"metrics_{on}"
+    write_whole(run / f"{name}.csv", scores_to_csv(rows))
+    write_json(run / f"{name}.json", summary.to_tree() | {"split": on, "cases": len(chosen)})
+    return summary
+
+
+def _write_prediction(folder: Path, file: CaseFile, prediction: Any) -> None:
+    from nissl.data.formats import read_raster
+
+    kind = suffix(file.image)
+    lossless = kind if kind in (".nii", ".nii.gz", ".tif", ".tiff") else ".png"
+    like: Raster | None = read_raster(file.image) if lossless.startswith(".nii") else None
+    write_mask(folder / f"{file.id}{lossless}", prediction, like)
+
+
+def _chosen(dataset: Dataset, ids: Sequence[str]) -> list[CaseFile]:
+    by_id = {case.id: case for case in dataset.cases}
+    missing = [name for name in ids if name not in by_id]
+    if missing:
+        raise InputError(
+            dataset.root,
+            f"{len(missing)} cases of the run are gone, such as {missing[0]}",
+            "the data that the run was trained on",
+            "put the files back, or train again",
+        )
+    return [by_id[name] for name in ids]
+
+
+def _images(config: Config, dataset: Dataset, split: Split, seed: int, place: _Place) -> "_Placed":
+    """Serve images of all training cases, on the device; no mask file is opened."""
+    files = _chosen(dataset, sorted(split.labelled + split.unlabelled))
+    store = Store(files, dataset.label_map, config.data, with_masks=False)
+    schedule = Schedule(seed, config.pretrain.batch, place.world.rank, place.world.size)
+    return _Placed(ImageStream(store, config.augment, schedule), place.device)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """Images by step, on the device and laid out as the network."""
+
+    stream: ImageStream
+    device: torch.device
+
+    def __getitem__(self, step: int) -> Tensor:
+        images = self.stream[step].to(self.device)
+        return images.contiguous(memory_format=CHANNELS_LAST[images.ndim])
+
+
+def _stream(config: Config, dataset: Dataset, split: Split, uses_unlabelled: bool, world: World) -> Stream:
+    labelled = Store(_chosen(dataset, split.labelled), dataset.label_map, config.data)
+    unlabelled = None
+    if uses_unlabelled:
+        files = _chosen(dataset, split.unlabelled)
+        unlabelled = Store(files, dataset.label_map, config.data, with_masks=False)
+    schedule = Schedule(_seed(config.seed, STAGE_2), config.train.batch, world.rank, world.size)
+    return Stream(labelled, unlabelled, config.augment, schedule)
+
+
+def _measure_network(net: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Parameters, and multiply-adds for one input."""
+    multiple = nets.multiple(net)
+    size = [-(-length // multiple) * multiple for length in config.data.size]
+    counter = FlopCounterMode(display=False)
+    training = net.training
+    with counter, torch.no_grad():
+        net.eval()(torch.zeros(1, dataset.channels, *size))
+    net.train(training)
+    return {
+        "name": config.net.name,
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2,
+        "input": [dataset.channels, *size],
+    }
+
+
+def _save_filters(path: Path, net: nn.Module) -> None:
+    """Write the filters of the first layer, `(out, in, *kernel)`."""
+    import io
+
+    first = next(plastic_layers(net))[1]
+    assert isinstance(first.weight, Tensor)
+    buffer = io.BytesIO()
+    np.save(buffer, first.weight.detach().cpu().numpy(), allow_pickle=False)
+    write_whole(path, buffer.getvalue())
+
+
+@contextmanager
+def _exactness(deterministic: bool) -> Iterator[None]:
+    """Use only operations that give the same bits each time, for the time of the block."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _known(key: str, name: str, registry: dict[str, Any]) -> None:
+    if name not in registry:
+        import difflib
+
+        near = difflib.get_close_matches(name, registry, n=1)
+        fix = f"did you mean `{near[0]}`?" if near else "choose one of them"
+        raise InputError(key, repr(name), f"one of {', '.join(registry)}", fix)
+
+
+def _seed(*names: int) -> int:
+    """Derive a seed of its own for each draw."""
+    return int(np.random.SeedSequence(names).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,149 @@
+"""What a run folder says of its run, written before the work starts and compared when it goes on."""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import tomli_w
+import torch
+
+from nissl.config import Config, load_config, to_tree
+from nissl.data.cases import Dataset
+from nissl.data.split import Split
+from nissl.errors import InputError
+from nissl.files import write_whole
+from nissl.train.run import choose_device, read_json, write_json
+
+
+@contextmanager
+def claimed(out: Path, resume: bool) -> Iterator[None]:
+    """Hold the run folder against other runs; refuse one that holds something else."""
+    if out.exists() and not out.is_dir():
+        raise InputError(out, "a file", "a folder for the run", "choose another --out")
+    if resume and not (out / "config.toml").exists():
+        raise InputError(out, "no run to resume", "the folder of an interrupted run", "leave out --resume to start one")
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True) if resume else out.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(out / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        found = f"in use by another run ({_owner(out)})"
+        raise InputError(out, found, "a folder of its own for each run", "wait, or choose another --out") from error
+    except OSError as error:
+        found = f"cannot be written: {error.strerror}"
+        raise InputError(out, found, "a folder that can be written", "choose another --out") from error
+    try:
+        present = sorted(path.name for path in out.iterdir() if path.name not in (".lock", ".owner"))
+        if present and not resume:
+            raise InputError(
+                out,
+                f"not empty: {', '.join(present[:4])}{' …' if len(present) > 4 else ''}",
+                "a new or empty folder",
+                "choose another --out, or add --resume to go on with an interrupted run",
+            )
+        (out / "checkpoints").mkdir(exist_ok=True)
+        (out / ".owner").write_text(f"process {os.getpid()} on {platform.node()}")
+        yield
+    finally:
+        (out / ".owner").unlink(missing_ok=True)
+        lock.release()
+        (out / ".lock").unlink(missing_ok=True)
+
+
+def _owner(out: Path) -> str:
+    try:
+        return (out / ".owner").read_text()
+    except OSError:
+        return "its owner is unknown"
+
+
+def describe(out: Path, config: Config, dataset: Dataset, split: Split) -> None:
+    """Write what the run is made of, before it starts."""
+    write_whole(out / "config.toml", tomli_w.dumps(to_tree(config)))
+    write_whole(out / "split.json", split.to_json())
+    write_json(out / "data.json", _data(dataset, split))
+    write_json(out / "env.json", _environment(config))
+    budget = {
+        "masks_seen": split.labelled,
+        "validation": [],
+        "selection": "none: a fixed number of steps, averaged weights, the most probable class",
+        "test_masks_opened": 0,
+    }
+    write_json(out / "budget.json", budget)
+
+
+def _data(dataset: Dataset, split: Split) -> dict[str, Any]:
+    """List the cases; only files that the training opens are hashed."""
+    labelled, seen = set(split.labelled), set(split.labelled + split.unlabelled)
+    return {
+        "name": dataset.root.resolve().name,
+        "root": str(dataset.root.resolve()),
+        "layout": dataset.layout,
+        "dims": dataset.dims,
+        "channels": dataset.channels,
+        "classes": list(dataset.label_map.names),
+        "cases": [
+            {
+                "id": case.id,
+                "group": case.group,
+                "image_sha256": _sha256(case.image) if case.id in seen else None,
+                "mask_sha256": _sha256(case.mask) if case.id in labelled and case.mask else None,
+            }
+            for case in dataset.cases
+        ],
+    }
+
+
+def _environment(config: Config) -> dict[str, Any]:
+    device = choose_device(config.device)
+    return {
+        "nissl": version("nissl"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["nissl", *sys.argv[1:]]),
+        "exact": config.deterministic,
+    }
+
+
+def require_same(out: Path, config: Config, dataset: Dataset, split: Split) -> None:
+    """Refuse to resume a run with other settings or other data."""
+    before, now = _flat(to_tree(load_config(out / "config.toml"))), _flat(to_tree(config))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        listed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)
+        raise InputError(out, listed, "the settings that the run began with", "leave these settings out, or start anew")
+    stored = {case["id"]: case for case in read_json(out / "data.json")["cases"]}
+    here = {case["id"]: case for case in _data(dataset, split)["cases"]}
+    other = sorted(key for key in stored.keys() | here.keys() if stored.get(key) != here.get(key))
+    if other:
+        raise InputError(
+            dataset.root,
+            f"{len(other)} cases differ from those that the run began with, such as {other[0]}",
+            "the same files",
+            "put the files back, or start a new run",
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
+    return flat
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,177 @@
+"""Settings: what is written is read, and nothing unknown, mistyped or out of range comes through."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nissl.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    NetConfig,
+    PretrainConfig,
+    SplitConfig,
+    TrainConfig,
+    from_tree,
+    load_config,
+    to_tree,
+)
+from nissl.errors import InputError
+
+
+def refused(tree):
+    with pytest.raises(InputError) as caught:
+        from_tree(Config, tree, "run.toml")
+    error = caught.value
+    assert error.exit_code == 2 and error.found and error.expected and error.fix
+    return error
+
+
+def test_the_defaults_survive_a_file(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(to_tree(Config())))
+    assert load_config(path) == Config()
+
+
+small = st.floats(0.01, 0.99)
+paths = st.none() | st.text("abc/ ü.", min_size=1).map(Path)
+configs = st.builds(
+    Config,
+    data=st.builds(
+        DataConfig,
+        images=paths,
+        masks=paths,
+        label_map=st.text(),
+        size=st.lists(st.integers(16, 512), max_size=3).map(tuple),
+        sampling=st.sampled_from(["auto", "resize", "patches"]),
+        limit_gib=st.integers(1, 9) | small,
+    ),
+    split=st.builds(SplitConfig, labels=st.text(), test_fraction=small, allow_shared_groups=st.booleans()),
+    augment=st.builds(AugmentConfig, flip=st.booleans(), scale=small, noise=small),
+    net=st.builds(NetConfig, name=st.text(), widths=st.just((4, 8)), dropout=st.tuples(small, small)),
+    pretrain=st.builds(PretrainConfig, rule=st.sampled_from(["swta", "hpca", "hebb"]), steps=st.integers(1, 10**6)),
+    train=st.builds(TrainConfig, learning_rate=st.floats(1e-9, 10), average=small),
+    seed=st.integers(0, 2**31),
+    deterministic=st.booleans(),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(configs)
+def test_any_settings_survive_a_file(tmp_path_factory, config):
+    path = tmp_path_factory.mktemp("settings") / "config.toml"
+    path.write_text(tomli_w.dumps(to_tree(config)), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_settings_left_out_keep_their_defaults():
+    assert from_tree(Config, {"train": {"steps": 5}}, "x") == Config(train=TrainConfig(steps=5))
+
+
+@pytest.mark.parametrize(
+    ("tree", "key", "suggestion"),
+    [
+        ({"sede": 1}, "sede", "`seed`"),
+        ({"train": {"step": 5}}, "step", "`steps`"),
+        ({"data": {"label-map": "binary"}}, "label-map", "`label_map`"),
+        ({"zzzz": 1}, "zzzz", "choose from"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_a_suggestion(tree, key, suggestion):
+    error = refused(tree)
+    assert error.where.startswith("run.toml") and f"`{key}`" in error.found and suggestion in error.fix
+
+
+@pytest.mark.parametrize(
+    ("tree", "key", "expected"),
+    [
+        ({"seed": "1"}, "seed", "int"),
+        ({"seed": True}, "seed", "int"),
+        ({"seed": 1.0}, "seed", "int"),
+        ({"deterministic": 1}, "deterministic", "bool"),
+        ({"device": 0}, "device", "str"),
+        ({"train": {"learning_rate": "fast"}}, "learning_rate", "float"),
+        ({"train": {"learning_rate": True}}, "learning_rate", "float"),
+        ({"train": {"optimiser": "adam"}}, "optimiser", "'adamw', 'sgd"),
+        ({"data": {"size": 128}}, "size", "int"),
+        ({"data": {"size": ["128"]}}, "size", "int"),
+        ({"data": {"images": 3}}, "images", "Path"),
+        ({"train": 7}, "train", "TrainConfig"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(tree, key, expected):
+    error = refused(tree)
+    assert error.where.endswith(key) and expected in error.expected
+
+
+def test_a_whole_number_serves_as_a_float():
+    value = from_tree(Config, {"train": {"clip": 1}}, "x").train.clip
+    assert value == 1.0 and type(value) is float
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("data", "size", [8]),
+        ("data", "foreground", 1.5),
+        ("data", "cache_gib", -1.0),
+        ("data", "limit_gib", 0.0),
+        ("data", "workers", -1),
+        ("split", "test_fraction", 0.0),
+        ("split", "test_fraction", 1.0),
+        ("augment", "rotate", 181.0),
+        ("augment", "scale", 1.0),
+        ("augment", "contrast", -0.1),
+        ("net", "widths", [16]),
+        ("net", "widths", [0, 0, 0, 0, 0]),
+        ("net", "dropout", [0.1]),
+        ("net", "dropout", [0.1, 0.1, 0.1, 0.1, 1.0]),
+        ("pretrain", "rate", 0.0),
+        ("pretrain", "steps", 0),
+        ("train", "steps", 0),
+        ("train", "batch", -1),
+        ("train", "learning_rate", 0.0),
+        ("train", "learning_rate", float("nan")),
+        ("train", "average", 1.0),
+        ("predict", "tile", 8),
+        ("predict", "halo", -1),
+    ],
+)
+def test_a_value_out_of_range_names_its_key(section, key, value):
+    error = refused({section: {key: value}})
+    assert error.where == f"{section}.{key}" and repr(value[0] if isinstance(value, list) else value) in error.found
+
+
+@pytest.mark.parametrize(("content", "found"), [(None, "No such file"), (b"seed = = 1", ""), (b"\xff\xfe", "")])
+def test_a_file_that_is_no_settings_file_is_named(tmp_path, content, found):
+    path = tmp_path / "run.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert caught.value.where == str(path) and found in caught.value.found
+
+
+def test_settings_cannot_be_changed_after_they_are_checked():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 3  # type: ignore[misc]
+
+
+def test_every_setting_has_a_docstring():
+    import ast
+
+    import nissl.config
+
+    tree = ast.parse(Path(nissl.config.__file__).read_text())
+    for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        if kind.name == "Config":
+            continue  # its sections are documented by their classes
+        for field, text in zip(kind.body, kind.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant), (
+                    f"{kind.name}.{field.target}"
+                )
