@@ -33,7 +33,7 @@ from nissl.pretrain import PRETRAININGS
 from nissl.progress import Advance, track
 from nissl.report import write_report
 from nissl.train.distributed import World, joined, synchronise
-from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out, plain
+from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
 from nissl.train.record import claimed, describe, require_same
 from nissl.train.run import STATE, choose_device, load_model, read_json, write_json
 
@@ -143,7 +143,7 @@ def _train(out: Path, config: Config, dataset: Dataset, split: Split, place: _Pl
         print(f"warning: {warning}", file=sys.stderr)
     trainer.run()
     if place.world.first:
-        _save_filters(out / "filters.npy", plain(trainer.average.module))
+        _save_filters(out / "filters.npy", trainer.average.module)
 
 
 def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: str = "auto") -> Summary:

@@ -4,10 +4,11 @@ import signal
 import numpy as np
 import pytest
 import torch
+from tests.shared import shared
 from torch.nn import functional
 
 from nissl.config import AugmentConfig, DataConfig
-from nissl.data.cases import Case, CaseFile
+from nissl.data.cases import Case, CaseFile, find_cases
 from nissl.data.dataset import (
     Batch,
     ImageStream,
@@ -351,3 +352,17 @@ def test_a_killed_worker_is_an_error_that_names_its_cases():
     with pytest.raises(ResourceError, match="case7") as caught:
         list(loader(Dying(), 0, 2, workers=1))
     assert "data.workers" in str(caught.value)
+
+
+# Real images
+
+
+@pytest.mark.parametrize(("name", "label_map", "channels"), [("glas", "binary", 3), ("hippocampus", "", 1)])
+def test_real_images_become_normalised_batches(name, label_map, channels):
+    dataset = find_cases(shared(name), DataConfig(label_map=label_map))
+    config = resolve(DataConfig(size=(32,)), dataset.dims)
+    store = Store(dataset.cases[:6], dataset.label_map, config)
+    batch = Stream(store, None, AugmentConfig(), Schedule(0, 6))[0]
+    assert batch.images.shape == (6, channels, *config.size)
+    assert torch.isfinite(batch.images).all() and batch.images.abs().mean() < 3
+    assert batch.masks.max() == len(dataset.label_map.names) - 1

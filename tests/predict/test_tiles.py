@@ -76,7 +76,7 @@ CASES = [
     pytest.param((3, 201, 75), {"tile": 32, "halo": 16}, id="2d"),
     pytest.param((1, 160, 64), {"tile": 32, "halo": 16}, id="2d-whole-tiles"),
     pytest.param((1, 9, 120), {"tile": 16, "halo": 16, "size": 32}, id="2d-smaller-than-a-patch"),
-    pytest.param((1, 3, 5), {"tile": 16, "halo": 10, "size": 48}, id="2d-padded-more-than-once"),
+    pytest.param((1, 3, 41), {"tile": 16, "halo": 10, "size": 48}, id="2d-padded-more-than-once"),
     pytest.param((2, 71, 18, 49), {"tile": 64, "halo": 48}, id="3d"),
 ]
 

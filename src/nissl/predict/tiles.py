@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nissl import nets
 from nissl.data.dataset import KEPT, moments, resize_image
 from nissl.errors import DataError
+from nissl.train.loop import autocast
 from nissl.train.run import Model
 
 STRIP = 2**22
@@ -157,14 +158,9 @@ def _logits(
     model: Model, pixels: Float32[np.ndarray, "channels *window"], kept: Place
 ) -> Float32[np.ndarray, "classes *core"]:
     """Run the network on one normalised image, in the precision that the settings say."""
-    device = model.device
-    precision = model.config.train.precision
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        logits: Tensor = model.net(torch.from_numpy(pixels)[None].to(device))[0]
-        return logits[(slice(None), *kept)].float().cpu().numpy()
+    with torch.inference_mode(), autocast(model.device, model.config.train.precision):
+        logits: Tensor = model.net(torch.from_numpy(pixels)[None].to(model.device))[0]
+    return logits[(slice(None), *kept)].float().cpu().numpy()
 
 
 def _tiled(model: Model, image: Num[np.ndarray, "channels *space"]) -> Iterator[Piece]:

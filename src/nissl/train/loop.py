@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from nissl.config import TrainConfig
@@ -131,8 +129,7 @@ class Trainer:
         average = {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         facts = {"step": self.step, "groups": groups, "torch": torch.__version__}
         save_checkpoint(self.folder / STATE, method | average | packed, facts, keep=True)
-        weights = plain(self.average.module).state_dict()
-        save_checkpoint(self.folder / WEIGHTS, weights, {"step": self.step})
+        save_checkpoint(self.folder / WEIGHTS, plain_state(self.average.module), {"step": self.step})
 
     def _step(self, model: Callable[..., dict[str, Tensor]], batch: Batch) -> dict[str, Any]:
         """Make one optimiser step and return its line of the log."""
@@ -193,15 +190,20 @@ def lay_out(network: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
 
 
-def plain(network: nn.Module) -> nn.Module:
-    """Copy a network with its parametrisations worked into plain weights, for any PyTorch code."""
-    copy = deepcopy(network)
-    for module in copy.modules():
-        if parametrize.is_parametrized(module):
-            assert isinstance(module.parametrizations, nn.ModuleDict)
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name)
-    return copy
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's state dict with parametrisations worked into plain weights, for any PyTorch code.
+
+    Not by a copy whose parametrisations are removed: torch would take the weight from the original as well.
+    """
+    state: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        module, marked, rest = name.partition(".parametrizations.")
+        if marked:
+            attribute = rest.split(".")[0]
+            state[f"{module}.{attribute}"] = getattr(network.get_submodule(module), attribute).detach()
+        else:
+            state[name] = tensor
+    return state
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:
