@@ -54,6 +54,8 @@ class DataConfig:
     """Share of the labelled patches that are centred on a foreground pixel, so that rare structures are seen."""
     cache_gib: float = 2.0
     """Bound on the decoded images kept in memory, in GiB; what does not fit is read again when needed."""
+    colour: Annotated[Literal["as-found", "gray", "rgb"], _short("colour")] = "as-found"
+    """Bring all images to one or to three channels, where a folder holds both gray and RGB ones."""
     limit_gib: float = 1.0
     """Largest decoded file accepted, in GiB, checked from the header before decoding."""
     workers: int = 0
@@ -218,7 +220,8 @@ class PredictConfig:
     """Largest piece of an image that goes through the network at once, in pixels along each axis, in `patches`
     sampling; its halo comes on top."""
     halo: int = 96
-    """Pixels around a tile that are seen but not kept, so that no seam shows."""
+    """Pixels around a tile that are seen but not kept, so that no seam shows. In 3-D, tile and halo are taken to the
+    power 2/3, which keeps the memory: 64 and 32 voxels by default; 96 or more would be exact for five levels."""
 
     def __post_init__(self) -> None:
         _require(self.tile >= 16, "predict.tile", self.tile, "16 or more")
@@ -243,6 +246,9 @@ class Config:
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     deterministic: bool = True
     """Use only operations that give the same bits every time."""
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 def load_config(path: Path) -> Config:
@@ -291,8 +297,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if isinstance(kind, type) and origin is None and type(value) is kind:
         return value
-    expected = f"one of {', '.join(map(repr, inner))}" if origin is Literal else str(kind).removeprefix("<class ")
-    raise InputError(where, repr(value), expected.strip("<>'"), "correct the value")
+    expected = (
+        f"one of {', '.join(map(repr, inner))}"
+        if origin is Literal
+        else kind.__name__
+        if isinstance(kind, type) and origin is None
+        else str(kind)
+    )
+    raise InputError(where, repr(value), expected, "correct the value")
 
 
 def to_tree(config: Any) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
     rows = []
     with track(len(chosen), "measuring") as advance:
         for file in chosen:
-            case = load_case(file, dataset.label_map, model.config.data.limit_gib)
+            case = load_case(file, dataset.label_map, model.config.data)
             assert case.mask is not None
             prediction = predict_mask(model, case.image)
             _write_prediction(folder, file, prediction)

@@ -202,10 +202,10 @@ def test_a_wrong_label_map_is_refused_at_once(tmp_path):
 def test_a_case_is_read_with_its_mask_and_spacing(tmp_path):
     write_image(tmp_path / "i.nii.gz", np.ones((1, 5, 6, 7), np.float32) * 3, (2.0, 1.0, 0.5))
     write_image(tmp_path / "m.nii.gz", np.full((1, 5, 6, 7), 9, np.uint8), (2.0, 1.0, 0.5))
-    case = load_case(CaseFile("x", tmp_path / "i.nii.gz", tmp_path / "m.nii.gz", "p"), BINARY, 1.0)
+    case = load_case(CaseFile("x", tmp_path / "i.nii.gz", tmp_path / "m.nii.gz", "p"), BINARY)
     assert case.image.shape == (1, 5, 6, 7) and case.mask.shape == (5, 6, 7) and case.mask.all()
     assert (case.id, case.group, case.spacing) == ("x", "p", (2.0, 1.0, 0.5))
-    assert load_case(CaseFile("x", tmp_path / "i.nii.gz"), BINARY, 1.0).mask is None
+    assert load_case(CaseFile("x", tmp_path / "i.nii.gz"), BINARY).mask is None
 
 
 def nifti(path, shape=(8, 9, 10), affine=None):
@@ -265,3 +265,22 @@ def test_real_sets_are_found_as_their_sources_describe_them():
     hippocampus = find_cases(shared("hippocampus"), DataConfig())
     assert len(hippocampus.cases) == 130 and (hippocampus.dims, hippocampus.channels) == (3, 1)
     assert hippocampus.label_map.names == ("background", "Anterior", "Posterior")
+
+
+@pytest.mark.parametrize(("colour", "channels"), [("as-found", (1, 3)), ("rgb", (3, 3)), ("gray", (1, 1))])
+def test_gray_and_colour_images_can_be_brought_together(tmp_path, colour, channels):
+    write_image(tmp_path / "gray.png", np.full((1, 4, 5), 90, np.uint8))
+    write_image(tmp_path / "rgb.png", np.stack([np.full((4, 5), value, np.uint8) for value in (200, 100, 50)]))
+    config = DataConfig(colour=colour)
+    gray, rgb = (load_case(CaseFile("x", tmp_path / name), BINARY, config).image for name in ("gray.png", "rgb.png"))
+    assert (len(gray), len(rgb)) == channels
+    assert gray.dtype == rgb.dtype == np.uint8 and (gray == 90).all()
+    if colour == "gray":
+        assert (rgb == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)).all()
+
+
+def test_more_channels_than_three_are_left_alone(tmp_path):
+    write_image(tmp_path / "five.tif", np.zeros((5, 4, 4), np.uint16))
+    for colour in ("gray", "rgb"):
+        case = load_case(CaseFile("x", tmp_path / "five.tif"), BINARY, DataConfig(colour=colour))
+        assert case.image.shape == (5, 4, 4)

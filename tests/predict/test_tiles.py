@@ -169,7 +169,7 @@ def test_prediction_and_training_see_the_same_pixels(sampling, dims, tmp_path):
     torch.testing.assert_close(spy.seen[0], trained_on, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("dims", "shape", "found"), [(2, (1, 20, 20), "1 channels"), (3, (3, 20, 20), "a 2-D image")])
+@pytest.mark.parametrize(("dims", "shape", "found"), [(2, (1, 20, 20), "1 channel"), (3, (3, 20, 20), "a 2-D image")])
 def test_an_image_of_another_kind_is_refused(dims, shape, found):
     with pytest.raises(DataError) as error:
         predict_mask(tiny_model(dims, channels=3), picture(*shape))

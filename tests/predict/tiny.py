@@ -29,11 +29,10 @@ def with_net(model, net: nn.Module):
 
 
 def write_run(folder, model):
-    """Write a model as the folder of a run; returns the SHA-256 of its weights."""
+    """Write a model as the folder of a run."""
     import tomli_w
 
     (folder / WEIGHTS).parent.mkdir(parents=True)
     (folder / "config.toml").write_text(tomli_w.dumps(to_tree(model.config)))
     write_json(folder / "data.json", {"dims": model.dims, "channels": model.channels, "classes": model.classes})
-    save_checkpoint(folder / WEIGHTS, model.net.state_dict(), {"weights": "c0ffee" * 10 + "cafe"})
-    return "c0ffee" * 10 + "cafe"
+    save_checkpoint(folder / WEIGHTS, model.net.state_dict(), {})

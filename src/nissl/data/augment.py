@@ -81,7 +81,10 @@ def apply(
         images = _resample(images, grid, "bilinear", still)
         if masks is not None:
             masks = _resample(masks[:, None].to(images.dtype), grid, "nearest", still)[:, 0].to(masks.dtype)
-    return _intensities(images, draws), masks
+    else:
+        images = images.clone()
+    _change_intensities(images, draws)
+    return images, masks
 
 
 def _grid(images: Float[Tensor, "batch channels *space"], matrices: Sequence[np.ndarray]) -> Tensor:
@@ -100,15 +103,11 @@ def _resample(images: Tensor, grid: Tensor, mode: str, still: Sequence[int]) -> 
     return moved
 
 
-def _intensities(images: Float[Tensor, "batch channels *space"], draws: Sequence[Draw]) -> Tensor:
-    """Contrast about zero, brightness and noise; each is exact where it is drawn as nothing."""
-    shape = (-1, *[1] * (images.ndim - 1))
-    factors = torch.tensor([[one.contrast, one.brightness] for one in draws], dtype=images.dtype, device=images.device)
-    images = (images * factors[:, 0].view(shape)).add_(factors[:, 1].view(shape))
+def _change_intensities(images: Float[Tensor, "batch channels *space"], draws: Sequence[Draw]) -> None:
+    """Contrast about zero, brightness and noise, in place; each is exact where it is drawn as nothing."""
     for image, one in zip(images, draws, strict=True):
+        image.mul_(one.contrast).add_(one.brightness)
         if one.noise > 0:
             generator = torch.Generator().manual_seed(one.noise_seed)
-            image.add_(
-                torch.randn(image.shape, generator=generator, dtype=image.dtype).to(image.device), alpha=one.noise
-            )
-    return images
+            noise = torch.randn(image.shape, generator=generator, dtype=image.dtype)
+            image.add_(noise.to(image.device), alpha=one.noise)

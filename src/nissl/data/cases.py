@@ -108,7 +108,8 @@ def find_cases(root: Path, config: DataConfig) -> Dataset:
         except DataError as error:
             unreadable = unreadable or error
             continue
-        return Dataset(root, scan_.cases, scan_.label_map, len(header.shape), header.channels, scan_.layout)
+        channels = channels_in(config, header.channels)
+        return Dataset(root, scan_.cases, scan_.label_map, len(header.shape), channels, scan_.layout)
     assert unreadable is not None  # there is at least one case, and none was readable
     raise unreadable
 
@@ -240,15 +241,41 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean `{near[0]}`?)" if near else ""
 
 
-def load_case(file: CaseFile, label_map: LabelMap, limit_gib: float = 1.0) -> Case:
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the brightness of a colour, ITU-R BT.601."""
+
+
+def read_image(path: Path, config: DataConfig) -> Raster:
+    """Read an image, brought to one or to three channels where the settings ask for it.
+
+    Raises:
+        DataError: it cannot be read.
+
+    """
+    image = read_raster(path, config.limit_gib)
+    if channels_in(config, len(image.pixels)) == len(image.pixels):
+        return image
+    if config.colour == "rgb":
+        return replace(image, pixels=np.repeat(image.pixels, 3, axis=0))
+    gray = np.tensordot(LUMA, image.pixels.astype(np.float64), axes=1)[None]
+    whole = np.issubdtype(image.pixels.dtype, np.integer)
+    return replace(image, pixels=(np.rint(gray) if whole else gray).astype(image.pixels.dtype))
+
+
+def channels_in(config: DataConfig, channels: int) -> int:
+    """Return the channels that an image of so many has after reading; other than gray or RGB, it stays as it is."""
+    return {("rgb", 1): 3, ("gray", 3): 1}.get((config.colour, channels), channels)
+
+
+def load_case(file: CaseFile, label_map: LabelMap, config: DataConfig = DataConfig()) -> Case:
     """Read the image of a case, and its mask if there is one.
 
     Raises:
         DataError: a file cannot be read, holds values that cannot be used, or mask and image do not lie on each other.
 
     """
-    image = read_raster(file.image, limit_gib)
-    mask = read_raster(file.mask, limit_gib) if file.mask else None
+    image = read_image(file.image, config)
+    mask = read_raster(file.mask, config.limit_gib) if file.mask else None
     for finding in (*image_faults(file, image), *(pair_faults(file, image, mask) if mask else ())):
         raise DataError(finding.where, finding.found, finding.expected, finding.fix)
     labels = label_map.apply(mask, file.mask) if mask and file.mask else None

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from nissl.config import DataConfig
-from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, scan
+from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image, scan
 from nissl.data.formats import Raster, read_raster
 from nissl.data.labels import LabelMap
 from nissl.errors import DataError
@@ -58,7 +58,7 @@ def check(root: Path, config: DataConfig, progress: Callable[[int, int], None] |
     scanned = scan(root, config)
     findings, observations = list(scanned.findings), []
     for done, file in enumerate(scanned.cases, start=1):
-        observations.append(_observe(file, scanned.label_map, config.limit_gib))
+        observations.append(_observe(file, scanned.label_map, config))
         findings += observations[-1].findings
         if progress:
             progress(done, len(scanned.cases))
@@ -68,11 +68,12 @@ def check(root: Path, config: DataConfig, progress: Callable[[int, int], None] |
     return Report(tuple(findings), {"layout": scanned.layout} | _facts(observations, scanned.label_map))
 
 
-def _observe(file: CaseFile, label_map: LabelMap, limit_gib: float) -> _Observation:
+def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observation:
     """Read one case and note all that is wrong with it."""
     seen = _Observation(file)
-    image = _read(file.image, limit_gib, seen.findings)
-    mask = _read(file.mask, limit_gib, seen.findings) if file.mask else None
+    image = _found(lambda: read_image(file.image, config), seen.findings)
+    mask_path = file.mask
+    mask = _found(lambda: read_raster(mask_path, config.limit_gib), seen.findings) if mask_path else None
     if image:
         seen.shape, seen.dtype = image.pixels.shape[1:], image.pixels.dtype.name
         seen.channels = len(image.pixels)
@@ -80,9 +81,9 @@ def _observe(file: CaseFile, label_map: LabelMap, limit_gib: float) -> _Observat
         seen.findings += _image_findings(file, image)
     if image and mask:
         seen.findings += pair_faults(file, image, mask)
-    if mask and file.mask:
+    if mask and mask_path:
         try:
-            labels = label_map.apply(mask, file.mask)
+            labels = label_map.apply(mask, mask_path)
         except DataError as error:
             seen.findings.append(Finding.of(error))
         else:
@@ -90,9 +91,9 @@ def _observe(file: CaseFile, label_map: LabelMap, limit_gib: float) -> _Observat
     return seen
 
 
-def _read(path: Path, limit_gib: float, findings: list[Finding]) -> Raster | None:
+def _found(read: Callable[[], Raster], findings: list[Finding]) -> Raster | None:
     try:
-        return read_raster(path, limit_gib)
+        return read()
     except DataError as error:
         findings.append(Finding.of(error))
         return None
@@ -121,7 +122,7 @@ def _odd_ones(observations: Sequence[_Observation]) -> Iterator[Finding]:
     """Cases whose number of channels or of axes differs from that of most others."""
     read = [seen for seen in observations if seen.shape is not None]
     kinds: tuple[tuple[str, Callable[[_Observation], int], str], ...] = (
-        ("channels", lambda seen: seen.channels, "convert it (gray to RGB or back), or keep it in a set of its own"),
+        ("channels", lambda seen: seen.channels, "add --colour rgb or --colour gray, or keep it in a set of its own"),
         ("axes of space", lambda seen: len(seen.shape or ()), "keep 2-D and 3-D images in sets of their own"),
     )
     for what, count, fix in kinds:

@@ -22,7 +22,7 @@ from nissl.config import AugmentConfig, DataConfig
 from nissl.data import augment as augmentation
 from nissl.data.cases import Case, CaseFile, load_case
 from nissl.data.labels import LabelMap
-from nissl.errors import InputError, NisslError, ResourceError
+from nissl.errors import DataError, InputError, NisslError, ResourceError
 
 # Parts of the seed: two streams, and in each an order of cases and the draws of a sample.
 LABELLED, UNLABELLED = 1, 2
@@ -142,6 +142,7 @@ class Store:
         self._label_map = label_map
         self._free = config.cache_gib * 2**30 / max(1, config.workers)
         self._cases: dict[int, Case] = {}
+        self._kind: tuple[int, int] | None = None
         self._moments: dict[int, Float32[np.ndarray, "two channels *ones"]] = {}
         self._counts: dict[int, Int[np.ndarray, "classes"]] = {}
 
@@ -151,11 +152,24 @@ class Store:
     def __getitem__(self, index: int) -> Case:
         if index in self._cases:
             return self._cases[index]
-        case = self._fit(index, load_case(self.files[index], self._label_map, self.config.limit_gib))
+        case = self._fit(index, self._fitting(load_case(self.files[index], self._label_map, self.config), index))
         needed = case.image.nbytes + (0 if case.mask is None else case.mask.nbytes)
         if needed <= self._free:
             self._free -= needed
             self._cases[index] = case
+        return case
+
+    def _fitting(self, case: Case, index: int) -> Case:
+        """Refuse a case whose kind differs from that of the cases before it: they cannot be in one batch."""
+        kind = (case.image.ndim - 1, len(case.image))
+        self._kind = self._kind or (len(self.config.size), kind[1])
+        if kind != self._kind:
+            raise DataError(
+                self.files[index].image,
+                f"{kind[0]}-D with {kind[1]} channels",
+                f"{self._kind[0]}-D with {self._kind[1]} channels, as the other images",
+                "run `nissl check` to list all such images, and add --colour rgb or --colour gray if that is all",
+            )
         return case
 
     def moments(self, index: int) -> Float32[np.ndarray, "two channels *ones"]:

@@ -4,6 +4,9 @@ from nissl.evaluate.overlap import EMPTY_POLICY, Overlap, overlap, pooled
 from nissl.evaluate.statistics import Difference, bootstrap_interval, mean_over_classes, paired_difference
 from nissl.evaluate.surface import SurfaceDistance, surface_distance
 from nissl.evaluate.table import CaseScore, Scores, Summary, score_case, scores_from_csv, scores_to_csv, summarise
+from nissl.rooms import open_room
+
+open_room(__name__)
 
 __all__ = [
     "EMPTY_POLICY",

@@ -2,5 +2,8 @@
 
 from nissl.predict.folder import FolderResult, predict_folder
 from nissl.predict.tiles import peak_bytes, predict_mask
+from nissl.rooms import open_room
+
+open_room(__name__)
 
 __all__ = ["FolderResult", "peak_bytes", "predict_folder", "predict_mask"]

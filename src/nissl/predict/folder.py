@@ -9,8 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nissl.data.cases import CaseFile, image_faults
-from nissl.data.formats import GIB, SUFFIXES, Header, read_header, read_raster, stem, suffix, write_mask
+from nissl.data.cases import CaseFile, image_faults, read_image
+from nissl.data.formats import GIB, SUFFIXES, Header, read_header, stem, suffix, write_mask
 from nissl.errors import DataError, InputError, NisslError, ResourceError
 from nissl.predict.tiles import peak_bytes, predict_mask, require_fit, tile_size
 from nissl.progress import Tracker, track
@@ -46,12 +46,12 @@ def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tra
     paths, skipped = _find(images)
     _require_free(out)
     model = load_model(run, device)
+    record = _record(run, model) | {"skipped": skipped, "failed": {}, "images": {}}
     try:
         out.mkdir(parents=True, exist_ok=True)
+        write_json(out / RECORD, record)  # at once, so that the masks of a killed run are known as well
     except OSError as error:
-        raise InputError(out, f"{error.strerror}", "a folder that can be made", "choose another folder") from error
-    record = _record(run, model) | {"skipped": skipped, "failed": {}, "images": {}}
-    write_json(out / RECORD, record)  # at once, so that the masks of an interrupted run are known as well
+        raise InputError(out, f"{error.strerror}", "a folder that can be written", "choose another folder") from error
     try:
         return _predict_all(model, paths, out, record, tracker)
     finally:
@@ -175,7 +175,7 @@ def _predict(model: Model, path: Path, target: Path) -> None:
         ResourceError: too little memory for this image, or the disk is full (then it names the mask).
 
     """
-    raster = read_raster(path, model.config.data.limit_gib)
+    raster = read_image(path, model.config.data)
     for fault in image_faults(CaseFile(stem(path), path), raster):
         raise DataError(fault.where, fault.found, fault.expected, fault.fix)
     require_fit(model, raster.pixels, path)

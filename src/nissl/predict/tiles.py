@@ -77,7 +77,7 @@ def require_fit(model: Model, image: Num[np.ndarray, "channels *space"], where: 
     if image.ndim - 1 != model.dims:
         raise DataError(where, f"a {image.ndim - 1}-D image", f"{model.dims}-D, as the training images", fix)
     if len(image) != model.channels:
-        found, expected = f"{len(image)} channels", f"{model.channels}, as the training images"
+        found, expected = f"{len(image)} channel{'s' * (len(image) > 1)}", f"{model.channels}, as the training images"
         raise DataError(where, found, expected, fix)
 
 
@@ -222,7 +222,8 @@ def _moments_in_strips(image: Num[np.ndarray, "channels *space"]) -> Float32[np.
 
     def total(centre: np.ndarray | float, power: int) -> np.ndarray:
         parts = ((_as_kept(image[:, rows]) - np.float64(centre)) ** power for rows in strips)
-        return np.sum([part.sum(axis=axes, keepdims=True) for part in parts], axis=0)
+        sums: np.ndarray = np.sum([part.sum(axis=axes, keepdims=True) for part in parts], axis=0)
+        return sums
 
     mean = total(0.0, 1) / count
     deviation = np.sqrt(total(mean, 2) / count)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nissl.config import Config, from_tree
+from nissl.config import Config, DataConfig, from_tree
 from nissl.data.cases import CaseFile, find_cases, load_case
 from nissl.data.formats import read_raster, stem
 from nissl.data.labels import LabelMap
@@ -84,7 +84,7 @@ def hang(contents: Contents) -> Gallery:
         made = []
         for case in ids:
             try:
-                masks = _load(files.get(case), predictions.get(case), dataset.label_map, config.data.limit_gib)
+                masks = _load(files.get(case), predictions.get(case), dataset.label_map, config.data)
             except DataError as error:
                 without.setdefault(error.found, []).append(case)
             else:
@@ -95,13 +95,13 @@ def hang(contents: Contents) -> Gallery:
     return Gallery(worst, others, tuple(f"No overlay of {', '.join(ids)}: {why}." for why, ids in without.items()))
 
 
-def _load(file: CaseFile | None, prediction: Path | None, label_map: LabelMap, limit_gib: float) -> Masks:
+def _load(file: CaseFile | None, prediction: Path | None, label_map: LabelMap, config: DataConfig) -> Masks:
     """Read one case with its prediction; a DataError says what is not at hand or does not fit."""
     if file is None or file.mask is None:
         raise _absent("the image or its mask is not in the data folder any more")
     if prediction is None:
         raise _absent("no prediction in the run folder")
-    case, raster = load_case(file, label_map, limit_gib), read_raster(prediction, limit_gib)
+    case, raster = load_case(file, label_map, config), read_raster(prediction, config.limit_gib)
     predicted = raster.pixels[0]
     if case.mask is None or predicted.shape != case.mask.shape:
         raise _absent(f"the prediction is {predicted.shape}, but the image is now {case.image.shape[1:]}")
