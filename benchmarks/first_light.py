@@ -32,9 +32,9 @@ EVERY = {
     **CONTROLS,
     **{f"{rule}, folded": arm for rule, arm in RULES.items()},
     **{f"{rule}, kept unit-norm": arm | {"handover": "unit-norm"} for rule, arm in RULES.items()},
-    **{f"{rule}, encoder only": arm | {"layers": "encoder"} for rule, arm in RULES.items()},
-    **{f"{rule}, decoder only": arm | {"layers": "decoder"} for rule, arm in RULES.items()},
-    **{f"{rule}, shuffled": arm | {"name": "shuffled"} for rule, arm in RULES.items()},
+    **{f"{rule}, encoder only": RULES[rule] | {"layers": "encoder"} for rule in ("swta", "hpca")},
+    **{f"{rule}, decoder only": RULES[rule] | {"layers": "decoder"} for rule in ("swta", "hpca")},
+    "hpca, shuffled": RULES["hpca"] | {"name": "shuffled"},
 }
 MAIN = {**CONTROLS, "swta, folded": RULES["swta"], "hpca, folded": RULES["hpca"]}
 POCKET = (8, 16, 32, 64, 128)
@@ -66,17 +66,17 @@ GRIDS = {
         Config(
             data=DataConfig(label_map="binary", size=(128, 128)),
             split=SplitConfig(allow_shared_groups=True),
-            train=TrainConfig(steps=600),
+            train=TrainConfig(steps=500),
         ),
     ),
     "hippocampus": Grid(
         MAIN,
-        3,
+        2,
         Config(
             data=DataConfig(size=(32, 32, 32)),
             net=NetConfig(widths=POCKET),
             pretrain=PretrainConfig(steps=150, batch=4),
-            train=TrainConfig(steps=400, batch=4),
+            train=TrainConfig(steps=300, batch=4),
         ),
     ),
 }
