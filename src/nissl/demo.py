@@ -28,13 +28,13 @@ def demo(out: Path) -> Path:
     if out.exists():
         raise InputError(out, "exists already", "a folder that the demo can make", "remove it, or choose another --out")
     _say(f"simulating {IMAGES} images of fluorescent nuclei in {out / 'data'}")
-    write_phantoms(out / "data", IMAGES, PhantomConfig(), seed=SETTINGS.seed)
+    write_phantoms(out / "phantoms", IMAGES, PhantomConfig(), seed=SETTINGS.seed)
     _say("training on 10 masks; the rest of the images goes without")
-    run = jobs.train(out / "data", out / "run", SETTINGS)
+    run = jobs.train(out / "phantoms", out / "run", SETTINGS)
     summary = jobs.evaluate(run)
     low, high = summary.overall.dice_ci
     _say(f"Dice {summary.overall.dice:.3f} ({low:.3f} to {high:.3f}) on {summary.overall.n_cases} test images")
-    jobs.predict(run, out / "data" / "images", out / "masks")
+    jobs.predict(run, out / "phantoms" / "images", out / "masks")
     return jobs.report(run)
 
 

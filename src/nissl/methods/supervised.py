@@ -26,12 +26,17 @@ def segmentation_losses(
 
     Per image, not per batch, so that a batch split over processes has the same loss.
     """
-    return {"dice": _dice()(logits, masks[:, None]), "cross_entropy": F.cross_entropy(logits, masks)}
+    from monai.networks import one_hot  # MONAI takes 3 s to import
+
+    logits = logits.float()  # sums over many pixels, also under autocast
+    # Classes as shares: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
+    shares = one_hot(masks[:, None], logits.shape[1])
+    return {"dice": _dice()(logits, shares), "cross_entropy": F.cross_entropy(logits, shares)}
 
 
 @functools.cache
 def _dice() -> Callable[[Tensor, Tensor], Tensor]:
-    from monai.losses import DiceLoss  # takes 3 s to import
+    from monai.losses import DiceLoss
 
-    loss: Callable[[Tensor, Tensor], Tensor] = DiceLoss(softmax=True, to_onehot_y=True)
+    loss: Callable[[Tensor, Tensor], Tensor] = DiceLoss(softmax=True)
     return loss

@@ -26,14 +26,14 @@ def build(config: NetConfig, dims: int, in_channels: int, classes: int, seed: in
 
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which also seeds the GPUs
         if config.name in NETWORKS:
             return NETWORKS[config.name](dims, in_channels, classes, config)
         kind = _imported(config.name)
         try:
             inspect.signature(kind).bind(spatial_dims=dims, in_channels=in_channels, out_channels=classes)
             net = kind(spatial_dims=dims, in_channels=in_channels, out_channels=classes)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # another's class may raise anything
             raise InputError(
                 "net.name",
                 f"{config.name} cannot be made: {error}",
@@ -54,7 +54,7 @@ def _imported(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # another's module may raise anything while it is imported
         raise InputError(
             "net.name",
             f"{path!r}: {error}",

@@ -11,7 +11,7 @@ from nissl.plasticity import HPCA, SWTA, Rule, SoftHebb
 from nissl.plasticity.update import TRANSPOSED
 
 DEAD = 1e-4
-"""A unit whose response varies less than this share of its layer's mean variance is dead."""
+"""A unit whose response varies no more than this share of its layer's mean variance is dead."""
 
 
 @torch.no_grad()
@@ -20,17 +20,20 @@ def measure(net: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor, rule
 
     - sparsity: Treves and Rolls (1991), 1 - mean(|y|)^2 / mean(y^2) over units, averaged over positions: 0 where all
       respond alike, near 1 where one does.
-    - dead_units: under competition, units that win no position; else, units whose response hardly varies.
+    - dead_units: under competition, units that win no position; else, units whose response hardly varies. In a layer
+      that the network does not use, all.
     - variance_explained, for HPCA: share of the summed squares of the input patches that lies in the span of the
       filters; None otherwise, and in transposed layers.
     """
     rows: dict[str, dict[str, Any]] = {}
+    for name, layer in layers.items():
+        units = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        rows[name] = {"name": name, "units": units, "sparsity": 0.0, "dead_units": units, "variance_explained": None}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def look(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-            rows[name] = {
-                "name": name,
-                "units": y.shape[1],
+        def look(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            y = _responses(layer, output)
+            rows[name] |= {
                 "sparsity": _sparsity(y),
                 "dead_units": _dead(y, isinstance(rule, SWTA | SoftHebb)),
                 "variance_explained": _explained(layer, inputs[0], y) if isinstance(rule, HPCA) else None,
@@ -44,7 +47,14 @@ def measure(net: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor, rule
     finally:
         for handle in handles:
             handle.remove()
-    return [rows[name] for name in layers]
+    return list(rows.values())
+
+
+def _responses(layer: nn.Module, output: Tensor) -> Float[Tensor, "batch units *space"]:
+    """Return what the rule sees: the units second, also in a linear layer, and without the bias."""
+    y = output.reshape(-1, output.shape[-1]) if isinstance(layer, nn.Linear) else output
+    bias = layer.bias
+    return y - bias.view(-1, *[1] * (y.ndim - 2)) if isinstance(bias, Tensor) else y
 
 
 def _sparsity(y: Float[Tensor, "batch units *space"]) -> float:
@@ -57,7 +67,7 @@ def _dead(y: Float[Tensor, "batch units *space"], competitive: bool) -> int:
     if competitive:
         return y.shape[1] - int(torch.unique(y.argmax(1)).numel())
     variance = y.movedim(1, 0).flatten(1).var(1)
-    return int((variance < DEAD * variance.mean()).sum())
+    return int((variance <= DEAD * variance.mean()).sum())
 
 
 def _explained(layer: nn.Module, x: Tensor, y: Float[Tensor, "batch units *space"]) -> float | None:
