@@ -35,6 +35,8 @@ EVERY = {
     **{f"{rule}, encoder only": RULES[rule] | {"layers": "encoder"} for rule in ("swta", "hpca")},
     **{f"{rule}, decoder only": RULES[rule] | {"layers": "decoder"} for rule in ("swta", "hpca")},
     "hpca, shuffled": RULES["hpca"] | {"name": "shuffled"},
+    "swta, folded, 2048 samples": RULES["swta"] | {"samples": 2048},
+    "hpca, decoder only, 2048 samples": RULES["hpca"] | {"layers": "decoder", "samples": 2048},
 }
 MAIN = {**CONTROLS, "swta, folded": RULES["swta"], "hpca, folded": RULES["hpca"]}
 POCKET = (8, 16, 32, 64, 128)
@@ -57,6 +59,7 @@ GRIDS = {
             data=DataConfig(label_map="binary", size=(64, 64)),
             split=SplitConfig(allow_shared_groups=True),
             net=NetConfig(widths=POCKET),
+            pretrain=PretrainConfig(samples=0),
             train=TrainConfig(steps=400),
         ),
     ),
@@ -119,7 +122,8 @@ def collect(out: Path) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Write the means, spreads and paired differences to `none` as Markdown, in points of Dice."""
     dice = {(row["arm"], row["seed"]): row for row in rows}
-    arms = [arm for arm in EVERY if any(row["arm"] == arm for row in rows)]
+    arms = [*EVERY, *sorted({row["arm"] for row in rows} - EVERY.keys())]
+    arms = [arm for arm in arms if any(row["arm"] == arm for row in rows)]
     lines = [
         "| arm | runs | mean Dice | spread (sd) | pooled Dice | difference to none | 95 % interval | better in |",
         "|---|---|---|---|---|---|---|---|",

@@ -156,6 +156,9 @@ class PretrainConfig:
     """Number of steps."""
     batch: int = 8
     """Images in a step."""
+    samples: int = 2048
+    """Convolutions over large maps learn from evenly spaced positions, this many or a little more in a step: patches
+    side by side share most of their pixels. 0 learns from all positions."""
     inverse_temperature: float = 5.0
     """Sharpness of the competition in SWTA and SoftHebb, on responses divided by their standard deviation."""
 
@@ -163,6 +166,7 @@ class PretrainConfig:
         _require(self.rate > 0, "pretrain.rate", self.rate, "more than 0")
         _require(self.steps >= 1, "pretrain.steps", self.steps, "1 or more")
         _require(self.batch >= 1, "pretrain.batch", self.batch, "1 or more")
+        _require(self.samples >= 0, "pretrain.samples", self.samples, "0 or more")
         _require(self.inverse_temperature > 0, "pretrain.inverse_temperature", self.inverse_temperature, "more than 0")
 
 

@@ -1,5 +1,7 @@
 """Every rule on every kind of layer equals a loop over patches in float64."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from tests.references.hebbian import naive_update
 from torch import nn
 
 from nissl.plasticity import HPCA, SWTA, Hebb, Oja, SoftHebb, update
+from nissl.plasticity.update import Learning, accumulate, thinning
 
 RULES = {
     "swta": (SWTA(3.0), "swta", {"temperature": 3.0}),
@@ -117,3 +120,56 @@ def test_other_layers_and_words_are_refused():
         update(module, x, SWTA(), "median")
     with pytest.raises(ValueError, match="'U'"):
         update(module, x, SWTA(), transposed="U")
+
+
+@pytest.mark.parametrize("layer", ["conv1d", "conv2d", "conv2d-groups", "conv2d-same", "conv3d"])
+def test_thinned_positions_are_those_of_a_larger_stride(layer):
+    module, x = layer_and_input(layer)
+    x = x.repeat(1, 1, *[3] * (x.ndim - 2))
+    _, samples = accumulate(module, x, None, Learning(HPCA()))
+    stride = 2
+    wanted = samples // stride ** (x.ndim - 2)
+    thinned = accumulate(module, x, None, Learning(HPCA(), samples=wanted))
+    sparse = copy.deepcopy(module)
+    if isinstance(sparse.padding, str):
+        around = sparse._reversed_padding_repeated_twice
+        x, sparse.padding = nn.functional.pad(x, around), (0,) * len(sparse.stride)
+    sparse.stride = tuple(step * stride for step in sparse.stride)
+    expected = naive_update(sparse, x, "hpca")
+    assert thinned[1] == expected[1] >= wanted
+    np.testing.assert_allclose(thinned[0].numpy(), expected[0], rtol=1e-10, atol=1e-10)
+
+
+def test_thinning_leaves_at_least_the_samples_asked_for():
+    for available, dims, wanted in [(131072, 2, 8192), (8192, 2, 8192), (8191, 2, 8192), (262144, 3, 8192)]:
+        stride = thinning(available, dims, wanted)
+        assert stride == 1 or available // stride**dims >= wanted
+        assert available // (stride + 1) ** dims < wanted
+    assert thinning(131072, 2, None) == 1
+
+
+def test_processes_count_their_samples_together():
+    module, x = layer_and_input("conv2d")
+    _, alone = accumulate(module, x, None, Learning(HPCA(), samples=20))
+    _, shared = accumulate(module, x[:1], None, Learning(HPCA(), samples=20, processes=2))
+    assert alone == 2 * shared
+
+
+@pytest.mark.parametrize("form", ["T", "T-summed", "S"])
+@pytest.mark.parametrize("layer", ["transposed2d", "transposed2d-groups", "transposed2d-gaps", "transposed3d"])
+def test_thinned_inputs_of_a_transposed_layer_are_a_smaller_input(layer, form):
+    module, x = layer_and_input(layer)
+    x = x.repeat(1, 1, *[2] * (x.ndim - 2))
+    wanted = x[0, 0].numel() * len(x) // 2 ** (x.ndim - 2)
+    total, samples = accumulate(module, x, module(x), Learning(HPCA(), transposed=form, samples=wanted))
+    picked = x[(slice(None), slice(None), *[slice(None, None, 2)] * (x.ndim - 2))]
+    expected = naive_update(module, picked, "hpca", form=form)
+    assert samples == expected[1] >= wanted
+    np.testing.assert_allclose(total.numpy(), expected[0], rtol=1e-10, atol=1e-10)
+
+
+def test_overlapping_transposed_layers_learn_from_all_positions():
+    module, x = layer_and_input("transposed2d-overlapping")
+    everything = accumulate(module, x, None, Learning(HPCA()))
+    thinned = accumulate(module, x, None, Learning(HPCA(), samples=1))
+    assert thinned[1] == everything[1] and torch.equal(thinned[0], everything[0])

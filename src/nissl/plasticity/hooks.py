@@ -28,6 +28,8 @@ class Plasticity:
         exclude: names of modules that do not learn, with all that is inside them.
         unit_norm: take responses with unit-norm filters (see `update`).
         transposed: reading of transposed convolutions (see `update`).
+        samples: thin the positions of large maps as long as this many samples are left in a batch, over all processes;
+            None learns from all (see `nissl.plasticity.update`).
 
     Raises:
         ValueError: an excluded name is not in the network, or no layer is left to learn.
@@ -41,11 +43,13 @@ class Plasticity:
         exclude: Collection[str] = (),
         unit_norm: bool = True,
         transposed: Transposed = "T",
+        samples: int | None = None,
     ) -> None:
         self.layers = dict(plastic_layers(net, exclude))
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._all_reduce: Callable[[Tensor], None] | None = torch.distributed.all_reduce if several else None
-        self._learning = Learning(rule, unit_norm, transposed, self._all_reduce)
+        processes = torch.distributed.get_world_size() if several else 1
+        self._learning = Learning(rule, unit_norm, transposed, samples, processes, self._all_reduce)
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._no_grad = torch.no_grad()
@@ -72,16 +76,16 @@ class Plasticity:
         """
         if not self._sums:
             raise RuntimeError("run the network forward inside the `with` block before each step")
-        for name, delta in self._means():
+        for name, delta in self._negative_means():
             weight = self.layers[name].weight
             assert isinstance(weight, Tensor)
-            weight.grad = delta.to(weight.dtype).neg_()
+            weight.grad = delta.to(weight.dtype)
         self._sums.clear()
         optimizer.step()
         for layer in self.layers.values():
             layer.weight.grad = None
 
-    def _means(self) -> Iterator[tuple[str, Tensor]]:
+    def _negative_means(self) -> Iterator[tuple[str, Tensor]]:
         for name in self.layers:
             if name not in self._sums:
                 continue
@@ -90,7 +94,7 @@ class Plasticity:
             if self._all_reduce is not None:
                 self._all_reduce(total)
                 self._all_reduce(count)
-            yield name, total / count
+            yield name, total.div_(-count)
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def learn(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -26,4 +26,4 @@ class RelativeStep(torch.optim.Optimizer):
                     continue
                 length = torch.linalg.vector_norm(parameter.grad)
                 reach = group["lr"] * torch.linalg.vector_norm(parameter)
-                parameter.sub_(parameter.grad * torch.where(length > 0, reach / length, 0.0))
+                parameter.addcmul_(parameter.grad, torch.where(length > 0, reach / length, 0.0), value=-1)

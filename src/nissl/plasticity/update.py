@@ -16,12 +16,15 @@ layers side by side: neurons compete within their group. A transposed convolutio
   that it feeds, taken with filters of unit norm per input channel.
 
 A sample is an output position of a convolution, an input position of a transposed one, a row of a linear layer.
+Neighbouring patches share most of their pixels, so a convolution over large maps may learn from every second (third, …)
+position along each axis: that is the update of the same layer with a larger stride, at a fraction of the cost. So may a
+transposed convolution whose patches of output do not overlap.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -48,6 +51,11 @@ class Learning:
     """Take the response with filters of unit norm; the decay uses the raw weight. A bias is never part of it."""
     transposed: Transposed = "T"
     """Reading of transposed convolutions."""
+    samples: int | None = None
+    """Thin the positions, evenly along all axes, as long as this many are left; None takes all. Rows of a linear layer
+    and transposed convolutions with overlapping patches are not thinned."""
+    processes: int = 1
+    """Processes that bring as many samples each."""
     all_reduce: Callable[[Tensor], None] | None = None
     """Sums a tensor over all processes in place, where there are several."""
 
@@ -103,6 +111,10 @@ def accumulate(module: nn.Module, x: Tensor, output: Tensor | None, learning: Le
             output = None if output is None else output.reshape(-1, module.out_features, 1)
         x, geometry = _geometry(module, x)
         y = None if output is None else _without_bias(_full(output), module.bias)
+        if geometry.apart:
+            # Each input position has a patch of the output to itself: fewer positions are simply a smaller input.
+            stride = thinning(_samples(x) * learning.processes, x.ndim - 2, learning.samples)
+            x, y = _every(x, stride), (y if stride == 1 else None)
         if not geometry.transposed:
             total, samples = _convolution(weight, x, y, geometry, learning)
         elif learning.transposed == "S":
@@ -119,9 +131,16 @@ class Geometry:
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    kernel: tuple[int, ...]
     groups: int = 1
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
+
+    @property
+    def apart(self) -> bool:
+        """Whether it is a transposed layer in which no two input positions reach the same output."""
+        reach = zip(self.stride, self.padding, self.dilation, self.kernel, strict=True)
+        return self.transposed and all(s > d * (k - 1) and p == 0 for s, p, d, k in reach)
 
     def response(self, x: Tensor, weight: Tensor) -> Tensor:
         """Run the layer without its bias."""
@@ -141,7 +160,7 @@ class Geometry:
 def _geometry(module: nn.Module, x: Tensor) -> tuple[Tensor, Geometry]:
     """Return the kernel's geometry and the input, padded beforehand where the kernel cannot say how."""
     if isinstance(module, nn.Linear):
-        return x, Geometry((1,), (0,), (1,))
+        return x, Geometry((1,), (0,), (1,), (1,))
     assert isinstance(module, CONVOLUTIONS + TRANSPOSED)
     padding: tuple[int, ...] | str = module.padding
     if isinstance(padding, str) or module.padding_mode != "zeros":
@@ -150,7 +169,9 @@ def _geometry(module: nn.Module, x: Tensor) -> tuple[Tensor, Geometry]:
         padding = (0,) * len(module.stride)
     transposed = isinstance(module, TRANSPOSED)
     output_padding = tuple(int(p) for p in module.output_padding) if transposed else ()
-    return x, Geometry(module.stride, padding, module.dilation, module.groups, transposed, output_padding)
+    return x, Geometry(
+        module.stride, padding, module.dilation, module.kernel_size, module.groups, transposed, output_padding
+    )
 
 
 def _convolution(
@@ -158,10 +179,31 @@ def _convolution(
 ) -> tuple[Tensor, int]:
     """A neuron is an output channel; D = diag(forget) W or forget W, per group."""
     norms = _norms(weight, range(1, weight.ndim)) if learning.unit_norm else None
-    y = _unit(geometry.response(x, weight) if y is None else y, norms)
+    y = geometry.response(x, weight) if y is None else y
+    stride = thinning(_samples(y) * learning.processes, y.ndim - 2, learning.samples)
+    if stride > 1:
+        y = _every(y, stride).clone()  # gathered once, as it is read several times
+        geometry = replace(geometry, stride=tuple(step * stride for step in geometry.stride))
+    y = _unit(y, norms)
     r = _respond(y, geometry.groups, learning)
     grown = geometry.growth(r, x, weight)
-    return grown - _decay(weight, r, y, geometry.groups, learning.rule), _samples(y)
+    return _forgotten(grown, weight, (r, y), geometry.groups, learning.rule), _samples(y)
+
+
+def thinning(available: int, dims: int, wanted: int | None) -> int:
+    """Return the step between positions, along each axis, that leaves about `wanted` samples and never fewer."""
+    if wanted is None:
+        return 1
+    stride = 1
+    while available // (stride + 1) ** dims >= wanted:
+        stride += 1
+    return stride
+
+
+def _every(tensor: Tensor, stride: int) -> Tensor:
+    """Take every second (third, …) position along each axis of space."""
+    picked = slice(None), slice(None), *[slice(None, None, stride)] * (tensor.ndim - 2)
+    return tensor[picked]
 
 
 def _exchanged(weight: Tensor, x: Tensor, geometry: Geometry, learning: Learning) -> tuple[Tensor, int]:
@@ -169,8 +211,9 @@ def _exchanged(weight: Tensor, x: Tensor, geometry: Geometry, learning: Learning
     filters = weight / _norms(weight, range(1, weight.ndim)) if learning.unit_norm else weight
     patches = geometry.response(x, filters)
     r = _respond(x, geometry.groups, learning)
-    reverse = Geometry(geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-    return reverse.growth(r, patches, weight) - _decay(weight, r, x, geometry.groups, learning.rule), _samples(x)
+    reverse = replace(geometry, transposed=False, output_padding=())
+    grown = reverse.growth(r, patches, weight)
+    return _forgotten(grown, weight, (r, x), geometry.groups, learning.rule), _samples(x)
 
 
 def _per_offset(
@@ -182,14 +225,16 @@ def _per_offset(
     norms = _norms(grouped, (1, *range(3, grouped.ndim))) if learning.unit_norm else None
     y = _unit(geometry.response(x, weight) if y is None else y, norms)
     r = _respond(y, groups, learning)
-    decay = torch.zeros_like(weight)
+    loss = torch.zeros_like(weight)
     for offset in itertools.product(*map(range, weight.shape[2:])):
         at: tuple[slice | int, ...] = (slice(None), slice(None), *offset)
         seen = (slice(None), slice(None), *_positions(offset, x.shape[2:], y.shape[2:], geometry))
-        decay[at] = _swapped(_decay(_swapped(weight[at], groups), r[seen], y[seen], groups, learning.rule), groups)
+        matrix = _swapped(weight[at], groups)
+        lost = _forgotten(torch.zeros_like(matrix), matrix, (r[seen], y[seen]), groups, learning.rule)
+        loss[at] = _swapped(lost, groups)
     if learning.transposed == "T-summed":
-        decay = decay.flatten(2).sum(2).view(*decay.shape[:2], *[1] * (decay.ndim - 2))
-    return geometry.growth(r, x, weight) - decay, _samples(x)
+        loss = loss.flatten(2).sum(2).view(*loss.shape[:2], *[1] * (loss.ndim - 2))
+    return geometry.growth(r, x, weight) + loss, _samples(x)
 
 
 def _swapped(weight: Tensor, groups: int) -> Tensor:
@@ -230,14 +275,16 @@ def _deviation(y: Responses, learning: Learning) -> Float[Tensor, ""]:
     return torch.where(variance > 0, variance, 1.0).sqrt()
 
 
-def _decay(weight: Tensor, r: Responses, y: Responses, groups: int, rule: Rule) -> Tensor:
-    """Return D W, group by group, for weights of `(neurons, ...)`."""
-    parts = []
-    for w, r_g, y_g in zip(weight.chunk(groups), r.chunk(groups, 1), y.chunk(groups, 1), strict=True):
-        forgotten = rule.forget(r_g, y_g)
-        flat = w.flatten(1)
-        parts.append(forgotten[:, None] * flat if forgotten.ndim == 1 else forgotten @ flat)
-    return torch.cat(parts).view_as(weight)
+def _forgotten(grown: Tensor, weight: Tensor, seen: tuple[Responses, Responses], groups: int, rule: Rule) -> Tensor:
+    """Subtract D W in place, group by group, from the growth of weights of `(neurons, ...)`."""
+    responses = zip(*(part.chunk(groups, 1) for part in seen), strict=True)
+    for total, w, (r, y) in zip(grown.chunk(groups), weight.chunk(groups), responses, strict=True):
+        forgotten = rule.forget(r, y)
+        if forgotten.ndim == 1:
+            total.addcmul_(forgotten.view(-1, *[1] * (w.ndim - 1)), w, value=-1)
+        else:
+            total.sub_((forgotten @ w.flatten(1)).view_as(w))
+    return grown
 
 
 def _norms(weight: Tensor, axes: Iterable[int]) -> Tensor:

@@ -68,7 +68,8 @@ class Hebbian(Pretraining):
         seen = 0
         names = excluded(net, config.layers)
         # The filters have unit norm already, so that the response need not be rescaled.
-        with Plasticity(net, make_rule(config), names, unit_norm=False, transposed=config.transposed) as plasticity:
+        options: Any = {"unit_norm": False, "transposed": config.transposed, "samples": config.samples or None}
+        with Plasticity(net, make_rule(config), names, **options) as plasticity:
             for step in range(config.steps):
                 for group in optimiser.param_groups:
                     group["lr"] = config.rate * (1 - step / config.steps)

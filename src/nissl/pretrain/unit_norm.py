@@ -23,21 +23,23 @@ class UnitNorm(nn.Module):
         super().__init__()
         self.groups = int(layer.groups) if isinstance(layer, TRANSPOSED) else 0
 
+    def norms(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return each filter's norm, in a shape that divides the weight; 1 for a filter of zeros."""
+        if not self.groups:
+            norms = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
+        else:
+            grouped = weight.view(self.groups, -1, *weight.shape[1:])
+            norms = torch.linalg.vector_norm(grouped, dim=(1, *range(3, grouped.ndim)), keepdim=True)
+            norms = norms.expand(-1, grouped.shape[1], *norms.shape[2:]).flatten(0, 1)
+        return torch.where(norms > 0, norms, 1.0)
+
     def forward(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return filters of norm 1; a filter of zeros stays."""
-        if not self.groups:
-            return weight / _norm(weight, tuple(range(1, weight.ndim)))
-        grouped = weight.view(self.groups, -1, *weight.shape[1:])
-        return (grouped / _norm(grouped, (1, *range(3, grouped.ndim)))).view_as(weight)
+        return weight / self.norms(weight)
 
     def right_inverse(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the raw weight for an assigned one."""
         return weight
-
-
-def _norm(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
-    norm = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
-    return torch.where(norm > 0, norm, 1.0)
 
 
 @torch.no_grad()
@@ -45,7 +47,7 @@ def normalise(layers: Iterable[nn.Module]) -> None:
     """Bring the filters of layers to unit norm, in place."""
     for layer in layers:
         assert isinstance(layer.weight, Tensor)
-        layer.weight.copy_(UnitNorm(layer)(layer.weight))
+        layer.weight.div_(UnitNorm(layer).norms(layer.weight))
 
 
 def keep_unit_norm(net: nn.Module, layers: str) -> None:
