@@ -69,7 +69,7 @@ GRIDS = {
         Config(
             data=DataConfig(label_map="binary", size=(128, 128)),
             split=SplitConfig(allow_shared_groups=True),
-            train=TrainConfig(steps=500),
+            train=TrainConfig(steps=400),
         ),
     ),
     "hippocampus": Grid(

@@ -4,6 +4,8 @@ Nothing heavy is imported before a verb runs, so that `--help` answers at once.
 """
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -78,7 +80,11 @@ class Train:
         """Run the verb."""
         from nissl import jobs
 
-        jobs.train(self.folder, self.out, self.settings, self.resume)
+        try:
+            jobs.train(self.folder, self.out, self.settings, self.resume)
+        except SystemExit:
+            print(f"stopped; go on with: nissl train {self.folder} --out {self.out} --resume", file=sys.stderr)
+            raise
         print(f"trained: {self.out}\nnext: nissl evaluate {self.out}")
         return 0
 
@@ -168,7 +174,9 @@ class Fetch:
 
     def _agrees(self, terms: str) -> bool:
         print(terms)
-        return self.yes or input("download under these terms? [y/N] ").strip().lower() in ("y", "yes")
+        if self.yes or not sys.stdin.isatty():
+            return self.yes
+        return input("download under these terms? [y/N] ").strip().lower() in ("y", "yes")
 
 
 Verb = (
@@ -190,17 +198,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run a verb; 0 good, 2 the user's input, 3 faults in the data, 4 resources, 130 or 143 interrupted."""
     try:
-        verb = _parse(arguments)
-        return verb()
+        return _answer(arguments)
     except NisslError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except MemoryError:
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        reason, where = error.strerror or str(error), error.filename or "a file or folder"
+        print(f"error: {ResourceError(where, reason, 'that it can be used', 'check it and its disk')}", file=sys.stderr)
+        return ResourceError.exit_code
+    except (MemoryError, RuntimeError) as error:
+        # torch has a class of its own only for GPUs; on the CPU the words are all there is.
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
         print("error: out of memory\n  next step: lower --train.batch, --size or --data.cache-gib", file=sys.stderr)
         return ResourceError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _answer(arguments: list[str]) -> int:
+    try:
+        return _parse(arguments)()
+    finally:
+        sys.stdout.flush()  # here, where a closed pipe can still be answered
 
 
 def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Predict | MakeReport | Fetch":

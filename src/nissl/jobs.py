@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,16 +21,17 @@ from nissl.data.cases import CaseFile, Dataset, find_cases, load_case
 from nissl.data.check import Report
 from nissl.data.check import check as check_data
 from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
-from nissl.data.formats import Raster, suffix, write_mask
+from nissl.data.formats import read_raster, suffix, write_mask
 from nissl.data.split import Split, make_split
-from nissl.errors import InputError
+from nissl.errors import DataError, InputError
 from nissl.evaluate import Summary, score_case, scores_to_csv, summarise
 from nissl.files import write_whole
 from nissl.methods import METHODS
 from nissl.plasticity import plastic_layers
 from nissl.predict.folder import FolderResult, predict_folder
 from nissl.predict.tiles import predict_mask
-from nissl.pretrain import PRETRAININGS
+from nissl.pretrain import PRETRAININGS, Images, Pretraining
+from nissl.pretrain.pretraining import excluded
 from nissl.progress import Advance, track
 from nissl.report import write_report
 from nissl.train.distributed import World, joined, synchronise
@@ -65,19 +67,41 @@ def train(data: Path | str, out: Path | str, config: Config | None = None, resum
     split = make_split(dataset.cases, config.split, config.seed)
     device = choose_device(config.device)
     with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
+        job = _Job(out, config, dataset, split, device, world)
         if resume:
             require_same(out, config, dataset, split)
-        elif world.first:
+        # What cannot work shows here, before the run starts.
+        networks, stores = _networks(job), _stores(job)
+        network = _measure_network(networks[0], config, dataset)
+        excluded(networks[0], config.pretrain.layers)
+        if world.first and not resume:
+            write_json(out / "network.json", network)
             describe(out, config, dataset, split)
         with _exactness(config.deterministic):
-            _train(out, config, dataset, split, _Place(device, world))
+            _train(job, networks, stores)
     return out
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _Job:
+    """One training: what, of what, where to and by whom."""
+
+    out: Path
+    config: Config
+    dataset: Dataset
+    split: Split
     device: torch.device
     world: World
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stores:
+    """The cases that the run reads; None where it does not look at them."""
+
+    labelled: Store
+    unlabelled: Store | None
+    images: Store | None
+    """All training images without their masks, for stage 1."""
 
 
 def check(data: Path | str, config: DataConfig | None = None) -> Report:
@@ -103,46 +127,34 @@ def report(run: Path | str) -> Path:
     return write_report(Path(run))
 
 
-def _train(out: Path, config: Config, dataset: Dataset, split: Split, place: _Place) -> None:
-    """Build, pre-train and train."""
-    kind = METHODS[config.method.name]
-    networks = []
-    for index in range(kind.count):
-        seed = _seed(config.seed, NETWORK, index)
-        networks.append(nets.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), seed))
+def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
+    """Pre-train and train."""
+    out, config = job.out, job.config
     resumed = (out / STATE).exists()
-    if place.world.first and not resumed:
-        write_json(out / "network.json", _measure_network(networks[0], config, dataset))
     for index, net in enumerate(networks):
-        pretraining = PRETRAININGS[config.pretrain.name](config.pretrain, _seed(config.seed, STAGE_1, index))
+        pretraining = _pretraining(config, index)
         if resumed:
             pretraining.restructure(net)
             continue
-        net.to(place.device)
+        net.to(job.device)
         lay_out(net)
-        if place.world.size > 1:
+        if job.world.size > 1:
             synchronise(net)
-        images = _images(config, dataset, split, _seed(config.seed, STAGE_1, index), place)
         start = perf_counter()
         with track(pretraining.steps, f"pre-training ({config.pretrain.name})") as pretraining.advance:
-            report = pretraining.run(net, images)
-        if place.world.first and index == 0:
+            report = pretraining.run(net, _images(job, stores.images, index))
+        if job.world.first and index == 0:
             write_json(out / "pretrain.json", dataclasses.asdict(report) | {"seconds": perf_counter() - start})
             _save_filters(out / "filters_start.npy", net)
-    trainer = Trainer(
-        kind(networks),
-        _stream(config, dataset, split, kind.uses_unlabelled, place.world),
-        config.train,
-        out,
-        _seed(config.seed, STAGE_2),
-        place.device,
-        place.world,
-        config.data.workers,
-    )
+    seed = _seed(config.seed, STAGE_2)
+    schedule = Schedule(seed, config.train.batch, job.world.rank, job.world.size)
+    stream = Stream(stores.labelled, stores.unlabelled, config.augment, schedule)
+    method = METHODS[config.method.name](networks)
+    trainer = Trainer(method, stream, config.train, out, seed, job.device, job.world, config.data.workers)
     if resumed and (warning := trainer.resume()):
         print(f"warning: {warning}", file=sys.stderr)
     trainer.run()
-    if place.world.first:
+    if job.world.first:
         _save_filters(out / "filters.npy", trainer.average.module)
 
 
@@ -169,9 +181,10 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
     with track(len(chosen), "measuring") as advance:
         for file in chosen:
             case = load_case(file, dataset.label_map, model.config.data)
-            assert case.mask is not None
+            if case.mask is None:
+                raise InputError(file.image, "its mask is gone", "the data of the run", "put the mask back")
             prediction = predict_mask(model, case.image)
-            _write_prediction(folder, file, prediction)
+            _write_prediction(folder, file, prediction, model.config.data)
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
             advance(case.id)
     summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]))
@@ -181,12 +194,12 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
     return summary
 
 
-def _write_prediction(folder: Path, file: CaseFile, prediction: Any) -> None:
-    from nissl.data.formats import read_raster
-
+def _write_prediction(
+    folder: Path, file: CaseFile, prediction: UInt8[np.ndarray, "*space"], config: DataConfig
+) -> None:
     kind = suffix(file.image)
     lossless = kind if kind in (".nii", ".nii.gz", ".tif", ".tiff") else ".png"
-    like: Raster | None = read_raster(file.image) if lossless.startswith(".nii") else None
+    like = read_raster(file.image, config.limit_gib) if lossless.startswith(".nii") else None
     write_mask(folder / f"{file.id}{lossless}", prediction, like)
 
 
@@ -203,12 +216,64 @@ def _chosen(dataset: Dataset, ids: Sequence[str]) -> list[CaseFile]:
     return [by_id[name] for name in ids]
 
 
-def _images(config: Config, dataset: Dataset, split: Split, seed: int, place: _Place) -> "_Placed":
+def _pretraining(config: Config, index: int) -> Pretraining:
+    return PRETRAININGS[config.pretrain.name](config.pretrain, _seed(config.seed, STAGE_1, index))
+
+
+def _networks(job: _Job) -> list[nn.Module]:
+    """Build the networks that the method trains.
+
+    Raises:
+        InputError: they cannot be made.
+
+    """
+    config, dataset = job.config, job.dataset
+    classes = len(dataset.label_map.names)
+    return [
+        nets.build(config.net, dataset.dims, dataset.channels, classes, _seed(config.seed, NETWORK, index))
+        for index in range(METHODS[config.method.name].count)
+    ]
+
+
+def _stores(job: _Job) -> _Stores:
+    """Read each file that the run will use, so that a fault shows at once and not after hours.
+
+    Raises:
+        DataError: a file cannot be read or used, or is of another kind than the others.
+
+    """
+    config, dataset, split = job.config, job.dataset, job.split
+    semi, looks = METHODS[config.method.name].uses_unlabelled, _pretraining(config, 0).steps > 0
+    data = dataclasses.replace(config.data, cache_gib=config.data.cache_gib / (1 + semi + looks))
+
+    def store(ids: Sequence[str], with_masks: bool = False) -> Store:
+        return Store(_chosen(dataset, ids), dataset.label_map, data, with_masks=with_masks)
+
+    stores = _Stores(
+        store(split.labelled, with_masks=True),
+        store(split.unlabelled) if semi else None,
+        store(sorted(split.labelled + split.unlabelled)) if looks else None,
+    )
+    read = [part for part in (stores.labelled, stores.unlabelled, stores.images) if part is not None]
+    with track(sum(map(len, read)), "reading") as advance:
+        for part in read:
+            for index, file in enumerate(part.files):
+                channels = len(part[index].image)
+                if channels != dataset.channels:
+                    found, expected = f"{channels} channels", f"{dataset.channels}, as the first image"
+                    raise DataError(file.image, found, expected, "add --colour rgb or --colour gray")
+                advance(file.id)
+    return stores
+
+
+def _images(job: _Job, store: Store | None, index: int) -> Images:
     """Serve images of all training cases, on the device; no mask file is opened."""
-    files = _chosen(dataset, sorted(split.labelled + split.unlabelled))
-    store = Store(files, dataset.label_map, config.data, with_masks=False)
-    schedule = Schedule(seed, config.pretrain.batch, place.world.rank, place.world.size)
-    return _Placed(ImageStream(store, config.augment, schedule), place.device)
+    if store is None:
+        return ()
+    schedule = Schedule(
+        _seed(job.config.seed, STAGE_1, index), job.config.pretrain.batch, job.world.rank, job.world.size
+    )
+    return _Placed(ImageStream(store, job.config.augment, schedule), job.device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,24 +288,26 @@ class _Placed:
         return images.contiguous(memory_format=CHANNELS_LAST[images.ndim])
 
 
-def _stream(config: Config, dataset: Dataset, split: Split, uses_unlabelled: bool, world: World) -> Stream:
-    labelled = Store(_chosen(dataset, split.labelled), dataset.label_map, config.data)
-    unlabelled = None
-    if uses_unlabelled:
-        files = _chosen(dataset, split.unlabelled)
-        unlabelled = Store(files, dataset.label_map, config.data, with_masks=False)
-    schedule = Schedule(_seed(config.seed, STAGE_2), config.train.batch, world.rank, world.size)
-    return Stream(labelled, unlabelled, config.augment, schedule)
-
-
 def _measure_network(net: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Parameters, and multiply-adds for one input."""
-    multiple = nets.multiple(net)
-    size = [-(-length // multiple) * multiple for length in config.data.size]
+    """Count parameters, and multiply-adds for one input.
+
+    Raises:
+        InputError: the network does not make logits of the size of its input.
+
+    """
+    size, classes = config.data.size, len(dataset.label_map.names)
     counter = FlopCounterMode(display=False)
     training = net.training
-    with counter, torch.no_grad():
-        net.eval()(torch.zeros(1, dataset.channels, *size))
+    try:
+        with counter, torch.no_grad():
+            logits = net.eval()(torch.zeros(1, dataset.channels, *size))
+        found = f"output of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    except Exception as error:  # another's network may raise anything
+        logits, found = None, str(error)
+    if not isinstance(logits, Tensor) or logits.shape != (1, classes, *size):
+        fitting = -(-max(size) // nets.multiple(net)) * nets.multiple(net)
+        wanted = f"logits of shape {(1, classes, *size)} for an image of that size"
+        raise InputError(f"net.name {config.net.name}", found, wanted, f"try --size {fitting}, or another network")
     net.train(training)
     return {
         "name": config.net.name,

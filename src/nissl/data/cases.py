@@ -85,7 +85,7 @@ class Dataset:
     layout: str
 
 
-def find_cases(root: Path, config: DataConfig) -> Dataset:
+def find_cases(root: Path | str, config: DataConfig = DataConfig()) -> Dataset:
     """Find the images and masks of a folder: `images/` and `masks/`, two folders by flags, or the Decathlon's.
 
     An image and its mask have the same name but for the suffix; images without a mask are the unlabelled ones.
@@ -95,6 +95,7 @@ def find_cases(root: Path, config: DataConfig) -> Dataset:
         DataError: the names alone show a fault that makes the set unusable, or no image can be read.
 
     """
+    root = Path(root)
     scan_ = scan(root, config)
     errors = [finding for finding in scan_.findings if finding.level == "error"]
     if errors:

@@ -31,7 +31,9 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
         ResourceError: the disk is full; the old checkpoint is untouched.
 
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies: safetensors refuses tensors that share memory, as those of tied layers do.
+    layout = torch.contiguous_format
+    plain = {name: tensor.detach().cpu().clone(memory_format=layout) for name, tensor in tensors.items()}
     text = json.dumps(facts, sort_keys=True)
     checksum = _checksum(plain, text)
     content = safetensors.torch.save(plain, {"facts": text, "sha256": checksum})
@@ -39,8 +41,12 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
         # The old file gets its second name before the new one takes the first: at every moment there is one.
         link = path.with_name(f"{PREVIOUS}{path.name}.tmp")
         link.unlink(missing_ok=True)
-        link.hardlink_to(path)
+        try:
+            link.hardlink_to(path)
+        except OSError:  # some file systems have no hard links
+            write_whole(link, path.read_bytes())
         link.replace(path.with_name(PREVIOUS + path.name))
+        link.unlink(missing_ok=True)  # a rename does nothing where both are names of one file already
     write_whole(path, content)
     return checksum
 
@@ -103,10 +109,14 @@ def unpack_optimiser(
     optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
     """Put the state that `pack_optimiser` took back into an optimiser over the same parameters."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimiser."):
             _, index, key = name.split(".", 2)
+            like = parameters[int(index)]
+            if tensor.shape == like.shape:  # in the layout of the parameter, such as channels-last, as it was
+                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
             state.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": groups})
 

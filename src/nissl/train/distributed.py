@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-TIMEOUT = timedelta(seconds=60)
-"""A killed process ends the run of the others after this time."""
+TIMEOUT = timedelta(minutes=10)
+"""How long processes wait for one that hangs, or reads and writes for all; a killed one ends the run at once."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,14 @@ class World:
     def first(self) -> bool:
         """Whether this is the process that writes files."""
         return self.rank == 0
+
+    def mean(self, values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Return the mean over processes: what all of them know, so that all decide alike."""
+        return _reduced(values, dist.ReduceOp.SUM) / self.size if self.size > 1 else values
+
+    def largest(self, value: int, device: torch.device) -> int:
+        """Return the largest value of any process; until all have called, none goes on."""
+        return int(_reduced(torch.tensor(value, device=device), dist.ReduceOp.MAX)) if self.size > 1 else value
 
 
 @contextmanager
@@ -62,33 +70,41 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
         """Normalise by the statistics of all processes' samples in training, by the running ones otherwise."""
         self._check_input_dim(input)
-        if not self.training:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        axes = [axis for axis in range(input.ndim) if axis != 1]
-        shape = (1, -1, *[1] * (input.ndim - 2))
+        if not self.training:  # one process may evaluate while the others do not: nothing is exchanged
+            known, options = (self.running_mean, self.running_var), (self.weight, self.bias)
+            return F.batch_norm(input, *known, *options, training=self.running_mean is None, eps=self.eps)
+        x = input if input.dtype == torch.float64 else input.float()  # sums in half precision lose too much
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = (1, -1, *[1] * (x.ndim - 2))
         processes = dist.get_world_size()
-        mean = _total(input.mean(axes)) / processes
-        centred = input - mean.view(shape)
+        mean = _total(x.mean(axes)) / processes
+        centred = x - mean.view(shape)
         variance = _total(centred.square().mean(axes)) / processes
-        self._track(mean.detach(), variance.detach(), processes * input.numel() // input.shape[1])
+        if self.running_mean is not None:
+            self._track(mean.detach(), variance.detach(), processes * x.numel() // x.shape[1])
         normal = centred * torch.rsqrt(variance + self.eps).view(shape)
-        return normal * self.weight.view(shape) + self.bias.view(shape)
+        if self.affine:
+            normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        return normal.to(input.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, samples: int) -> None:
         assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        # Without a momentum torch keeps the plain average of all batches.
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         unbiased = variance * (samples / (samples - 1))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
 def synchronise(net: nn.Module) -> None:
     """Replace each BatchNorm of a network, in place, by one over all processes; parameters and buffers are kept."""
     for name, child in list(net.named_children()):
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, SynchronisedBatchNorm):
-            twin = SynchronisedBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
+            options = (child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+            twin = SynchronisedBatchNorm(*options)
             twin.weight, twin.bias = child.weight, child.bias
             twin.running_mean, twin.running_var = child.running_mean, child.running_var
             twin.num_batches_tracked = child.num_batches_tracked
@@ -103,15 +119,17 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
+        return _reduced(tensor, dist.ReduceOp.SUM)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
+        return _reduced(gradients[0], dist.ReduceOp.SUM)
+
+
+def _reduced(tensor: Tensor, how: Any) -> Tensor:
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, how)
+    return total
 
 
 def _total(tensor: Tensor) -> Tensor:

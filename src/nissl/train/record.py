@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -24,17 +24,27 @@ from nissl.errors import InputError
 from nissl.files import write_whole
 from nissl.train.run import choose_device, read_json, write_json
 
+LOCK, OWNER = ".nissl.lock", ".nissl.owner"
+"""Held, and removed, while a run works in the folder."""
+
+FACTS = ("dims", "channels", "classes")
+"""Of the data, beside the cases: what fixes the network and the meaning of its output."""
+
 
 @contextmanager
 def claimed(out: Path, resume: bool) -> Iterator[None]:
-    """Hold the run folder against other runs; refuse one that holds something else."""
+    """Hold the run folder against other runs; refuse one that holds something else.
+
+    What was made here is removed again where nothing was written: then the run did not start.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(out, "a file", "a folder for the run", "choose another --out")
     if resume and not (out / "config.toml").exists():
         raise InputError(out, "no run to resume", "the folder of an interrupted run", "leave out --resume to start one")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True) if resume else out.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(out / ".lock", timeout=0)
+        out.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(out / LOCK, timeout=0)
         lock.acquire()
     except filelock.Timeout as error:
         found = f"in use by another run ({_owner(out)})"
@@ -43,7 +53,7 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
         found = f"cannot be written: {error.strerror}"
         raise InputError(out, found, "a folder that can be written", "choose another --out") from error
     try:
-        present = sorted(path.name for path in out.iterdir() if path.name not in (".lock", ".owner"))
+        present = sorted(path.name for path in out.iterdir() if path.name not in (LOCK, OWNER))
         if present and not resume:
             raise InputError(
                 out,
@@ -51,35 +61,40 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
                 "a new or empty folder",
                 "choose another --out, or add --resume to go on with an interrupted run",
             )
-        (out / "checkpoints").mkdir(exist_ok=True)
-        (out / ".owner").write_text(f"process {os.getpid()} on {platform.node()}")
+        for part in (*out.glob(".*.tmp"), *out.glob("checkpoints/*.tmp")):
+            part.unlink()  # what a killed run was writing
+        (out / OWNER).write_text(f"process {os.getpid()} on {platform.node()}")
         yield
     finally:
-        (out / ".owner").unlink(missing_ok=True)
+        for name in (OWNER, LOCK):
+            (out / name).unlink(missing_ok=True)
         lock.release()
-        (out / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # as soon as one of them is not empty
+            for folder in made:
+                folder.rmdir()
 
 
 def _owner(out: Path) -> str:
     try:
-        return (out / ".owner").read_text()
+        return (out / OWNER).read_text()
     except OSError:
         return "its owner is unknown"
 
 
 def describe(out: Path, config: Config, dataset: Dataset, split: Split) -> None:
     """Write what the run is made of, before it starts."""
-    write_whole(out / "config.toml", tomli_w.dumps(to_tree(config)))
-    write_whole(out / "split.json", split.to_json())
-    write_json(out / "data.json", _data(dataset, split))
-    write_json(out / "env.json", _environment(config))
+    data = _data(dataset, split)  # takes long; a run that is stopped here has not begun
     budget = {
         "masks_seen": split.labelled,
         "validation": [],
         "selection": "none: a fixed number of steps, averaged weights, the most probable class",
         "test_masks_opened": 0,
     }
+    write_whole(out / "split.json", split.to_json())
+    write_json(out / "data.json", data)
+    write_json(out / "env.json", _environment(config))
     write_json(out / "budget.json", budget)
+    write_whole(out / "config.toml", tomli_w.dumps(to_tree(config)))  # the last: with it, the run can be resumed
 
 
 def _data(dataset: Dataset, split: Split) -> dict[str, Any]:
@@ -126,8 +141,11 @@ def require_same(out: Path, config: Config, dataset: Dataset, split: Split) -> N
     if changed:
         listed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)
         raise InputError(out, listed, "the settings that the run began with", "leave these settings out, or start anew")
-    stored = {case["id"]: case for case in read_json(out / "data.json")["cases"]}
-    here = {case["id"]: case for case in _data(dataset, split)["cases"]}
+    data, data_now = read_json(out / "data.json"), _data(dataset, split)
+    facts = [f"{key} were {data[key]}, are {data_now[key]}" for key in FACTS if data[key] != data_now[key]]
+    if facts:
+        raise InputError(dataset.root, "; ".join(facts), "what the run began with", "put it back, or start a new run")
+    stored, here = ({case["id"]: case for case in tree["cases"]} for tree in (data, data_now))
     other = sorted(key for key in stored.keys() | here.keys() if stored.get(key) != here.get(key))
     if other:
         raise InputError(

@@ -16,7 +16,7 @@ from torch import nn
 
 from nissl import nets
 from nissl.config import Config, load_config
-from nissl.errors import InputError
+from nissl.errors import DataError, InputError
 from nissl.files import write_whole
 from nissl.train.checkpoint import load_checkpoint
 
@@ -50,6 +50,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         InputError: the file is not there: the folder is not a run, or the run did not get that far.
+        DataError: the file is damaged.
 
     """
     try:
@@ -58,6 +59,9 @@ def read_json(path: Path) -> Any:
         raise InputError(
             path, "no such file", "the folder of a run made by `nissl train`", "check the folder, or train first"
         ) from error
+    except ValueError as error:
+        fix = "restore the file from a copy, or train again"
+        raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", fix) from error
 
 
 def choose_device(name: str) -> torch.device:
@@ -83,14 +87,19 @@ def load_model(run: Path, device: str = "auto") -> Model:
 
     Raises:
         InputError: the folder is not a run.
-        DataError: the weights are missing or damaged.
+        DataError: the weights are missing, damaged, or of another network than the settings state.
 
     """
     data = read_json(run / "data.json")
     config = load_config(run / "config.toml")
     tensors, facts = load_checkpoint(run / WEIGHTS)
     net = nets.build(config.net, data["dims"], data["channels"], len(data["classes"]), config.seed)
-    net.load_state_dict(tensors)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        found = f"weights of another network ({str(error).splitlines()[-1].strip()})"
+        fix = "restore config.toml and data.json of this run"
+        raise DataError(run / WEIGHTS, found, f"those of {config.net.name} as in config.toml", fix) from error
     place = choose_device(device)
     return Model(
         net.to(place).eval(),

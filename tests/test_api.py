@@ -1,0 +1,79 @@
+"""The package from Python: quick to import, and one name for each verb whatever was imported before."""
+
+import subprocess
+import sys
+
+import pytest
+
+import nissl
+
+HEAVY = ("torch", "numpy", "scipy", "monai", "matplotlib", "nibabel", "tifffile", "PIL")
+VERBS = ("check", "train", "evaluate", "predict", "report")
+
+
+def python(code):
+    """Run code in a fresh process; its output."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = f"import sys, nissl; print([name for name in {HEAVY} if name in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_settings_are_made_without_torch():
+    code = f"import sys, nissl; nissl.Config(); print([name for name in {HEAVY} if name in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_all_names_are_there():
+    for name in nissl.__all__:
+        assert callable(getattr(nissl, name))
+    assert set(VERBS) < set(nissl.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'nissl' has no attribute 'trian'"):
+        nissl.trian  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "first", ["nissl.jobs", "nissl.train.loop", "nissl.evaluate", "nissl.report.html", "nissl.predict"]
+)
+def test_a_verb_runs_again_and_after_its_room_was_imported(first):
+    """`nissl.train` is a package too: importing it must not take the verb away."""
+    code = f"""
+import importlib, pathlib, tempfile, nissl
+from nissl.errors import NisslError
+importlib.import_module("{first}")
+gone = pathlib.Path(tempfile.mkdtemp()) / "gone"
+for verb, arguments in dict(train=(gone, gone), evaluate=(gone,), predict=(gone, gone, gone), report=(gone,)).items():
+    for attempt in range(2):
+        try:
+            getattr(nissl, verb)(*arguments)
+        except NisslError as error:
+            assert "gone" in error.where, error
+        else:
+            raise AssertionError(verb)
+from nissl.train.loop import Trainer
+from nissl.evaluate import score_case
+from nissl.predict import predict_mask
+from nissl.report import write_report
+print("good")
+"""
+    assert python(code) == "good"
+
+
+def test_open_lists_the_cases_of_a_folder(tmp_path):
+    from tests.tiny_data import write_tiny
+
+    dataset = nissl.open(write_tiny(tmp_path / "data"), nissl.Config().data)
+    assert len(dataset.cases) == 8 and dataset.dims == 2
+
+
+def test_plasticity_is_importable_as_documented():
+    from nissl.plasticity import HPCA, SWTA, Plasticity, SoftHebb, update
+
+    assert all(map(callable, (HPCA, SWTA, SoftHebb, Plasticity, update)))

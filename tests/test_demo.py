@@ -1,0 +1,27 @@
+"""The demo is the whole job, from nothing to a page."""
+
+import dataclasses
+
+import pytest
+
+from nissl import demo
+from nissl.config import DataConfig, NetConfig, TrainConfig
+from nissl.errors import InputError
+
+
+def test_the_demo_ends_with_a_page_and_a_mask_for_every_image(tmp_path, monkeypatch):
+    small = dataclasses.replace(
+        demo.SETTINGS,
+        data=DataConfig(size=(32,)),
+        net=NetConfig(widths=(4, 8), dropout=(0.0, 0.0)),
+        pretrain=dataclasses.replace(demo.SETTINGS.pretrain, steps=2),
+        train=TrainConfig(steps=3),
+    )
+    monkeypatch.setattr(demo, "SETTINGS", small)
+    monkeypatch.setattr(demo, "IMAGES", 20)
+    page = demo.demo(tmp_path / "demo")
+    assert page.is_file() and "test images" in page.read_text()
+    images = sorted(path.name for path in (tmp_path / "demo" / "phantoms" / "images").iterdir())
+    assert sorted(path.name for path in (tmp_path / "demo" / "masks").glob("*.png")) == images
+    with pytest.raises(InputError, match="exists already"):
+        demo.demo(tmp_path / "demo")
