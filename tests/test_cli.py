@@ -364,5 +364,5 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
 def test_check_text_has_all_parts_of_a_finding():
     finding = Finding("warning", "somewhere", "this", "that", "mend it")
     text = cli._check_text(Report((finding,), {"images": 3}))
-    assert "warning: somewhere\n  found: this\n  expected: that\n  next step: mend it" in text
+    assert "warning: somewhere\n    found: this\n  expected: that\n  next step: mend it" in text
     assert text.endswith("images: 3\nno fault, 1 warnings")

@@ -132,6 +132,13 @@ def test_f32_training_opens_no_test_file_and_no_mask_beyond_the_budget(data, tmp
     assert masks == set(split["labelled"])
 
 
+def test_f32_not_even_the_header_of_a_test_file_is_read(tmp_path):
+    data = write_tiny(tmp_path / "data", test=(0, 5))
+    with opened_files() as opened:
+        jobs.train(data, tmp_path / "run", tiny_config(steps=1))
+    assert not [path for path in opened if path.stem in ("field000", "field005")]
+
+
 def test_f35_changing_test_pixels_changes_nothing_in_training(data, run, tmp_path):
     other = write_tiny(tmp_path / "data")
     for name in ("field002", "field005"):

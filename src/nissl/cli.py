@@ -245,10 +245,14 @@ def _check_tree(report: "Report") -> dict[str, Any]:
 
 
 def _check_text(report: "Report") -> str:
+    """Write all findings, those with one mend together, then the facts."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for finding in report.findings:
+        line = f"{finding.where}\n    found: {finding.found}"
+        alike.setdefault((finding.level, finding.expected, finding.fix), []).append(line)
     blocks = [
-        f"{finding.level}: {finding.where}\n  found: {finding.found}\n  expected: {finding.expected}\n"
-        f"  next step: {finding.fix}"
-        for finding in report.findings
+        "\n".join([f"{level}: {where}" for where in places] + [f"  expected: {expected}", f"  next step: {fix}"])
+        for (level, expected, fix), places in alike.items()
     ]
     facts = "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in report.facts.items())
     faults = len(report.errors)

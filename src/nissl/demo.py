@@ -27,7 +27,7 @@ def demo(out: Path) -> Path:
     """
     if out.exists():
         raise InputError(out, "exists already", "a folder that the demo can make", "remove it, or choose another --out")
-    _say(f"simulating {IMAGES} images of fluorescent nuclei in {out / 'data'}")
+    _say(f"simulating {IMAGES} images of fluorescent nuclei in {out / 'phantoms'}")
     write_phantoms(out / "phantoms", IMAGES, PhantomConfig(), seed=SETTINGS.seed)
     _say("training on 10 masks; the rest of the images goes without")
     run = jobs.train(out / "phantoms", out / "run", SETTINGS)

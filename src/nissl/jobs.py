@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nissl import nets
 from nissl.config import Config, DataConfig, load_config
-from nissl.data.cases import CaseFile, Dataset, find_cases, load_case
+from nissl.data.cases import CaseFile, Dataset, find_cases, list_cases, load_case, look
 from nissl.data.check import Report
 from nissl.data.check import check as check_data
 from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
@@ -62,9 +62,10 @@ def train(data: Path | str, out: Path | str, config: Config | None = None, resum
     config = config or (load_config(out / "config.toml") if resume else Config())
     _known("method.name", config.method.name, METHODS)
     _known("pretrain.name", config.pretrain.name, PRETRAININGS)
-    dataset = find_cases(data, config.data)
+    scanned = list_cases(data, config.data)
+    split = make_split(scanned.cases, config.split, config.seed)
+    dataset = look(data, scanned, config.data, split.labelled + split.unlabelled)  # not even a header of a test image
     config = dataclasses.replace(config, data=resolve(config.data, dataset.dims))
-    split = make_split(dataset.cases, config.split, config.seed)
     device = choose_device(config.device)
     with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
         job = _Job(out, config, dataset, split, device, world)

@@ -1,7 +1,5 @@
 """One pass lists every fault with its file; sound data show none, and the facts are those of the files."""
 
-import time
-
 import nibabel
 import numpy as np
 import pytest
@@ -160,12 +158,12 @@ def test_checking_changes_no_file(root):
 
 def test_real_instance_masks_need_the_binary_map_and_then_are_sound():
     root = shared("glas")
-    start = time.perf_counter()
-    assert check(root, DataConfig(label_map="binary")).findings == ()
-    assert (time.perf_counter() - start) / 165 < 10 / 1000
+    (leak,) = check(root, DataConfig(label_map="binary")).findings
+    assert leak.level == "warning" and "11 of 16 groups" in leak.found and "--allow-shared-groups" in leak.fix
     findings = check(root, DataConfig()).findings
-    assert len(findings) > 100
-    assert all("unexpected values" in finding.found and "--label-map binary" in finding.fix for finding in findings)
+    values = [finding for finding in findings if finding.level == "error"]
+    assert len(values) > 100
+    assert all("unexpected values" in finding.found and "--label-map binary" in finding.fix for finding in values)
 
 
 def test_real_volumes_are_sound():

@@ -3,7 +3,7 @@
 import csv
 import difflib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -96,14 +96,37 @@ def find_cases(root: Path | str, config: DataConfig = DataConfig()) -> Dataset:
 
     """
     root = Path(root)
+    return look(root, list_cases(root, config), config)
+
+
+def list_cases(root: Path, config: DataConfig) -> Scan:
+    """List the cases of a folder by their names alone; no image is opened.
+
+    Raises:
+        InputError: no such folder, no images in it, or a label map that cannot be read.
+        DataError: the names show a fault that makes the set unusable.
+
+    """
     scan_ = scan(root, config)
     errors = [finding for finding in scan_.findings if finding.level == "error"]
     if errors:
         first, others = errors[0], len(errors) - 1
         listing = f"; run `nissl check {root}` to list all {len(errors)} faults" if others else ""
         raise DataError(first.where, first.found, first.expected, first.fix + listing)
+    return scan_
+
+
+def look(root: Path, scan_: Scan, config: DataConfig, ids: Collection[str] | None = None) -> Dataset:
+    """Read dimensions and channels from the header of the first image that can be read, among `ids` where given.
+
+    Raises:
+        DataError: no image can be read.
+
+    """
     unreadable: DataError | None = None
     for case in scan_.cases:
+        if ids is not None and case.id not in ids:
+            continue
         try:
             header = read_header(case.image)
         except DataError as error:

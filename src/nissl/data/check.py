@@ -14,6 +14,7 @@ from nissl.config import DataConfig
 from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image, scan
 from nissl.data.formats import Raster, read_raster
 from nissl.data.labels import LabelMap
+from nissl.data.split import groups_on_sides, shared_fault
 from nissl.errors import DataError
 
 SMALLEST = 16
@@ -65,6 +66,7 @@ def check(root: Path, config: DataConfig, progress: Callable[[int, int], None] |
     findings += _odd_ones(observations)
     findings += _duplicates(observations)
     findings += _class_faults(observations, scanned.label_map, root)
+    findings += _leaks(scanned.cases)
     return Report(tuple(findings), {"layout": scanned.layout} | _facts(observations, scanned.label_map))
 
 
@@ -145,6 +147,15 @@ def _duplicates(observations: Sequence[_Observation]) -> Iterator[Finding]:
             found = f"the same pixels in {', '.join(path.name for path in paths)}"
             fix = "keep one, or give them one group in cases.csv so that they stay on one side of the split"
             yield Finding("warning", str(paths[1]), found, "each image once", fix)
+
+
+def _leaks(cases: Sequence[CaseFile]) -> Iterator[Finding]:
+    """Groups that the split of cases.csv has on both sides."""
+    sides = [[case for case in cases if (case.split == "test") is test] for test in (False, True)]
+    groups, shared = groups_on_sides(*sides)
+    if shared:
+        fault = shared_fault(shared, groups)
+        yield Finding("warning", fault.where, fault.found, fault.expected, fault.fix)
 
 
 def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, root: Path) -> Iterator[Finding]:

@@ -88,9 +88,9 @@ def make_split(cases: Sequence[CaseFile], config: SplitConfig, seed: int) -> Spl
     train = [case for case in ordered if case.id not in test_side]
     if not test:
         raise InputError("cases.csv", "no masked test case", "a mask on the test side", "mark some cases as test")
-    groups, shared = _groups(train, test)
+    groups, shared = groups_on_sides(train, test)
     if shared and not config.allow_shared_groups:
-        raise _shared(shared, groups)
+        raise shared_fault(shared, groups)
     labelled = _budget(config.labels, [case.id for case in train if case.mask], {case.id for case in test}, seed)
     return Split(
         labelled=labelled,
@@ -119,13 +119,14 @@ def _draw_test_units(masked: Sequence[CaseFile], fraction: float, seed: int) -> 
     return {units[index] for index in order[:count]}
 
 
-def _groups(train: Sequence[CaseFile], test: Sequence[CaseFile]) -> tuple[int, tuple[str, ...]]:
-    """Number of groups, and those on both sides."""
+def groups_on_sides(train: Sequence[CaseFile], test: Sequence[CaseFile]) -> tuple[int, tuple[str, ...]]:
+    """Return the number of groups, and those on both sides."""
     sides = [{case.group for case in side if case.group} for side in (train, test)]
     return len(sides[0] | sides[1]), tuple(sorted(sides[0] & sides[1]))
 
 
-def _shared(shared: Sequence[str], groups: int) -> InputError:
+def shared_fault(shared: Sequence[str], groups: int) -> InputError:
+    """State the fault of a split that has groups on both sides."""
     listed = ", ".join(shared[:5]) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
     return InputError(
         "cases.csv",

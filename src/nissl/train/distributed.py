@@ -37,13 +37,17 @@ class World:
         return _reduced(values, dist.ReduceOp.SUM) / self.size if self.size > 1 else values
 
     def largest(self, value: int, device: torch.device) -> int:
-        """Return the largest value of any process; until all have called, none goes on."""
+        """Return the largest value of any process."""
         return int(_reduced(torch.tensor(value, device=device), dist.ReduceOp.MAX)) if self.size > 1 else value
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Join the processes that `torchrun` started, for the time of the block."""
+    """Join the processes that `torchrun` started, for the time of the block.
+
+    Where the block ends well or by SystemExit, as all are to stop, each waits for the others: torchrun ends all as soon
+    as one leaves with an error, and a process must not end while a thread of gloo still holds one of its tensors.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
@@ -52,7 +56,12 @@ def joined(device: torch.device) -> Iterator[World]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        try:
+            yield World(dist.get_rank(), dist.get_world_size())
+        except SystemExit:
+            dist.barrier()
+            raise
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

@@ -130,7 +130,6 @@ class Trainer:
                 if done or stop or self.step % self.config.save_every == 0:
                     self.save()
                 if stop and not done:
-                    self.world.largest(0, self.device)  # torchrun ends all as soon as one has left: wait for the save
                     raise Interrupted(128 + stop)
 
     def save(self) -> None:
