@@ -148,7 +148,7 @@ def test_a_folder_in_its_place_is_refused(tmp_path):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("metadata", [None, {"facts": "{}"}, {"format": "pt"}])
+@pytest.mark.parametrize("metadata", [None, {"nissl": "{}"}, {"format": "pt"}])
 def test_weights_of_other_tools_are_no_checkpoint(tmp_path, metadata):
     safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors", metadata)
     with pytest.raises(DataError, match=r"other\.safetensors\n.*no checksum in it"):
@@ -319,3 +319,9 @@ def test_an_optimiser_goes_on_bit_for_bit(tmp_path, name, steps_before):
     for one, other in zip(again.state.values(), optimiser.state.values(), strict=True):
         assert {key: value.stride() for key, value in one.items()} == {k: v.stride() for k, v in other.items()}
     assert len(optimiser.state) == 4
+
+
+def test_the_same_contents_are_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        save_checkpoint(tmp_path / name, TENSORS, FACTS)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()

@@ -14,7 +14,6 @@ from tests.train.tiny import ALONE, CPU, write_files
 from torch import nn
 
 from nissl import cli
-from nissl.config import TrainConfig
 from nissl.train.checkpoint import load_checkpoint
 from nissl.train.distributed import SynchronisedBatchNorm, World, joined, synchronise
 from nissl.train.run import STATE, WEIGHTS
@@ -58,15 +57,15 @@ def two(tmp_path_factory):
     processes = [start(command, shared | {"RANK": str(rank)}) for rank in range(2)]
     errors = finish(processes)
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert "Warning" not in "".join(errors)
     return lambda job, rank=0: load_checkpoint(folder / f"{job} of {rank}")[0]
 
 
 def require_close(one, other, tolerance):
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(
-            one[name], other[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n} {m}"
-        )
+        difference = (one[name].double() - other[name].double()).abs().max()
+        assert difference <= tolerance * max(1.0, float(other[name].double().abs().max())), name
 
 
 @pytest.mark.parametrize("job", SAME)
@@ -190,16 +189,15 @@ def test_torchrun_trains_what_the_command_trains_alone(tmp_path, monkeypatch):
     process = start([*launcher, "-m", "nissl", *command, str(tmp_path / "two")], env)
     (errors,) = finish([process])
     assert process.returncode == 0, errors
+    assert "Warning" not in errors
     assert cli.run([*command, str(tmp_path / "one")]) == 0
 
     for name in (WEIGHTS, STATE):
         (one, _), (two, _) = (load_checkpoint(tmp_path / run / name) for run in ("one", "two"))
-        print(name, max((one[k].double() - two[k].double()).abs().max() for k in one))
-        require_close(two, one, 1e-4)
+        require_close(two, one, 1e-5)  # measured: 7e-7 after six steps
     logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("one", "two")]
     assert [len(log) for log in logs] == [6, 6]
     for one, two in zip(*logs, strict=True):
-        assert json.loads(two)["loss"] == pytest.approx(json.loads(one)["loss"], rel=1e-4)
+        assert json.loads(two)["loss"] == pytest.approx(json.loads(one)["loss"], rel=1e-5)
     folders = [{path.relative_to(tmp_path / run) for path in (tmp_path / run).rglob("*")} for run in ("one", "two")]
     assert folders[0] == folders[1]
-    assert TrainConfig().batch % 2 == 0

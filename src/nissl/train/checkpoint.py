@@ -19,6 +19,7 @@ from nissl.errors import DataError
 from nissl.files import write_whole
 
 PREVIOUS = "previous."
+KEY = "nissl"
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: bool = False) -> str:
@@ -36,7 +37,8 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
     plain = {name: tensor.detach().cpu().clone(memory_format=layout) for name, tensor in tensors.items()}
     text = json.dumps(facts, sort_keys=True)
     checksum = _checksum(plain, text)
-    content = safetensors.torch.save(plain, {"facts": text, "sha256": checksum})
+    # The checksum in front of the facts, under one key: safetensors writes several in no fixed order.
+    content = safetensors.torch.save(plain, {KEY: checksum + text})
     if keep and path.exists():
         # The old file gets its second name before the new one takes the first: at every moment there is one.
         link = path.with_name(f"{PREVIOUS}{path.name}.tmp")
@@ -60,18 +62,19 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            stored = file.metadata() or {}
+            stored = (file.metadata() or {}).get(KEY, "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except FileNotFoundError as error:
         raise DataError(path, "no such file", "a checkpoint", "train first, or check the run's folder") from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise DataError(path, f"unreadable ({error})", "a whole safetensors file", _MEND) from error
-    if stored.keys() != {"facts", "sha256"}:
+    checksum, text = stored[:64], stored[64:]
+    if not text:
         raise DataError(path, "no checksum in it", "a checkpoint written by Nissl", _MEND)
-    if _checksum(tensors, stored["facts"]) != stored["sha256"]:
+    if _checksum(tensors, text) != checksum:
         raise DataError(path, "checksum differs: the file was altered", "the bytes that were written", _MEND)
-    facts: dict[str, Any] = json.loads(stored["facts"])
-    return tensors, facts | {"sha256": stored["sha256"]}
+    facts: dict[str, Any] = json.loads(text)
+    return tensors, facts | {"sha256": checksum}
 
 
 _MEND = "restore the file from a copy, or train again"
