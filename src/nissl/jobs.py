@@ -34,6 +34,7 @@ from nissl.pretrain import PRETRAININGS, Images, Pretraining
 from nissl.pretrain.pretraining import excluded
 from nissl.progress import Advance, track
 from nissl.report import write_report
+from nissl.train.checkpoint import has_checkpoint
 from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
 from nissl.train.record import claimed, describe, require_same
@@ -131,7 +132,7 @@ def report(run: Path | str) -> Path:
 def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
     """Pre-train and train."""
     out, config = job.out, job.config
-    resumed = (out / STATE).exists()
+    resumed = has_checkpoint(out / STATE)
     for index, net in enumerate(networks):
         pretraining = _pretraining(config, index)
         if resumed:

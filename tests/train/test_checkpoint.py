@@ -11,6 +11,7 @@ from torch import nn
 
 from nissl.errors import DataError, ResourceError
 from nissl.train.checkpoint import (
+    has_checkpoint,
     load_checkpoint,
     load_newest,
     pack_optimiser,
@@ -325,3 +326,13 @@ def test_the_same_contents_are_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         save_checkpoint(tmp_path / name, TENSORS, FACTS)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_the_checkpoint_before_is_enough_to_go_on(tmp_path):
+    path = tmp_path / "state.safetensors"
+    assert not has_checkpoint(path)
+    for _ in range(2):
+        save_checkpoint(path, TENSORS, FACTS, keep=True)
+    path.unlink()
+    assert has_checkpoint(path)
+    load_newest(path)

@@ -96,6 +96,11 @@ def load_newest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], DataErro
         return *load_checkpoint(previous), fault
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Say whether there is a checkpoint, or the one before it, to go on from."""
+    return path.exists() or path.with_name(PREVIOUS + path.name).exists()
+
+
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Split an optimiser's state into named tensors and JSON."""
     state = optimiser.state_dict()
