@@ -4,15 +4,17 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test lint check bench clean
 demo: .venv/installed
 	$(BIN)/nissl demo
 
 test: .venv/installed
 	$(BIN)/pytest
 
-check: .venv/installed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/pytest
+lint: .venv/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+check: lint test
 
 bench: .venv/installed
 	for file in benchmarks/*_step.py; do $(BIN)/python $$file || exit 1; done
