@@ -134,7 +134,7 @@ def test_help_of_a_verb_shows_the_docstring_of_each_field(verb, capsys):
         (["--pretrain.rule", "oja"], "pretrain.rule", "oja"),
         (["--train.learning-rate", "0.5"], "train.learning_rate", 0.5),
         (["--no-deterministic"], "deterministic", False),
-        (["--augment.no-flip"], "augment.flip", False),
+        (["--augment.flip", "False"], "augment.flip", False),
         (["--allow-shared-groups"], "split.allow_shared_groups", True),
     ],
 )

@@ -89,10 +89,11 @@ class SplitConfig:
 class AugmentConfig:
     """How much a training image may change; every draw depends on (seed, step, index) only."""
 
-    flip: bool = True
-    """Mirror along each axis with probability one half."""
-    rotate: float = 180.0
-    """Largest rotation, in degrees, about every axis."""
+    flip: bool | None = None
+    """Mirror along each axis with probability one half. Left open, it is done in 2-D, where a field of view has no up
+    or down, and not in 3-D, where the axes of a scan tell classes apart, such as front and back of an organ."""
+    rotate: float | None = None
+    """Largest rotation, in degrees, about every axis. Left open, 180 in 2-D and 15 in 3-D."""
     scale: float = 0.2
     """Largest relative change of size."""
     contrast: float = 0.25
@@ -103,7 +104,7 @@ class AugmentConfig:
     """Largest standard deviation of added noise, in standard deviations of the image."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.rotate <= 180, "augment.rotate", self.rotate, "0 to 180 degrees")
+        _require(self.rotate is None or 0 <= self.rotate <= 180, "augment.rotate", self.rotate, "0 to 180 degrees")
         _require(0 <= self.scale < 1, "augment.scale", self.scale, "0 or more and below 1")
         for key in ("contrast", "brightness", "noise"):
             _require(getattr(self, key) >= 0, f"augment.{key}", getattr(self, key), "0 or more")

@@ -102,7 +102,7 @@ def test_image_and_mask_move_together(space):
     masks = images[:, 0].gt(0).long()
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        draws = [Draw(draw(AugmentConfig(), len(space), rng).matrix) for _ in range(2)]
+        draws = [Draw(draw(AugmentConfig(flip=True, rotate=180), len(space), rng).matrix) for _ in range(2)]
         moved, classes = apply(images, masks, draws)
         clear = moved[:, 0].abs() > 0.6  # nearer to the threshold, interpolation and nearest pixel may differ
         assert clear.float().mean() > 0.4
@@ -157,6 +157,15 @@ def test_settings_of_zero_draw_the_identity(dims):
 
 
 def test_flips_are_drawn_half_of_the_time():
-    config = AugmentConfig(rotate=0, scale=0)
+    config = AugmentConfig(flip=True, rotate=0, scale=0)
     signs = np.array([np.diag(draw(config, 3, np.random.default_rng(seed)).matrix) for seed in range(400)])
     assert np.all(np.abs((signs < 0).mean(axis=0) - 0.5) < 0.1)
+
+
+def test_a_scan_keeps_its_direction_unless_asked_otherwise():
+    rngs = [np.random.default_rng(seed) for seed in range(40)]
+    upright = [draw(AugmentConfig(), 3, rng).matrix for rng in rngs]
+    assert all((np.diag(matrix) > 0.5).all() for matrix in upright)
+    turned = [draw(AugmentConfig(flip=True, rotate=180), 3, rng).matrix for rng in rngs]
+    assert any(np.linalg.det(matrix) < 0 for matrix in turned)
+    assert any(np.linalg.det(draw(AugmentConfig(), 2, rng).matrix) < 0 for rng in rngs)

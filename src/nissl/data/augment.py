@@ -52,9 +52,11 @@ def rotation(angles: Sequence[float], dims: int) -> Float[np.ndarray, "dims dims
 
 def draw(config: AugmentConfig, dims: int, rng: np.random.Generator) -> Draw:
     """Draw one change within the bounds of the settings; the generator advances by the same amount for any bounds."""
-    limit = np.deg2rad(config.rotate)
+    free = dims == 2
+    flip = free if config.flip is None else config.flip
+    limit = np.deg2rad((180.0 if free else 15.0) if config.rotate is None else config.rotate)
     turned = rotation(rng.uniform(-limit, limit, dims * (dims - 1) // 2).tolist(), dims)
-    mirrored = np.where((rng.random(dims) < 0.5) & config.flip, -1.0, 1.0)
+    mirrored = np.where((rng.random(dims) < 0.5) & flip, -1.0, 1.0)
     zoom = 1 + rng.uniform(-config.scale, config.scale)
     return Draw(
         matrix=turned * mirrored / zoom,
