@@ -55,7 +55,7 @@ def main() -> None:
     default = PretrainConfig().samples
     works = {"forward": forward, "step": hebbian_step(net, images, default), "all": hebbian_step(net, images, None)}
     taken = times(works)
-    peaks = {name: statistics.median(peak_bytes(work) for _ in range(5)) for name, work in works.items()}
+    peaks = {name: peak_bytes(work) for name, work in works.items()}
     result = {
         "benchmark": "hebbian_step",
         "forward_ms": round(1e3 * statistics.median(taken["forward"]), 1),

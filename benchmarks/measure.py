@@ -1,9 +1,8 @@
 """Time and memory of functions, measured side by side in one run."""
 
-import ctypes
+import itertools
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 
 import torch
@@ -33,22 +32,22 @@ def ratio(numerator: list[float], denominator: list[float]) -> float:
 
 
 def peak_bytes(work: Work) -> int:
-    """Most memory that a work needs beyond what was in use before it, as the operating system counts it (Linux)."""
+    """Most memory that a work holds in tensors at one time, beyond what was in use before it.
+
+    On a CPU torch's allocations are added up in their order; what oneDNN needs inside a kernel is not among them. The
+    resident size of the process is no measure: freed memory that is kept makes it differ by half from run to run.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that was freed but kept would hide the need
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    work()
-    return _status("VmHWM") - before
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    assert profile.profiler is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(held)
 
 
 def machine() -> dict[str, object]:
