@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import tomli_w
-import torch
 from tests.tiny_data import FLAGS, tiny_config, write_tiny
 
 from nissl import cli
@@ -27,14 +26,6 @@ VERBS = {
     "fetch": cli.Fetch,
 }
 HEAVY = ("torch", "numpy", "scipy", "monai", "matplotlib", "nibabel", "tifffile", "PIL", "jinja2")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

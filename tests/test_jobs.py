@@ -31,14 +31,6 @@ MEASURED = {"metrics.csv", "metrics.json", "report.html"}
 KEYS = {"dice", "dice_ci", "pooled_dice", "hd95", "n_cases", "trivial_dice"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("tiny") / "data")

@@ -250,7 +250,7 @@ class Config:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     deterministic: bool = True
-    """Use only operations that give the same bits every time."""
+    """Use operations that give the same bits every time; a GPU lacks some, which are then named in a warning."""
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -9,14 +9,6 @@ from nissl.data.augment import Draw, apply, draw, identity, rotation
 SPACES = [(12, 12), (10, 16), (9, 12, 15)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def noise(space, channels=2, batch=3):
     return torch.randn((batch, channels, *space), generator=torch.Generator().manual_seed(1))
 

@@ -29,14 +29,6 @@ from nissl.errors import DataError, InputError, ResourceError
 BINARY = LabelMap.parse("binary")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def write_cases(folder, count=5, space=(40, 48), dtype=np.uint8):
     """Images whose first channel is above 100 just where the mask is."""
     folder.mkdir(exist_ok=True)

@@ -6,21 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 from tests.tiny_data import FLAGS, write_tiny
 
 from nissl import cli
 from nissl.data.formats import read_raster, write_image, write_mask
 from nissl.train.record import LOCK, OWNER
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

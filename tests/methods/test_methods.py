@@ -15,14 +15,6 @@ from nissl.methods.supervised import segmentation_losses
 NET = NetConfig(widths=(4, 8), dropout=(0.0, 0.2))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make(name, dims=2, classes=3):
     kind = METHODS[name]
     return kind([nets.build(NET, dims, 2, classes, seed) for seed in range(kind.count)])

@@ -13,14 +13,6 @@ from nissl.nets import NETWORKS
 SMALL = NetConfig(widths=(4, 8), dropout=(0.0, 0.0))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def named(name):
     return NetConfig(name=name, widths=SMALL.widths, dropout=SMALL.dropout)
 

@@ -15,14 +15,6 @@ SIZES = {2: (16, 24), 3: (8, 12, 16)}
 KINDS = {2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d)}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def unet(dims=2, config=SMALL, channels=2, classes=3):
     return nets.build(config, dims, channels, classes, seed=0)
 

@@ -23,14 +23,6 @@ HANDOVERS = ["fold", "unit-norm"]
 LEARNING = ["hebbian", "shuffled"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def no_backward(monkeypatch):
     def refuse(*_, **__):

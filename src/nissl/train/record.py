@@ -130,7 +130,7 @@ def _environment(config: Config) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["nissl", *sys.argv[1:]]),
-        "exact": config.deterministic,
+        "exact": config.deterministic and device.type == "cpu",
     }
 
 
