@@ -64,7 +64,7 @@ def render(contents: Contents, gallery: Gallery) -> str:
         rows=table_rows(contents.metrics),
         policy=contents.metrics.get("policy", EMPTY_POLICY),
         plots=_plots(contents),
-        environment=environment(contents),
+        surroundings=surroundings(contents),
         verdict=verdict(contents.pretrain.get("layers", [])),
         c=contents,
     )
@@ -140,7 +140,7 @@ def _course(contents: Contents) -> list[str]:
     return found + [f"Step {line['step']}: {line['warning']}." for line in contents.log if "warning" in line]
 
 
-def environment(contents: Contents) -> Tree:
+def surroundings(contents: Contents) -> Tree:
     """Lay out where the run was made, and whether it can be made again bit for bit."""
     facts = {key: value for key, value in contents.environment.items() if key not in ("command", "exact", "continued")}
     if "exact" in contents.environment:
