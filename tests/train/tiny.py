@@ -10,7 +10,7 @@ from nissl import nets
 from nissl.config import AugmentConfig, DataConfig, NetConfig, PretrainConfig, TrainConfig
 from nissl.data.cases import CaseFile
 from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
-from nissl.data.formats import write_image, write_mask
+from nissl.data.formats import read_header, write_image, write_mask
 from nissl.data.labels import LabelMap
 from nissl.errors import DataError
 from nissl.methods import METHODS
@@ -27,14 +27,14 @@ CPU = torch.device("cpu")
 ALONE = World()
 
 
-def write_files(folder, dims=2, count=5):
+def write_files(folder, dims=2, count=5, side=16):
     """Noisy 16 x 16 (x 16) images with a bright box, and their masks."""
     folder.mkdir(parents=True, exist_ok=True)
     suffix = "png" if dims == 2 else "nii.gz"
     files = []
     for number in range(count):
         rng = np.random.default_rng(number)
-        mask = np.zeros((16,) * dims, np.uint8)
+        mask = np.zeros((side,) * dims, np.uint8)
         mask[tuple(slice(start, start + 7) for start in rng.integers(0, 9, dims))] = 1
         image = rng.integers(0, 100, (1, *mask.shape)) + 100 * mask
         file = CaseFile(f"case{number}", folder / f"image{number}.{suffix}", folder / f"mask{number}.{suffix}")
@@ -45,8 +45,8 @@ def write_files(folder, dims=2, count=5):
 
 
 def make_store(files, with_masks=True):
-    dims = 2 if files[0].image.suffix == ".png" else 3
-    return Store(files, LabelMap.parse("binary"), resolve(DataConfig(size=(16,)), dims), with_masks=with_masks)
+    size = read_header(files[0].image).shape
+    return Store(files, LabelMap.parse("binary"), resolve(DataConfig(size=size), len(size)), with_masks=with_masks)
 
 
 def make_stream(files, batch=TRAIN.batch, world=ALONE):
@@ -65,6 +65,9 @@ class Images:
     def __getitem__(self, step):
         images = self.stream[step].to(self.dtype)
         return images.contiguous(memory_format=CHANNELS_LAST[images.ndim])
+
+    def ids(self, step):
+        return self.stream.ids(step)
 
 
 class Changed:

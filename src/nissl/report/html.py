@@ -134,7 +134,7 @@ def _course(contents: Contents) -> list[str]:
     parted = [line for line in contents.log if "parts" in line]
     if parted:
         found.append(
-            f"Memory ran out: from step {parted[0]['step']} on, batches passed in {parted[-1]['parts']} parts or fewer, "
+            f"Memory ran out: from step {parted[0]['step']} on, batches passed in up to {parted[-1]['parts']} parts, "
             "and normalisation saw the images of one part at a time."
         )
     return found + [f"Step {line['step']}: {line['warning']}." for line in contents.log if "warning" in line]
