@@ -86,7 +86,8 @@ class Train:
         try:
             jobs.train(self.folder, self.out, self.settings, self.resume, self.allow_changed)
         except SystemExit:
-            print(f"stopped; go on with: nissl train {self.folder} --out {self.out} --resume", file=sys.stderr)
+            if (self.out / "config.toml").exists():  # else it was stopped before it began
+                print(f"stopped; go on with: nissl train {self.folder} --out {self.out} --resume", file=sys.stderr)
             raise
         print(f"trained: {self.out}\nnext: nissl evaluate {self.out}")
         return 0
