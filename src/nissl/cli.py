@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nissl.config import Config, DataConfig, load_config
-from nissl.errors import NisslError, ResourceError
+from nissl.errors import NisslError, ResourceError, out_of_memory
 
 if TYPE_CHECKING:
     from nissl.data.check import Report
@@ -205,15 +205,14 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever reads the output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print("error: out of memory\n  next step: lower --train.batch, --size or --data.cache-gib", file=sys.stderr)
+        return ResourceError.exit_code
     except OSError as error:
         reason, where = error.strerror or str(error), error.filename or "a file or folder"
         print(f"error: {ResourceError(where, reason, 'that it can be used', 'check it and its disk')}", file=sys.stderr)
-        return ResourceError.exit_code
-    except (MemoryError, RuntimeError) as error:
-        # torch has a class of its own only for GPUs; on the CPU the words are all there is.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        print("error: out of memory\n  next step: lower --train.batch, --size or --data.cache-gib", file=sys.stderr)
         return ResourceError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
