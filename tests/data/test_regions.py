@@ -1,5 +1,7 @@
 """Regions of a TIFF are those of the whole image, and cost what their segments cost; masks by bands are the masks."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import tifffile
@@ -236,7 +238,7 @@ def test_a_mask_written_by_bands_is_the_mask_written_at_once(tmp_path_factory, d
     folder = tmp_path_factory.mktemp("bands")
     labels = np.random.default_rng(2).integers(0, 4, shape, np.uint8)
     ends = sorted({0, shape[0], *data.draw(st.lists(st.integers(1, shape[0]), max_size=4))})
-    bands = (labels[start:stop] for start, stop in zip(ends, ends[1:]))
+    bands = (labels[start:stop] for start, stop in pairwise(ends))
     spacing = None if length is None else (length,) * len(shape)
     side, regions.TILE = regions.TILE, 32
     try:

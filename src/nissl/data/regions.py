@@ -175,7 +175,7 @@ class TiffRegions:
     def _read(self, box: Box) -> np.ndarray:
         sizes = [int(size) for size in self._series.shape]
         span = [(0, size) for size in sizes]
-        for axis, part in zip(self._axes.space, box[1:], strict=True):
+        for axis, part in zip(self._axes.space, box[1:], strict=False):
             start, stop, _ = part.indices(sizes[axis])
             span[axis] = (start, max(start, stop))
         stored = np.empty([stop - start for start, stop in span], self.dtype)
