@@ -188,11 +188,10 @@ class TiffRegions:
             number = int(np.ravel_multi_index(index, sizes[:leading])) if index else 0
             self._fill(stored[place].reshape([stop - start for start, stop in inside]), number, inside)
         rest = [axis for axis in range(len(sizes)) if axis not in self._axes.channels + self._axes.space]
-        plain = stored.transpose(*self._axes.channels, *self._axes.space, *rest)
-        lengths = [span[axis][1] - span[axis][0] for axis in self._axes.space]
-        return plain.reshape(prod(stored.shape[axis] for axis in self._axes.channels), *lengths)[: self.shape[0]][
-            box[0]
-        ]
+        channels = prod(stored.shape[axis] for axis in self._axes.channels)
+        lengths = [stored.shape[axis] for axis in self._axes.space]
+        plain = stored.transpose(*self._axes.channels, *self._axes.space, *rest).reshape(channels, *lengths)
+        return np.ascontiguousarray(plain[: self.shape[0]][box[0]])  # interleaved, all that follows would be slow
 
     def _fill(self, target: np.ndarray, number: int, inside: Sequence[tuple[int, int]]) -> None:
         """Copy a region of a page into `target`, segment by segment."""
