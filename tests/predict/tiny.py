@@ -49,10 +49,10 @@ def picture(*shape, dtype=np.uint8, seed=0):
     return ((image - image.min()) / np.ptp(image) * 250).astype(dtype)
 
 
-def assembled(model, image):
+def assembled(model, image, retreat=None):
     """Logits of the whole image, after checking that each pixel comes exactly once."""
     logits = np.full((len(model.classes), *image.shape[1:]), np.nan, np.float32)
-    for place, piece in pieces(model, image):
+    for place, piece in pieces(model, image, retreat):
         part = logits[(slice(None), *place)]
         assert part.shape == piece.shape
         assert np.isnan(part).all()
