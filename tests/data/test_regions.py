@@ -206,7 +206,7 @@ def test_the_limit_is_for_what_must_be_decoded_at_once(tmp_path):
         open_raster(tmp_path / "one.tif", limit),
     ):
         pass
-    assert "in tiles" in caught.value.fix
+    assert "in tiles" in caught.value.fix and "data.limit_gib" in caught.value.fix
 
 
 def test_neighbouring_regions_decode_a_segment_once(tmp_path, monkeypatch):

@@ -102,7 +102,9 @@ def read_raster(path: Path, limit_gib: float = 1.0) -> Raster:
 
     """
     with _opened(path) as (header, decode):
-        _require_below(limit_gib, path, header, header.decoded_bytes, "when decoded")
+        size = header.decoded_bytes
+        fix = f"cut the file into pieces, or allow it with --data.limit-gib {size / GIB * 1.01:.3g}"
+        _require_below(limit_gib, path, header, (size, "when decoded", fix))
         raster = decode()
         return replace(raster, pixels=np.asarray(raster.pixels))
 
@@ -120,23 +122,24 @@ def open_raster(path: Path, limit_gib: float = 1.0, lines: int = 1024) -> Iterat
     with ExitStack() as stack:
         with _faults_named(path):
             header, decode = stack.enter_context(_open(path))
-            at_once = header.grid.segment if header.grid else header.decoded_bytes
+            size = header.grid.segment if header.grid else header.decoded_bytes
             what = "in one piece that must be decoded at once" if header.grid else "when decoded"
-            _require_below(limit_gib, path, header, at_once, what)
+            allow = f"data.limit_gib = {size / GIB * 1.01:.3g} in the run's config.toml"
+            _require_below(
+                limit_gib, path, header, (size, what, f"save it as a TIFF in tiles, or allow it with {allow}")
+            )
             raster = decode()
         if isinstance(raster.pixels, TiffRegions):
             raster.pixels.lines, raster.pixels.guard = lines, partial(_faults_named, path)
         yield raster
 
 
-def _require_below(limit_gib: float, path: Path, header: Header, size: int, what: str) -> None:
+def _require_below(limit_gib: float, path: Path, header: Header, asked: tuple[int, str, str]) -> None:
+    """Refuse what is asked for (bytes, of what, and how to mend it) where it is above the limit."""
+    size, what, fix = asked
     if size > limit_gib * GIB:
-        raise DataError(
-            path,
-            f"{size / GIB:.3g} GiB {what} (shape {header.shape}, {header.channels} x {header.dtype})",
-            f"at most {limit_gib:g} GiB",
-            f"save a large image as a TIFF in tiles, or allow it with --data.limit-gib {size / GIB * 1.01:.3g}",
-        )
+        found = f"{size / GIB:.3g} GiB {what} (shape {header.shape}, {header.channels} x {header.dtype})"
+        raise DataError(path, found, f"at most {limit_gib:g} GiB", fix)
 
 
 @contextmanager
