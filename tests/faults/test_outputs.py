@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -90,11 +91,16 @@ def test_f57_every_mask_tells_which_run_and_weights_made_it(kind, run, tmp_path)
         assert str(tmp_path).encode() not in written
 
 
+@contextmanager
 def started(script, *arguments):
+    """A child process, which does not outlive the block."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 def until(seen, process):
@@ -109,8 +115,7 @@ def until(seen, process):
 
 def killed(process):
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
 
 
 PREDICT = "import sys; from nissl.cli import run; sys.exit(run(['predict', *sys.argv[1:]]))"
@@ -119,10 +124,10 @@ PREDICT = "import sys; from nissl.cli import run; sys.exit(run(['predict', *sys.
 def test_f60_a_kill_while_a_mask_is_predicted_and_written_leaves_none(run, tmp_path):
     images, out = make_images(tmp_path / "images", "a.tif"), tmp_path / "out"
     write_image(images / "large.tif", picture(1, 3000, 2600))
-    process = started(PREDICT, run, images, "--out", out)
-    # The first rows of tiles are on the disk, and most of the image is still to come.
-    until(lambda: any(path.stat().st_size > 20_000 for path in out.glob(".large.tif.*.tmp")), process)
-    killed(process)
+    with started(PREDICT, run, images, "--out", out) as process:
+        # The first rows of tiles are on the disk, and most of the image is still to come.
+        until(lambda: any(path.stat().st_size > 20_000 for path in out.glob(".large.tif.*.tmp")), process)
+        killed(process)
     assert [name for name in listing(out) if not name.startswith(".")] == ["a.tif", "predictions.json"]
     assert read_raster(out / "a.tif").pixels.shape == (1, 60, 67)
     assert record(out)["run"] == "run-7"
@@ -141,6 +146,7 @@ from nissl.files import write_whole
 
 path = Path(sys.argv[1])
 masks = [np.load(name) for name in sys.argv[2:]]
+print("ready", flush=True)
 while True:
     for mask in masks:
         if path.suffix == ".html":
@@ -167,11 +173,10 @@ def test_f60_a_kill_at_any_moment_leaves_the_whole_old_file_or_the_whole_new_one
         whole.add(path.read_bytes())
     found = set()
     for _ in range(6):
-        before = path.stat().st_ino
-        process = started(OVERWRITE, path, tmp_path / "0.npy", tmp_path / "1.npy")
-        until(lambda before=before: path.stat().st_ino != before, process)
-        time.sleep(rng.uniform(0, 0.1))
-        killed(process)
+        with started(OVERWRITE, path, tmp_path / "0.npy", tmp_path / "1.npy") as process:
+            assert process.stdout.readline() == "ready\n", process.stderr.read()
+            time.sleep(rng.uniform(0, 0.2))
+            killed(process)
         assert path.read_bytes() in whole
         found.add(path.read_bytes())
         assert all(other.startswith(f".{name}.") for other in set(listing(path.parent)) - {name})
@@ -201,7 +206,7 @@ print("result", json.dumps({"said": said, "untouched": untouched, "code": code, 
 """
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS[:2], pytest.param(KINDS[2], marks=pytest.mark.slow)])
 def test_f60_a_full_disk_leaves_whole_files_with_their_record(kind, run, tmp_path):
     """A real disk of 600 kB, in a name space of its own."""
     disk = tmp_path / "disk"
