@@ -98,10 +98,14 @@ def resolve(config: DataConfig, dims: int) -> DataConfig:
 
 
 def resize_image(image: Num[np.ndarray, "channels *space"], size: Sequence[int]) -> Num[np.ndarray, "channels *size"]:
-    """Resize by linear interpolation, with antialiasing where it shrinks; an integer image is rounded to its dtype."""
+    """Resize by linear interpolation, with antialiasing where it shrinks; an integer image is rounded to its dtype.
+
+    The last axis comes first and the first axis last, so that strips of lines can be made narrower one by one
+    (`nissl.predict.tiles` does so) and give the same bits.
+    """
     pixels = torch.from_numpy(image.astype(np.float32))
     options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
-    for axis, length in enumerate(size, start=1):  # linear interpolation is separable: one code for any dimension
+    for axis, length in reversed([*enumerate(size, start=1)]):  # linear interpolation is separable, in any dimension
         if pixels.shape[axis] != length:
             lines = pixels.movedim(axis, -1)
             # The axis goes last: torch 2.13 gives wrong values, and no error, where the last axis has length 1.
