@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nissl import nets
 from nissl.config import Config, DataConfig, load_config
-from nissl.data.cases import CaseFile, Dataset, find_cases, list_cases, load_case, look
+from nissl.data.cases import CaseFile, Dataset, find_cases, list_cases, load_case, look, scan
 from nissl.data.check import Report
 from nissl.data.check import check as check_data
 from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
-from nissl.data.formats import read_raster, suffix, write_mask
+from nissl.data.formats import mask_suffix, read_raster, write_mask
 from nissl.data.split import Split, make_split
 from nissl.errors import DataError, InputError
 from nissl.evaluate import Summary, score_case, scores_to_csv, summarise
@@ -37,8 +37,8 @@ from nissl.report import write_report
 from nissl.train.checkpoint import has_checkpoint
 from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
-from nissl.train.record import claimed, describe, require_same
-from nissl.train.run import STATE, choose_device, load_model, read_json, write_json
+from nissl.train.record import claimed, describe, require_same, without_names
+from nissl.train.run import STATE, choose_device, find_root, load_model, read_json, write_json
 
 NETWORK, STAGE_1, STAGE_2, BOOTSTRAP = 1, 2, 3, 4
 """Names of the draws that follow from one seed."""
@@ -64,6 +64,8 @@ def train(data: Path | str, out: Path | str, config: Config | None = None, resum
     _known("method.name", config.method.name, METHODS)
     _known("pretrain.name", config.pretrain.name, PRETRAININGS)
     scanned = list_cases(data, config.data)
+    if scanned.private:
+        config = without_names(config, scanned)
     split = make_split(scanned.cases, config.split, config.seed)
     dataset = look(data, scanned, config.data, split.labelled + split.unlabelled)  # not even a header of a test image
     config = dataclasses.replace(config, data=resolve(config.data, dataset.dims))
@@ -119,14 +121,19 @@ def check(data: Path | str, config: DataConfig | None = None) -> Report:
         return check_data(Path(data), config or DataConfig(), shown)
 
 
+def place(data: Path, config: Config) -> str:
+    """How a message calls the folder of the data: by its path, unless there is DICOM in it."""
+    return "DATA" if scan(data, config.data).private else str(data)
+
+
 def predict(run: Path | str, images: Path | str, out: Path | str, device: str = "auto") -> FolderResult:
     """Write a mask for every image of a folder, in its geometry and format (see `predict_folder`)."""
     return predict_folder(Path(run), Path(images), Path(out), device)
 
 
-def report(run: Path | str) -> Path:
-    """Write the page of a run and return its path."""
-    return write_report(Path(run))
+def report(run: Path | str, data: Path | str | None = None) -> Path:
+    """Write the page of a run and return its path; `data` as of `evaluate`."""
+    return write_report(Path(run), None if data is None else Path(data))
 
 
 def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
@@ -160,11 +167,17 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
         _save_filters(out / "filters.npy", trainer.average.module)
 
 
-def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: str = "auto") -> Summary:
+def evaluate(
+    run: Path | str,
+    on: Literal["test", "labelled"] = "test",
+    device: str = "auto",
+    data: Path | str | None = None,
+) -> Summary:
     """Measure a run on its test cases: here, and only here, their files are opened.
 
     Predicted masks go to `predictions/`, numbers to `metrics.csv` (a row per case and class) and `metrics.json`, all in
-    the run folder. Masks are compared at the resolution of the files.
+    the run folder. Masks are compared at the resolution of the files. `data` says where the folder of the data is, if
+    that is not where it was, or if the run does not know it (it holds DICOM).
 
     Raises:
         InputError: the folder is not a run, or its data are gone.
@@ -175,7 +188,7 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
     model = load_model(run, device)
     facts = read_json(run / "data.json")
     split = Split.from_json((run / "split.json").read_text(encoding="utf-8"))
-    dataset = find_cases(Path(facts["root"]), model.config.data)
+    dataset = find_cases(find_root(run, facts, data), model.config.data)
     chosen = _chosen(dataset, split.test if on == "test" else split.labelled)
     folder = run / ("predictions" if on == "test" else f"predictions_{on}")
     folder.mkdir(exist_ok=True)
@@ -184,7 +197,7 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
         for file in chosen:
             case = load_case(file, dataset.label_map, model.config.data)
             if case.mask is None:
-                raise InputError(file.image, "its mask is gone", "the data of the run", "put the mask back")
+                raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
             prediction = predict_mask(model, case.image)
             _write_prediction(folder, file, prediction, model.config.data)
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
@@ -199,10 +212,9 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
 def _write_prediction(
     folder: Path, file: CaseFile, prediction: UInt8[np.ndarray, "*space"], config: DataConfig
 ) -> None:
-    kind = suffix(file.image)
-    lossless = kind if kind in (".nii", ".nii.gz", ".tif", ".tiff") else ".png"
-    like = read_raster(file.image, config.limit_gib) if lossless.startswith(".nii") else None
-    write_mask(folder / f"{file.id}{lossless}", prediction, like)
+    kind = mask_suffix(file.image)
+    like = read_raster(file.image, config.limit_gib, file.alias) if kind.startswith(".nii") else None
+    write_mask(folder / f"{file.id}{kind}", prediction, like)
 
 
 def _chosen(dataset: Dataset, ids: Sequence[str]) -> list[CaseFile]:
@@ -210,7 +222,7 @@ def _chosen(dataset: Dataset, ids: Sequence[str]) -> list[CaseFile]:
     missing = [name for name in ids if name not in by_id]
     if missing:
         raise InputError(
-            dataset.root,
+            dataset.place,
             f"{len(missing)} cases of the run are gone, such as {missing[0]}",
             "the data that the run was trained on",
             "put the files back, or train again",
@@ -263,7 +275,7 @@ def _stores(job: _Job) -> _Stores:
                 channels = len(part[index].image)
                 if channels != dataset.channels:
                     found, expected = f"{channels} channels", f"{dataset.channels}, as the first image"
-                    raise DataError(file.image, found, expected, "add --colour rgb or --colour gray")
+                    raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
     return stores
 

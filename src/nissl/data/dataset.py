@@ -27,6 +27,7 @@ from nissl.errors import DataError, InputError, NisslError, ResourceError
 # Parts of the seed: two streams, and in each an order of cases and the draws of a sample.
 LABELLED, UNLABELLED = 1, 2
 ORDER, SAMPLE = 1, 2
+NORMALISATION = "each channel of each image to mean 0 and standard deviation 1, by its own pixels"
 KEPT = (np.uint8, np.uint16, np.int16)
 
 T = TypeVar("T")
@@ -165,7 +166,7 @@ class Store:
         self._kind = self._kind or (len(self.config.size), kind[1])
         if kind != self._kind:
             raise DataError(
-                self.files[index].image,
+                self.files[index].image_name,
                 f"{kind[0]}-D with {kind[1]} channels",
                 f"{self._kind[0]}-D with {self._kind[1]} channels, as the other images",
                 "run `nissl check` to list all such images, and add --colour rgb or --colour gray if that is all",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nissl.data.cases import CaseFile, image_faults, read_image
-from nissl.data.formats import GIB, SUFFIXES, Header, read_header, stem, suffix, write_mask
+from nissl.data.formats import GIB, SUFFIXES, Header, mask_suffix, read_header, stem, suffix, write_mask
+from nissl.data.naming import Listing, list_files
 from nissl.errors import DataError, InputError, NisslError, ResourceError
 from nissl.predict.tiles import peak_bytes, predict_mask, require_fit, tile_size
 from nissl.progress import Tracker, track
@@ -28,12 +29,13 @@ class FolderResult:
 
 
 def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tracker: Tracker = track) -> FolderResult:
-    """Write a mask for every image of a folder (subfolders are not walked), or for a single file.
+    """Write a mask for every image of a folder, or for a single file; of subfolders only DICOM series are read.
 
     A mask has the size, the name and the format of its image (PNG for JPEG and BMP), in NIfTI its affine and spacing.
     Its values are the class numbers, so that it can serve as a training mask: 0 and 1 both look black in most viewers.
     Images whose names differ by suffix or case only keep their suffix: the masks of `a.png` and `a.tif` are
     `a.png.png` and `a.tif.tif`. `predictions.json` names the run, its weights, the classes, the tiling and each mask.
+    In a folder with DICOM in it, masks have pseudonyms for names; the record says which file by name each belongs to.
 
     An image that cannot be used is an error in the result; all others are written.
 
@@ -43,9 +45,10 @@ def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tra
         ResourceError: the disk is full.
 
     """
-    paths, skipped = _find(images)
+    files = _find(images)
     _require_free(out)
     model = load_model(run, device)
+    skipped = [files.id(path) if files.private else path.name for path in files.others]
     record = _record(run, model) | {"skipped": skipped, "failed": {}, "images": {}}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -53,34 +56,41 @@ def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tra
     except OSError as error:
         raise InputError(out, f"{error.strerror}", "a folder that can be written", "choose another folder") from error
     try:
-        return _predict_all(model, paths, out, record, tracker)
+        return _predict_all(model, files, out, record, tracker)
     finally:
         write_json(out / RECORD, record)
 
 
-def _predict_all(
-    model: Model, paths: Sequence[Path], out: Path, record: dict[str, Any], tracker: Tracker
-) -> FolderResult:
+def _predict_all(model: Model, files: Listing, out: Path, record: dict[str, Any], tracker: Tracker) -> FolderResult:
     """Predict image after image and enter each in the record, which so holds what an interruption leaves."""
-    targets = mask_names(path.name for path in paths)
+    paths, targets = files.paths, _targets(files)
     written: list[Path] = []
     failed: list[NisslError] = []
     with tracker(len(paths), f"masks (memory: {_bound(model, paths) / GIB:.2g} GiB at most)") as advance:
         for path in paths:
-            target = out / targets[path.name]
+            target, name = out / targets[path], files.called(path)
             try:
-                _predict(model, path, target)
+                _predict(model, path, target, files.alias(path))
             except NisslError as error:
                 if isinstance(error, ResourceError) and error.where == str(target):  # the disk is full
                     raise
-                record["failed"][path.name] = error.found
+                record["failed"][name] = error.found
                 failed.append(error)
             else:
                 digest = hashlib.sha256(target.read_bytes()).hexdigest()
-                record["images"][path.name] = {"mask": target.name, "sha256": digest}
+                record["images"][name] = {"mask": target.name, "sha256": digest}
+                if files.private:
+                    record["images"][name]["position"] = files.position(path)
                 written.append(target)
-            advance(path.name)
+            advance(name)
     return FolderResult(tuple(written), tuple(failed))
+
+
+def _targets(files: Listing) -> dict[Path, str]:
+    """Name of the mask of each image; the suffix of a private image says nothing of its mask's."""
+    named = {path: files.called(path) + (mask_suffix(path) if files.private else "") for path in files.paths}
+    masks = mask_names(named.values())
+    return {path: masks[name] for path, name in named.items()}
 
 
 def mask_names(names: Iterable[str]) -> dict[str, str]:
@@ -102,19 +112,15 @@ def mask_names(names: Iterable[str]) -> dict[str, str]:
     return masks
 
 
-def _find(images: Path) -> tuple[list[Path], list[str]]:
-    """Images, and the names of the files that are of no known kind; hidden files are left out."""
-    if images.is_dir():
-        files = sorted(path for path in images.iterdir() if not path.name.startswith(".") and not path.is_dir())
-    else:
-        files = [images] if images.exists() else []
-    paths = [path for path in files if suffix(path)]
-    if not paths:
+def _find(images: Path) -> Listing:
+    """The images of a folder, or a single one."""
+    files = list_files(images)
+    if not files.paths:
         found = "no image" if images.exists() else "no such file or folder"
         raise InputError(
             images, found, f"files of kind {' '.join(SUFFIXES)}", "check the path; subfolders do not count"
         )
-    return paths, [path.name for path in files if not suffix(path)]
+    return files
 
 
 def _require_free(out: Path) -> None:
@@ -167,18 +173,19 @@ def _bound(model: Model, paths: Sequence[Path]) -> int:
     return needs(largest) if largest else 0
 
 
-def _predict(model: Model, path: Path, target: Path) -> None:
-    """Read an image, predict it and write its mask.
+def _predict(model: Model, path: Path, target: Path, alias: str | None) -> None:
+    """Read an image, predict it and write its mask; errors call the image by its alias, if it has one.
 
     Raises:
         DataError: the image cannot be read or used, or its mask has a name that cannot be written.
         ResourceError: too little memory for this image, or the disk is full (then it names the mask).
 
     """
-    raster = read_image(path, model.config.data)
-    for fault in image_faults(CaseFile(stem(path), path), raster):
+    file = CaseFile(stem(path), path, alias=alias)
+    raster = read_image(path, model.config.data, alias)
+    for fault in image_faults(file, raster):
         raise DataError(fault.where, fault.found, fault.expected, fault.fix)
-    require_fit(model, raster.pixels, path)
+    require_fit(model, raster.pixels, file.image_name)
     try:
         labels = predict_mask(model, raster.pixels)
     except (MemoryError, RuntimeError) as error:
@@ -187,9 +194,11 @@ def _predict(model: Model, path: Path, target: Path) -> None:
             raise
         need = peak_bytes(model, raster.pixels.shape[1:]) / GIB
         fix = "lower predict.tile in the run's config.toml, or use --device cpu"
-        raise ResourceError(path, "out of memory", f"up to {need:.2g} GiB of free memory", fix) from error
+        raise ResourceError(file.image_name, "out of memory", f"up to {need:.2g} GiB of free memory", fix) from error
     try:
         write_mask(target, labels, raster)
     except OSError as error:
         found = f"its mask cannot be written: {error.strerror}"
-        raise DataError(path, found, f"a name and folder that take {target.name}", "rename the image") from error
+        raise DataError(
+            file.image_name, found, f"a name and folder that take {target.name}", "rename the image"
+        ) from error

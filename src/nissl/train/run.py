@@ -64,6 +64,21 @@ def read_json(path: Path) -> Any:
         raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", fix) from error
 
 
+def find_root(run: Path, facts: Any, given: Path | str | None) -> Path:
+    """Where the data of a run are: the folder that is given, or else the one that data.json (`facts`) names.
+
+    Raises:
+        InputError: neither names a folder, or none that is there.
+
+    """
+    root = given or facts.get("root")
+    if root and Path(root).is_dir():
+        return Path(root)
+    found = f"no such folder: {root}" if root else "the folder of the data is not stored, since they are DICOM"
+    where = run / "data.json" if given is None else "--data"
+    raise InputError(where, found, "the data that the run was trained on", "say where they are now: --data DIR")
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device by name; `auto` is a GPU where there is one.
 
