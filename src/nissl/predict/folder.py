@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nissl.data.cases import CaseFile, image_faults, read_image
+from nissl.data.dicom import is_series
 from nissl.data.formats import GIB, SUFFIXES, Header, mask_suffix, read_header, stem, suffix, write_mask
 from nissl.data.naming import Listing, list_files
 from nissl.errors import DataError, InputError, NisslError, ResourceError
@@ -48,6 +49,8 @@ def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tra
     files = _find(images)
     _require_free(out)
     model = load_model(run, device)
+    if model.dims == 3 and is_series(images):  # one volume, of which these files are the slices
+        files = Listing((images,), (), private=True)
     skipped = [files.id(path) if files.private else path.name for path in files.others]
     record = _record(run, model) | {"skipped": skipped, "failed": {}, "images": {}}
     try:

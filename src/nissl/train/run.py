@@ -74,9 +74,11 @@ def find_root(run: Path, facts: Any, given: Path | str | None) -> Path:
     root = given or facts.get("root")
     if root and Path(root).is_dir():
         return Path(root)
+    expected, fix = "the data that the run was trained on", "say where they are now: --data DIR"
+    if given is not None:
+        raise InputError("--data", "no such folder", expected, fix)
     found = f"no such folder: {root}" if root else "the folder of the data is not stored, since they are DICOM"
-    where = run / "data.json" if given is None else "--data"
-    raise InputError(where, found, "the data that the run was trained on", "say where they are now: --data DIR")
+    raise InputError(run / "data.json", found, expected, fix)
 
 
 def choose_device(name: str) -> torch.device:
