@@ -32,7 +32,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ResourceError(
-            path, "disk full", f"{len(data) / 1e6:.1f} MB of free space", "free some space and run the command again"
+            path, "disk full", f"{len(data) / 1e6:.3g} MB of free space", "free some space and run the command again"
         ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -276,7 +276,7 @@ def test_f53_a_run_on_dicom_is_resumed_and_other_data_refused(mine, shell):
     root, run, _ = mine
     shell("train", root, "--out", run, "--resume")
     first(root / "masks", 0).write_bytes(first(root / "masks", 2).read_bytes())
-    assert "cases differ" in shell("train", root, "--out", run, "--resume", code=2)
+    assert "cases of the data differ" in shell("train", root, "--out", run, "--resume", code=2)
 
 
 def test_f54_burned_in_text_is_a_finding_where_the_file_says_so(mine, shell):

@@ -105,17 +105,25 @@ class Recipe:
     workers: int = 0
     world: World = dataclasses.field(default_factory=World)
 
-    def trainer(self, folder, change=None, resumed=False):
-        """A trainer; with `resumed` the networks are made anew and only restructured, as on the command line."""
-        kind = METHODS[self.method]
+    def networks(self):
+        """The networks as they are initialised."""
         dims = 2 if self.files[0].image.suffix == ".png" else 3
-        networks = [nets.build(self.net, dims, 1, 2, self.seed + index) for index in range(kind.count)]
+        networks = [nets.build(self.net, dims, 1, 2, self.seed + index) for index in range(METHODS[self.method].count)]
         for net in networks:
             lay_out(net)
             if self.world.size > 1:
                 synchronise(net)
-            config = dataclasses.replace(self.pretrain_config, name=self.pretrain)
-            pretraining = PRETRAININGS[self.pretrain](config, self.seed)
+        return networks
+
+    def pretraining(self):
+        """What pre-trains them."""
+        return PRETRAININGS[self.pretrain](dataclasses.replace(self.pretrain_config, name=self.pretrain), self.seed)
+
+    def trainer(self, folder, change=None, resumed=False):
+        """A trainer; with `resumed` the networks are made anew and only restructured, as on the command line."""
+        kind, networks = METHODS[self.method], self.networks()
+        for net in networks:
+            pretraining = self.pretraining()
             if resumed:
                 pretraining.restructure(net)
             else:
@@ -149,3 +157,19 @@ def log_of(folder):
     """The lines of the log, without the time that they took."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def poison(monkeypatch, steps, where="loss", method="supervised"):
+    """Make the loss of a method, or only its gradient, useless at some steps."""
+
+    class Poisoned(METHODS[method]):
+        def losses(self, batch, progress):
+            terms = super().losses(batch, progress)
+            if round(progress * TRAIN.steps) not in steps:
+                return terms
+            weight = self.networks[0].head.weight
+            bad = {"loss": weight.sum() * float("nan"), "infinite loss": weight.sum().exp() * float("inf")}
+            # sqrt has an infinite slope at 0: the loss is finite, its gradient is 0 times infinity
+            return terms | {"bad": bad.get(where, (weight * 0).sum().sqrt())}
+
+    monkeypatch.setitem(METHODS, method, Poisoned)

@@ -8,7 +8,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -33,6 +33,10 @@ LOCK, OWNER = ".nissl.lock", ".nissl.owner"
 
 FACTS = ("dims", "channels", "classes")
 """Of the data, beside the cases: what fixes the network and the meaning of its output."""
+PLACE = ("torch", "device", "threads")
+"""Of the environment: what bits depend on."""
+DESCRIPTION = ("network.json", "split.json", "data.json", "env.json", "budget.json", "config.toml")
+"""What is written before the work starts, in this order."""
 
 
 @contextmanager
@@ -58,7 +62,7 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
         raise InputError(out, found, "a folder that can be written", "choose another --out") from error
     try:
         present = sorted(path.name for path in out.iterdir() if path.name not in (LOCK, OWNER))
-        if present and not resume:
+        if present and not resume and not _never_began(out, present):
             raise InputError(
                 out,
                 f"not empty: {', '.join(present[:4])}{' …' if len(present) > 4 else ''}",
@@ -78,6 +82,12 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
                 folder.rmdir()
 
 
+def _never_began(out: Path, present: Sequence[str]) -> bool:
+    """Say whether a folder holds only what a run wrote that was killed before it began."""
+    written = all(name in DESCRIPTION[:-1] or name.endswith(".tmp") for name in present)
+    return written and (out / OWNER).exists()  # which is removed by every other end
+
+
 def _owner(out: Path) -> str:
     try:
         return (out / OWNER).read_text()
@@ -86,7 +96,7 @@ def _owner(out: Path) -> str:
 
 
 def describe(out: Path, config: Config, dataset: Dataset, split: Split) -> None:
-    """Write what the run is made of, before it starts."""
+    """Write what the run is made of, before it starts or goes on with changes."""
     data = _data(dataset, split)  # takes long; a run that is stopped here has not begun
     budget = {
         "masks_seen": split.labelled,
@@ -96,7 +106,8 @@ def describe(out: Path, config: Config, dataset: Dataset, split: Split) -> None:
     }
     write_whole(out / "split.json", split.to_json())
     write_json(out / "data.json", data)
-    write_json(out / "env.json", _environment(config, dataset))
+    if not (out / "env.json").exists():  # of a run that goes on, it tells how it began
+        write_json(out / "env.json", _environment(config, dataset.private))
     write_json(out / "budget.json", budget)
     write_whole(out / "config.toml", tomli_w.dumps(to_tree(config)))  # the last: with it, the run can be resumed
 
@@ -133,8 +144,8 @@ def _data(dataset: Dataset, split: Split) -> dict[str, Any]:
     }
 
 
-def _environment(config: Config, dataset: Dataset) -> dict[str, Any]:
-    given = ["train", "DATA", "--out", "RUN", "--config", "config.toml"] if dataset.private else sys.argv[1:]
+def _environment(config: Config, private: bool = False) -> dict[str, Any]:
+    given = ["train", "DATA", "--out", "RUN", "--config", "config.toml"] if private else sys.argv[1:]
     device = choose_device(config.device)
     return {
         "nissl": version("nissl"),
@@ -149,26 +160,37 @@ def _environment(config: Config, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def require_same(out: Path, config: Config, dataset: Dataset, split: Split) -> None:
-    """Refuse to resume a run with other settings or other data."""
+def changes(out: Path, config: Config, dataset: Dataset, split: Split) -> tuple[str, ...]:
+    """List in words how settings and data differ from those that a run began with."""
     before, now = _flat(to_tree(load_config(out / "config.toml"))), _flat(to_tree(config))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        listed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)
-        raise InputError(out, listed, "the settings that the run began with", "leave these settings out, or start anew")
+    listed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed]
     data, data_now = read_json(out / "data.json"), _data(dataset, split)
-    facts = [f"{key} were {data[key]}, are {data_now[key]}" for key in FACTS if data[key] != data_now[key]]
-    if facts:
-        raise InputError(dataset.place, "; ".join(facts), "what the run began with", "put it back, or start a new run")
+    listed += [f"{key} were {data[key]}, are {data_now[key]}" for key in FACTS if data[key] != data_now[key]]
     stored, here = ({case["id"]: case for case in tree["cases"]} for tree in (data, data_now))
     other = sorted(key for key in stored.keys() | here.keys() if stored.get(key) != here.get(key))
-    if other:
-        raise InputError(
-            dataset.place,
-            f"{len(other)} cases differ from those that the run began with, such as {other[0]}",
-            "the same files",
-            "put the files back, or start a new run",
-        )
+    return (*listed, *([f"{len(other)} cases of the data differ, such as {other[0]}"] if other else []))
+
+
+def require_same(out: Path, changed: Sequence[str]) -> None:
+    """Refuse to resume a run with other settings or other data.
+
+    Raises:
+        InputError: something has changed.
+
+    """
+    if changed:
+        fix = "put it back, start a new run, or go on knowingly with --allow-changed (the report will say so)"
+        raise InputError(out, "; ".join(changed), "the settings and data that the run began with", fix)
+
+
+def note_session(out: Path, config: Config, changed: Sequence[str]) -> None:
+    """Enter in env.json that the run goes on, and whether it can still be exact."""
+    before, now = read_json(out / "env.json"), _environment(config)
+    same = all(before.get(key) == now[key] for key in PLACE)
+    session = {key: now[key] for key in (*PLACE, "date")} | {"changed": list(changed)}
+    exact = bool(before.get("exact")) and same and not changed
+    write_json(out / "env.json", before | {"exact": exact, "continued": [*before.get("continued", []), session]})
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
