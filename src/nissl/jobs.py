@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -87,8 +88,9 @@ def train(
         excluded(networks[0], config.pretrain.layers)
         if world.first and resume:
             note_session(out, config, changed)
+        untrained = _untrained(job, stores.labelled)
         if world.first and (changed or not resume):
-            write_json(out / "network.json", network)
+            write_json(out / "network.json", network | {"not_trained": untrained})
             describe(out, config, dataset, split)
         with _exactness(config.deterministic, device):
             _train(job, networks, stores)
@@ -218,6 +220,8 @@ def evaluate(
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
             advance(case.id)
     summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]))
+    if (run / "network.json").is_file() and (absent := read_json(run / "network.json").get("not_trained")):
+        summary = dataclasses.replace(summary, warnings=(_not_trained(absent), *summary.warnings))
     name = "metrics" if on == "test" else f"metrics_{on}"
     write_whole(run / f"{name}.csv", scores_to_csv(rows))
     write_json(run / f"{name}.json", summary.to_tree() | {"split": on, "cases": len(chosen)})
@@ -293,6 +297,27 @@ def _stores(job: _Job) -> _Stores:
                     raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
     return stores
+
+
+def _untrained(job: _Job, labelled: Store) -> tuple[str, ...]:
+    """Names of the classes that no mask of the budget shows, which are warned about.
+
+    Raises:
+        DataError: there is nothing but background.
+
+    """
+    absent = labelled.absent()
+    if len(absent) == len(job.dataset.label_map.names) - 1:
+        found, expected = f"all {len(labelled)} masks of the budget are empty", "foreground in some of them"
+        fix = "choose cases that show it, for instance --labels a,b,c, or correct the label map"
+        raise DataError(job.dataset.place, found, expected, fix)
+    if absent and job.world.first:
+        print(f"warning: {_not_trained(absent)}", file=sys.stderr)
+    return absent
+
+
+def _not_trained(absent: Sequence[str]) -> str:
+    return f"not trained: {', '.join(absent)} (no mask of the budget shows it)"
 
 
 def _images(job: _Job, store: Store | None, index: int) -> Images:

@@ -198,12 +198,14 @@ class Store:
 
     def counts(self, index: int) -> Int[np.ndarray, "classes"]:
         """How many pixels of each class a case with a mask has."""
-        if index not in self._counts:
-            mask = self[index].mask
-            if mask is None:
-                raise ValueError(f"{self.files[index].id} was read without its mask")
-            self._counts[index] = np.bincount(mask.ravel())
+        if index not in self._counts and self[index].mask is None:
+            raise ValueError(f"{self.files[index].id} was read without its mask")
         return self._counts[index]
+
+    def absent(self) -> tuple[str, ...]:
+        """Names of the classes that no mask shows as the training sees it; the background is not among them."""
+        seen = np.sum([self.counts(index) for index in range(len(self))], axis=0)
+        return tuple(name for name, count in zip(self._label_map.names[1:], seen[1:], strict=True) if not count)
 
     def _fit(self, index: int, case: Case) -> Case:
         image, mask = case.image, case.mask
@@ -217,6 +219,8 @@ class Store:
             around = [(lack // 2, lack - lack // 2) for lack in short]
             image = np.pad(image, [(0, 0), *around], mode="symmetric")
             mask = None if mask is None else np.pad(mask, around, mode="symmetric")
+        if mask is not None and index not in self._counts:
+            self._counts[index] = np.bincount(mask.ravel(), minlength=len(self._label_map.names))
         return dataclasses.replace(case, image=image, mask=mask)
 
 

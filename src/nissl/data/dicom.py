@@ -7,7 +7,6 @@ far as an array, a header or an error. Errors are in words of ours alone: those 
 import io
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num
 
-from nissl.data.raster import Header, Opened, Raster, UnusableError, plain
+from nissl.data.raster import BoundedFile, Header, Opened, Raster, UnusableError, plain
 from nissl.data.slices import EXPECTED, Grid, Slice, stacked
 
 SUFFIXES = (".dcm", ".dicom")
@@ -160,18 +159,6 @@ def _silence() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class _Clamped(io.BufferedReader):
-    """A file of which no more is read than it holds: else what a damaged header says is allocated first."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self._size = os.fstat(self.fileno()).st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        rest = max(0, self._size - self.tell())
-        return super().read(rest if size is None or size < 0 else min(size, rest))
-
-
 def _pydicom() -> Any:
     try:
         import pydicom
@@ -196,7 +183,7 @@ def _blaming(place: str) -> Iterator[None]:
 def _read(path: Path, place: str, elements: Sequence[str]) -> Any:
     """The elements of one file; those after the pixels are not looked at where the pixels are not wanted."""
     pydicom = _pydicom()
-    with _blaming(place), _Clamped(path) as file:
+    with _blaming(place), BoundedFile(path) as file:
         file.seek(132)
         meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         if str(meta.get("TransferSyntaxUID", "")) == DEFLATED:

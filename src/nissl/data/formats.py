@@ -19,13 +19,14 @@ import numpy as np
 from jaxtyping import Float, Integer, Num
 
 from nissl.data import dicom
+from nissl.data.raster import BoundedFile, Opened, UnusableError, known_spacing, plain, type_name
 from nissl.data.raster import Header as Header
-from nissl.data.raster import Opened, UnusableError, known_spacing, plain, type_name
 from nissl.data.raster import Raster as Raster
+from nissl.data.segments import largest_segment, require_bounded
 from nissl.errors import DataError, InputError, NisslError
 from nissl.files import write_whole
 
-GIB = 2**30
+GIB, MOST_EXTENSIONS = 2**30, 2**24
 LOSSY = (".jpg", ".jpeg")
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "nm": 1e-6, "m": 1e3}
 MILLIMETRES |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00B5m", "micron", "microns"), 1e-3)
@@ -132,7 +133,7 @@ def _open_pillow(path: Path) -> Iterator[Opened]:
         b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
         b"BM": BmpImagePlugin.BmpImageFile,
     }
-    with path.open("rb") as file:
+    with BoundedFile(path) as file:
         start = file.read(4)
         reader = next((reader for magic, reader in readers.items() if start.startswith(magic)), None)
         if reader is None:
@@ -181,6 +182,7 @@ def _open_tiff(path: Path) -> Iterator[Opened]:
         colormap = page.colormap if page.photometric == 3 else None
 
         def decode() -> Raster:
+            require_bounded(series)
             stored = series.asarray().reshape([size for _, size in kept])
             pixels = stored.transpose(channels + space).reshape(-1, *shape)[:count]
             if faults:
@@ -188,7 +190,8 @@ def _open_tiff(path: Path) -> Iterator[Opened]:
             palette = None if colormap is None else (np.asarray(colormap).T >> 8).astype(np.uint8)
             return Raster(plain(pixels), spacing, palette=palette)
 
-        yield Header(shape, count, type_name(series.dtype), spacing, int(series.nbytes)), decode
+        size = max(int(series.nbytes), largest_segment(series))
+        yield Header(shape, count, type_name(series.dtype), spacing, size), decode
 
 
 @contextmanager
@@ -238,17 +241,17 @@ def _open_nifti(path: Path) -> Iterator[Opened]:
     """Open NIfTI; axes as stored, the fourth (or NIfTI's fifth, of vectors) holds channels, a single slice is 2-D."""
     import nibabel
 
-    image: Any = nibabel.load(path, mmap=False)
-    header, proxy = image.header, image.dataobj
-    shape = tuple(int(size) for size in image.shape)
+    header = _nifti_header(path)
+    proxy = nibabel.arrayproxy.ArrayProxy(path, header, mmap=False)
+    shape = tuple(int(size) for size in proxy.shape)
     if len(shape) == 5 and shape[3] == 1:
         shape = (*shape[:3], shape[4])
     if len(shape) not in (2, 3, 4) or 0 in shape:
-        raise UnusableError(f"shape {image.shape}, where 2 or 3 axes of space and one of channels can be used")
+        raise UnusableError(f"shape {proxy.shape}, where 2 or 3 axes of space and one of channels can be used")
     space = shape[:2] if shape[2:3] == (1,) else shape[:3]
     count = shape[3] if len(shape) == 4 else 1
     scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
-    dtype = np.dtype(np.float64) if scaled else image.get_data_dtype()
+    dtype = np.dtype(np.float64) if scaled else header.get_data_dtype()
     unit = {"meter": 1e3, "micron": 1e-3}.get(header.get_xyzt_units()[0], 1.0)  # unknown means mm by convention
     spacing = known_spacing(float(zoom) * unit for zoom in header.get_zooms()[: len(space)])
 
@@ -257,11 +260,31 @@ def _open_nifti(path: Path) -> Iterator[Opened]:
         if stored.dtype.names:  # RGB as a record
             stored = np.stack([stored[name] for name in stored.dtype.names], axis=-1)
         pixels = np.moveaxis(stored.reshape(*space, -1), -1, 0)
-        return Raster(plain(pixels), spacing, np.asarray(image.affine, np.float64))
+        return Raster(plain(pixels), spacing, np.asarray(header.get_best_affine(), np.float64))
 
     count *= len(dtype.names or "1")
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     yield Header(space, count, "uint8" if dtype.names else type_name(dtype), spacing, size), decode
+
+
+def _nifti_header(path: Path) -> Any:
+    """The header of NIfTI 1 or 2, read from the bytes before the pixels.
+
+    What lies between header and pixels would else be read, and unpacked, at the length that it states.
+    """
+    import nibabel
+    from nibabel.openers import ImageOpener
+
+    with ImageOpener(path) as file:
+        start = file.read(nibabel.Nifti2Header.sizeof_hdr)
+        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+            if kind.may_contain_header(start):
+                offset = float(kind(start[: kind.sizeof_hdr], check=False)["vox_offset"])
+                if not 0 <= offset <= MOST_EXTENSIONS:
+                    raise UnusableError(f"pixels that begin at byte {offset:.4g}", "16 MiB of extensions at most")
+                start += file.read(max(0, int(offset) - len(start)))
+                return kind.from_fileobj(io.BytesIO(start))
+    raise ValueError("its first bytes are not those of NIfTI")
 
 
 OPENERS: dict[str, Callable[[Path], AbstractContextManager[Opened]]] = {

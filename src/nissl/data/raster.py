@@ -1,7 +1,10 @@
 """What a file becomes once it is read: its header, and its pixels as `(channels, *space)`."""
 
+import io
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,3 +70,16 @@ def plain(pixels: np.ndarray) -> Num[np.ndarray, "channels *space"]:
     if pixels.dtype.kind not in "buif":
         raise UnusableError(f"pixels of type {pixels.dtype}, where integers or real numbers can be used")
     return np.array(pixels, dtype=np.dtype(type_name(pixels.dtype)), order="C")
+
+
+class BoundedFile(io.BufferedReader):
+    """A file of which no more is read than it holds: else what a damaged header says is allocated first."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read so many bytes, or those that are left."""
+        rest = max(0, self._size - self.tell())
+        return super().read(rest if size is None or size < 0 else min(size, rest))
