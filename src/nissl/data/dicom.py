@@ -4,7 +4,6 @@ Of a file only the elements in `ELEMENTS` are read, so that names, dates and ide
 far as an array, a header or an error. Errors are in words of ours alone: those of a decoder may quote the file.
 """
 
-import io
 import logging
 import math
 import warnings
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Num
 
 from nissl.data.raster import BoundedFile, Header, Opened, Raster, UnusableError, plain
+from nissl.data.segments import picture_size
 from nissl.data.slices import EXPECTED, Grid, Slice, stacked
 
 SUFFIXES = (".dcm", ".dicom")
@@ -363,7 +363,6 @@ def _require_frames_of_that_size(whole: Any, pydicom: Any, syntax: str) -> None:
             if len(frame) > 2 * raw + 1024:  # what runs of one byte each would take
                 raise ValueError("a frame of another size than the file states")
             continue
-        from PIL import Image
-
-        if Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")).size != (columns, rows):
+        kind = "JPEG" if frame.startswith(b"\xff\xd8") else "JPEG2000"
+        if picture_size(frame, kind) != (columns, rows):
             raise ValueError("a frame of another size than the file states")

@@ -114,7 +114,7 @@ def _opened(path: Path, alias: str | None) -> Iterator[Opened]:
             reason = "an empty file (0 bytes)"
         elif "imagecodecs" in reason:
             fix = "pip install imagecodecs, or save the file without compression or with deflate"
-        elif not isinstance(error, OSError) or "truncated" in reason:
+        elif not getattr(error, "errno", None):  # not of the system, though decoders call theirs OSError too
             words = type(error).__name__ if where != path else reason
             reason = f"damaged, cut short, or of another kind than its name says: {words}"
         raise DataError(where, reason, expected, fix) from (error if where == path else None)

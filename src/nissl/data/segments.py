@@ -19,7 +19,7 @@ PICTURES = {
     **dict.fromkeys((34927, 50001), "WEBP"),
     34933: "PNG",
 }
-"""TIFF compressions whose segments state their size, and the format of pillow that reads it."""
+"""TIFF compressions whose segments state their size, and the kind of picture that they are."""
 
 
 def largest_segment(series: Any) -> int:
@@ -43,13 +43,28 @@ def require_bounded(series: Any) -> None:
     if code not in PICTURES:
         found = f"the compression {getattr(page.compression, 'name', code)}, whose size cannot be known beforehand"
         raise UnusableError(found, "deflate, LZW, JPEG or no compression", "save the file with one of these")
-    from PIL import Image
-
     share = prod(int(size) for size in page.chunks)
     for segment in _segments(series):
-        width, height = Image.open(io.BytesIO(segment), formats=(PICTURES[code],)).size
+        width, height = picture_size(segment, PICTURES[code])
         if width * height > share:
             raise ValueError(f"a segment of {height} x {width} pixels, where the file states {share} values")
+
+
+def picture_size(content: bytes, kind: str) -> tuple[int, int]:
+    """Columns and rows that a compressed picture states.
+
+    The reader's class is called rather than Image.open, whose own bound of pixels would warn or refuse before ours.
+    """
+    from PIL import Jpeg2KImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+    readers: dict[str, Any] = {
+        "JPEG": JpegImagePlugin.JpegImageFile,
+        "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+        "PNG": PngImagePlugin.PngImageFile,
+        "WEBP": WebPImagePlugin.WebPImageFile,
+    }
+    columns, rows = readers[kind](io.BytesIO(content)).size
+    return columns, rows
 
 
 def _segments(series: Any) -> Iterator[bytes]:
