@@ -2,12 +2,18 @@
 
 import gzip
 import json
+import os
+import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.dicom_files import NAME, SECRETS, SERIES, place, write_file, write_series
-from tests.tiny_data import FLAGS, opened_files
+from tests.tiny_data import FLAGS, opened_files, write_tiny
 
 from nissl import cli
 from nissl.data.formats import read_raster, write_mask
@@ -293,3 +299,135 @@ def test_f54_the_page_says_that_burned_in_text_is_not_detected(mine, shell):
     _, run, _ = mine
     shell("report", run)
     assert "Text burned into the pixels of an image is not detected" in (run / "report.html").read_text()
+
+
+class Payload:
+    """What writes a file as soon as it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def pickled(path, marker):
+    """The payload in the form that each suffix usually has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    payload = Payload(marker)
+    if path.suffix in (".pt", ".pth", ".ckpt"):
+        torch.save({"weights": payload}, path)
+    elif path.suffix == ".npy":
+        np.save(path, np.array([payload], object), allow_pickle=True)
+    else:
+        path.write_bytes(pickle.dumps(payload))
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A data set of pictures and a run on it."""
+    data, run = write_tiny(tmp_path_factory.mktemp("plain") / "data"), tmp_path_factory.mktemp("plain") / "run"
+    assert cli.run(["train", str(data), "--out", str(run), *FLAGS, "--pretrain", "none"]) == 0
+    return data, run
+
+
+def test_f48_the_payload_of_these_tests_runs_where_it_is_opened(tmp_path):
+    for name in ("a.pt", "a.npy", "a.pkl"):
+        marker = tmp_path / f"ran {name}"
+        path = pickled(tmp_path / name, marker)
+        if path.suffix == ".pt":
+            torch.load(path, weights_only=False)
+        elif path.suffix == ".npy":
+            np.load(path, allow_pickle=True)
+        else:
+            pickle.loads(path.read_bytes())
+        assert marker.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".pkl", ".npy"])
+def test_f48_a_pickle_given_as_a_model_or_image_is_never_opened(suffix, plain, tmp_path, shell):
+    data, run = plain
+    marker = tmp_path / "ran"
+    model = pickled(tmp_path / f"model{suffix}", marker)
+    out = tmp_path / "out"
+    for arguments in (["predict", model, data / "images", "--out", out], ["evaluate", model]):
+        shown = shell(*arguments, code=2)
+        assert "may run code" in shown and "safetensors.torch import save_file" in shown
+    shell("report", model, code=2)
+    shell("predict", run, model, "--out", out, code=2)
+    copy = shutil.copytree(data, tmp_path / "data")
+    for folder in ("images", "masks"):
+        pickled(copy / folder / f"field000{suffix}", marker)
+        pickled(copy / folder / f"other{suffix}.png", marker)
+    assert "files of another kind" in shell("check", copy, code=3)
+    shell("predict", run, copy / "images", "--out", out, code=3)
+    assert not marker.exists()
+
+
+def test_f48_pickles_planted_in_a_run_are_never_opened(plain, tmp_path, shell):
+    data, run = plain
+    marker = tmp_path / "ran"
+    mine = shutil.copytree(run, tmp_path / "run")
+    for name in ("filters.npy", "filters_start.npy"):
+        pickled(mine / name, marker)
+    shell("report", mine)
+    assert "filters.npy cannot be read" in (mine / "report.html").read_text()
+    for source in ("a.pt", "a.pkl"):
+        content = pickled(tmp_path / source, marker).read_bytes()
+        for name in ("last", "state", "previous.state"):
+            (mine / "checkpoints" / f"{name}.safetensors").write_bytes(content)
+        shown = shell("evaluate", mine, code=2)
+        assert "last.safetensors" in shown and "safetensors.torch import save_file" in shown
+        shell("predict", mine, data / "images", "--out", tmp_path / "out", code=2)
+        assert "unreadable" in shell("train", data, "--out", mine, "--resume", code=3)
+    for name in ("data.json", "split.json", "config.toml", "metrics.csv"):
+        (mine / name).write_bytes(pickle.dumps(Payload(marker)))
+    shell("report", mine)
+    assert not marker.exists()
+
+
+WITHOUT_NETWORK = """
+import json, socket, sys
+BLOCKED = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.sendto")
+asked = []
+def refuse(event, arguments):
+    if event in BLOCKED:
+        asked.append(event)
+        raise OSError("there is no network")
+sys.addaudithook(refuse)
+try:
+    socket.create_connection(("localhost", 9))
+except OSError as error:
+    assert "no network" in str(error)
+asked.clear()
+from nissl import cli
+codes = []
+for arguments in json.loads(sys.argv[1]):
+    try:
+        codes.append(cli.run(arguments))
+    except SystemExit as leaving:
+        codes.append(leaving.code)
+print(json.dumps([codes, asked]))
+"""
+
+
+@pytest.mark.slow
+def test_f55_every_verb_works_without_a_network(plain, tmp_path):
+    data, run, new = (str(path) for path in (*plain, tmp_path / "new"))
+    verbs = [
+        ["check", data],
+        ["train", data, "--out", new, *FLAGS, "--pretrain", "hebbian"],
+        ["train", data, "--out", new, "--resume"],
+        ["evaluate", new],
+        ["report", new],
+        ["predict", run, f"{data}/images", "--out", str(tmp_path / "masks")],
+        *([verb, "--help"] for verb in ("demo", "check", "train", "evaluate", "predict", "report", "fetch")),
+        ["demo", "--out", data],  # it exists, so that the demo ends before its work
+    ]
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_NETWORK, json.dumps(verbs)]
+    child = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    codes, asked = json.loads(child.stdout.splitlines()[-1])
+    assert codes == [0] * (len(verbs) - 1) + [2] and asked == [], child.stderr

@@ -23,6 +23,11 @@ from nissl.train.checkpoint import load_checkpoint
 
 WEIGHTS = Path("checkpoints") / "last.safetensors"
 STATE = Path("checkpoints") / "state.safetensors"
+PICKLED = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+CONVERT = (
+    'tensors alone are converted without running anything by: python -c "import torch; from safetensors.torch import '
+    "save_file; save_file(torch.load('OLD.pt', weights_only=True), 'NEW.safetensors')\""
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,16 +105,36 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def _refuse_pickle(path: Path) -> None:
+    """Refuse a file that is one by its name or its first bytes: opening a pickle runs whatever it holds.
+
+    Raises:
+        InputError: it is a pickle, or another file where a run folder should be.
+
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file begins with a length of eight bytes and a brace.
+    pickled = start.startswith((b"\x80", b"PK\x03\x04", b"\x93NUMPY")) and start[8:] != b"{"
+    if pickled or path.suffix.lower() in PICKLED:
+        found, expected = "a file that may run code when it is opened (pickle): left closed", "weights as safetensors"
+        raise InputError(path, found, f"the folder of a run made by `nissl train`, with {expected}", CONVERT)
+
+
 def load_model(run: Path, device: str = "auto") -> Model:
     """Load the network of a run.
 
     Raises:
-        InputError: the folder is not a run.
+        InputError: the folder is not a run, or a file that could run code of its own is given in its place.
         DataError: the weights are missing, damaged, or of another network than the settings state.
 
     """
+    _refuse_pickle(run)
     data = read_json(run / "data.json")
     config = load_config(run / "config.toml")
+    _refuse_pickle(run / WEIGHTS)
     tensors, facts = load_checkpoint(run / WEIGHTS)
     net = nets.build(config.net, data["dims"], data["channels"], len(data["classes"]), config.seed)
     try:
