@@ -17,7 +17,7 @@ lint: .venv/installed
 check: lint test
 
 bench: .venv/installed
-	for file in benchmarks/*_step.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/*_step.py benchmarks/check_folder.py; do $(BIN)/python $$file || exit 1; done
 
 # The environment is built once; it is renewed only when the dependencies change.
 .venv/installed: pyproject.toml

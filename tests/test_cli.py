@@ -285,7 +285,7 @@ def test_main_leaves_with_the_code_of_run(monkeypatch):
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path, begun):
+def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path, data, begun):
     from nissl import jobs
 
     def stopped(*_):
@@ -294,8 +294,8 @@ def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(jobs, "train", stopped)
     if begun:
         (tmp_path / "config.toml").touch()
-    assert leave(["train", "d", "--out", tmp_path]) == 130
-    assert (f"nissl train d --out {tmp_path} --resume" in capsys.readouterr().err) is begun
+    assert leave(["train", data, "--out", tmp_path]) == 130
+    assert (f"nissl train {data} --out {tmp_path} --resume" in capsys.readouterr().err) is begun
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ class Train:
             jobs.train(self.folder, self.out, self.settings, self.resume, self.allow_changed)
         except SystemExit:
             if (self.out / "config.toml").exists():  # else it was stopped before it began
-                print(f"stopped; go on with: nissl train {self.folder} --out {self.out} --resume", file=sys.stderr)
+                place = jobs.place(self.folder, self.settings)
+                print(f"stopped; go on with: nissl train {place} --out {self.out} --resume", file=sys.stderr)
             raise
         print(f"trained: {self.out}\nnext: nissl evaluate {self.out}")
         return 0
@@ -105,12 +106,14 @@ class Evaluate:
     """Print one JSON object instead of a table."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
+    data: Path | None = None
+    """Folder of the data, where it is not where it was, or where the run does not know it (DICOM)."""
 
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import jobs
 
-        summary = jobs.evaluate(self.run, self.on, self.device)
+        summary = jobs.evaluate(self.run, self.on, self.device, self.data)
         print(json.dumps(summary.to_tree(), indent=1, ensure_ascii=False) if self.json else _score_text(summary))
         return 0
 
@@ -145,12 +148,14 @@ class MakeReport:
 
     run: Folder
     """Run folder."""
+    data: Path | None = None
+    """Folder of the data, where it is not where it was, or where the run does not know it (DICOM)."""
 
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import jobs
 
-        print(f"report: {jobs.report(self.run)}")
+        print(f"report: {jobs.report(self.run, self.data)}")
         return 0
 
 

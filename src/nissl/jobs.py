@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -15,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nissl import nets
 from nissl.config import Config, DataConfig, load_config
-from nissl.data.cases import CaseFile, Dataset, find_cases, list_cases, load_case, look
+from nissl.data.cases import CaseFile, Dataset, find_cases, list_cases, load_case, look, scan
 from nissl.data.check import Report
 from nissl.data.check import check as check_data
 from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
-from nissl.data.formats import read_raster, suffix, write_mask
+from nissl.data.formats import mask_suffix, read_raster, write_mask
 from nissl.data.split import Split, make_split
 from nissl.errors import DataError, InputError
 from nissl.evaluate import Summary, score_case, scores_to_csv, summarise
@@ -36,8 +37,8 @@ from nissl.report import write_report
 from nissl.train.checkpoint import has_checkpoint
 from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
-from nissl.train.record import changes, claimed, describe, note_session, require_same
-from nissl.train.run import STATE, choose_device, load_model, read_json, write_json
+from nissl.train.record import changes, claimed, describe, note_session, require_same, without_names
+from nissl.train.run import STATE, choose_device, find_root, load_model, read_json, write_json
 from nissl.train.stage1 import Stage1
 
 NETWORK, STAGE_1, STAGE_2, BOOTSTRAP = 1, 2, 3, 4
@@ -71,6 +72,8 @@ def train(
     _known("method.name", config.method.name, METHODS)
     _known("pretrain.name", config.pretrain.name, PRETRAININGS)
     scanned = list_cases(data, config.data)
+    if scanned.private:
+        config = without_names(config, scanned)
     split = make_split(scanned.cases, config.split, config.seed)
     dataset = look(data, scanned, config.data, split.labelled + split.unlabelled)  # not even a header of a test image
     config = dataclasses.replace(config, data=resolve(config.data, dataset.dims))
@@ -86,8 +89,9 @@ def train(
         excluded(networks[0], config.pretrain.layers)
         if world.first and resume:
             note_session(out, config, changed)
+        untrained = _untrained(job, stores.labelled)
         if world.first and (changed or not resume):
-            write_json(out / "network.json", network)
+            write_json(out / "network.json", network | {"not_trained": untrained})
             describe(out, config, dataset, split)
         with _exactness(config.deterministic, device):
             _train(job, networks, stores)
@@ -129,14 +133,19 @@ def check(data: Path | str, config: DataConfig | None = None) -> Report:
         return check_data(Path(data), config or DataConfig(), shown)
 
 
+def place(data: Path, config: Config) -> str:
+    """How a message calls the folder of the data: by its path, unless there is DICOM in it."""
+    return "DATA" if scan(data, config.data).private else str(data)
+
+
 def predict(run: Path | str, images: Path | str, out: Path | str, device: str = "auto") -> FolderResult:
     """Write a mask for every image of a folder, in its geometry and format (see `predict_folder`)."""
     return predict_folder(Path(run), Path(images), Path(out), device)
 
 
-def report(run: Path | str) -> Path:
-    """Write the page of a run and return its path."""
-    return write_report(Path(run))
+def report(run: Path | str, data: Path | str | None = None) -> Path:
+    """Write the page of a run and return its path; `data` as of `evaluate`."""
+    return write_report(Path(run), None if data is None else Path(data))
 
 
 def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
@@ -176,11 +185,17 @@ def _pretrain(job: _Job, net: nn.Module, store: Store | None, index: int) -> Non
         _save_filters(out / "filters_start.npy", net)
 
 
-def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: str = "auto") -> Summary:
+def evaluate(
+    run: Path | str,
+    on: Literal["test", "labelled"] = "test",
+    device: str = "auto",
+    data: Path | str | None = None,
+) -> Summary:
     """Measure a run on its test cases: here, and only here, their files are opened.
 
     Predicted masks go to `predictions/`, numbers to `metrics.csv` (a row per case and class) and `metrics.json`, all in
-    the run folder. Masks are compared at the resolution of the files.
+    the run folder. Masks are compared at the resolution of the files. `data` says where the folder of the data is, if
+    that is not where it was, or if the run does not know it (it holds DICOM).
 
     Raises:
         InputError: the folder is not a run, or its data are gone.
@@ -191,7 +206,7 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
     model = load_model(run, device)
     facts = read_json(run / "data.json")
     split = Split.from_json((run / "split.json").read_text(encoding="utf-8"))
-    dataset = find_cases(Path(facts["root"]), model.config.data)
+    dataset = find_cases(find_root(run, facts, data), model.config.data)
     chosen = _chosen(dataset, split.test if on == "test" else split.labelled)
     folder = run / ("predictions" if on == "test" else f"predictions_{on}")
     folder.mkdir(exist_ok=True)
@@ -200,12 +215,14 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
         for file in chosen:
             case = load_case(file, dataset.label_map, model.config.data)
             if case.mask is None:
-                raise InputError(file.image, "its mask is gone", "the data of the run", "put the mask back")
+                raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
             prediction = predict_mask(model, case.image, retreat)
             _write_prediction(folder, file, prediction, model.config.data)
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
             advance(case.id)
     summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]))
+    if (run / "network.json").is_file() and (absent := read_json(run / "network.json").get("not_trained")):
+        summary = dataclasses.replace(summary, warnings=(_not_trained(absent), *summary.warnings))
     name = "metrics" if on == "test" else f"metrics_{on}"
     write_whole(run / f"{name}.csv", scores_to_csv(rows))
     write_json(run / f"{name}.json", summary.to_tree() | {"split": on, "cases": len(chosen)})
@@ -215,10 +232,9 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
 def _write_prediction(
     folder: Path, file: CaseFile, prediction: UInt8[np.ndarray, "*space"], config: DataConfig
 ) -> None:
-    kind = suffix(file.image)
-    lossless = kind if kind in (".nii", ".nii.gz", ".tif", ".tiff") else ".png"
-    like = read_raster(file.image, config.limit_gib) if lossless.startswith(".nii") else None
-    write_mask(folder / f"{file.id}{lossless}", prediction, like)
+    kind = mask_suffix(file.image)
+    like = read_raster(file.image, config.limit_gib, file.alias) if kind.startswith(".nii") else None
+    write_mask(folder / f"{file.id}{kind}", prediction, like)
 
 
 def _chosen(dataset: Dataset, ids: Sequence[str]) -> list[CaseFile]:
@@ -226,7 +242,7 @@ def _chosen(dataset: Dataset, ids: Sequence[str]) -> list[CaseFile]:
     missing = [name for name in ids if name not in by_id]
     if missing:
         raise InputError(
-            dataset.root,
+            dataset.place,
             f"{len(missing)} cases of the run are gone, such as {missing[0]}",
             "the data that the run was trained on",
             "put the files back, or train again",
@@ -279,9 +295,30 @@ def _stores(job: _Job) -> _Stores:
                 channels = len(part[index].image)
                 if channels != dataset.channels:
                     found, expected = f"{channels} channels", f"{dataset.channels}, as the first image"
-                    raise DataError(file.image, found, expected, "add --colour rgb or --colour gray")
+                    raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
     return stores
+
+
+def _untrained(job: _Job, labelled: Store) -> tuple[str, ...]:
+    """Names of the classes that no mask of the budget shows, which are warned about.
+
+    Raises:
+        DataError: there is nothing but background.
+
+    """
+    absent = labelled.absent()
+    if len(absent) == len(job.dataset.label_map.names) - 1:
+        found, expected = f"all {len(labelled)} masks of the budget are empty", "foreground in some of them"
+        fix = "choose cases that show it, for instance --labels a,b,c, or correct the label map"
+        raise DataError(job.dataset.place, found, expected, fix)
+    if absent and job.world.first:
+        print(f"warning: {_not_trained(absent)}", file=sys.stderr)
+    return absent
+
+
+def _not_trained(absent: Sequence[str]) -> str:
+    return f"not trained: {', '.join(absent)} (no mask of the budget shows it)"
 
 
 def _images(job: _Job, store: Store | None, index: int) -> Images:

@@ -1,6 +1,5 @@
 """One pass lists every fault with its file; sound data show none, and the facts are those of the files."""
 
-import nibabel
 import numpy as np
 import pytest
 from tests.shared import shared
@@ -97,47 +96,6 @@ def test_all_faults_are_listed_in_one_pass(root):
 def test_a_constant_image_is_a_warning(root):
     write_image(root / "images" / "c.png", np.full((1, 32, 40), 7, np.uint8))
     assert "constant" in only(root, "warning", "c.png").found
-
-
-def test_f24_an_image_of_one_pixel_is_two_warnings(root):
-    write_image(root / "images" / "c.png", np.zeros((1, 1, 1), np.uint8))
-    assert [level for level, _, _ in listed(root)] == ["warning", "warning"]
-
-
-def test_f23_all_masks_empty_is_an_error_one_empty_mask_a_warning(root):
-    write_mask(root / "masks" / "a.png", square(0), None)
-    assert "empty mask" in only(root, "warning", "a.png").found
-    write_mask(root / "masks" / "b.png", square(0), None)
-    assert "all 2 masks" in only(root, "error", root.name).found
-
-
-def test_f23_a_class_that_no_mask_shows_is_a_warning(root):
-    finding = only(root, "warning", root.name, label_map="0=background,1=cell,2=nerve")
-    assert "`nerve`" in finding.found
-
-
-def test_f18_f19_dims_must_agree_in_a_set_and_in_a_pair(root):
-    write_image(root / "images" / "c.tif", noise(9, (1, 20, 32, 40)))
-    (root / "images" / "c.png").unlink()
-    assert "3 axes of space" in only(root, "error", "c.tif").found
-    write_image(root / "images" / "c.png", noise(2))
-    (root / "images" / "c.tif").unlink()
-    write_mask(root / "masks" / "c.tif", square(shape=(20, 32, 40)), None)
-    assert only(root, "error", "c.tif").found == "image 32 x 40, mask 20 x 32 x 40"
-
-
-def test_f20_f21_geometry_is_compared(tmp_path):
-    for place in ("images", "masks"):
-        (tmp_path / place).mkdir()
-    shifted = np.eye(4)
-    shifted[0, 3] = 2
-    for n, affine in enumerate([np.eye(4), np.diag([1 + 1e-7, 1, 1, 1]), np.diag([1.01, 1, 1, 1]), shifted]):
-        pixels = noise(n, (20, 20, 20))
-        nibabel.save(nibabel.Nifti1Image(pixels, np.eye(4)), tmp_path / "images" / f"{n}.nii.gz")
-        nibabel.save(nibabel.Nifti1Image(pixels % 2, affine), tmp_path / "masks" / f"{n}.nii.gz")
-    findings = check(tmp_path, DataConfig()).findings
-    assert ["2.nii.gz" in findings[0].where, "3.nii.gz" in findings[1].where, len(findings)] == [True, True, 2]
-    assert "1.01" in findings[0].found and "shifted" in findings[1].found
 
 
 def test_the_limit_is_a_finding_with_its_setting(root):

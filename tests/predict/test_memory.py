@@ -15,7 +15,7 @@ from torch import nn
 from nissl import nets
 from nissl.config import Config
 from nissl.data.formats import Header
-from nissl.data.regions import Grid
+from nissl.data.raster import Grid
 from nissl.errors import ResourceError
 from nissl.predict.memory import Retreat, network_bytes, peak_bytes, resident_bytes, tile_size, total_bytes, ways
 
@@ -60,7 +60,7 @@ def test_memory_stays_below_its_bound(arguments):
 
 
 def header(shape, channels=3, grid=None):
-    return Header(shape, channels, "uint8", None, channels * prod(shape), grid)
+    return Header(shape, channels, "uint8", None, channels * prod(shape), grid=grid)
 
 
 def test_the_bound_of_a_slide_grows_with_its_width_and_not_with_its_height():

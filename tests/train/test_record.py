@@ -243,7 +243,7 @@ def test_only_files_that_the_training_opens_are_opened(run, data):
 
 
 def test_a_run_that_is_stopped_while_it_is_described_cannot_be_resumed(tmp_path, data, monkeypatch):
-    monkeypatch.setattr("nissl.train.record._sha256", lambda path: 1 / 0)
+    monkeypatch.setattr("nissl.train.record._sha256", lambda *_: 1 / 0)
     (tmp_path / "run").mkdir()
     with pytest.raises(ZeroDivisionError):
         describe(tmp_path / "run", CONFIG, *load(data))

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from nissl.config import DataConfig
-from nissl.data.formats import SUFFIXES, Raster, open_raster, read_header, read_raster, stem, suffix
+from nissl.data.formats import SUFFIXES, Raster, open_raster, read_header, read_raster
 from nissl.data.labels import LabelMap, default_map
+from nissl.data.naming import DATA_FOLDER, Listing, is_dicom, list_files, pseudonym
 from nissl.data.regions import Recoloured, row_strips
 from nissl.errors import DataError, InputError, NisslError
 
@@ -37,6 +39,23 @@ class CaseFile:
     """Patient, animal or slide: cases of one group must stay on one side of a split."""
     split: Literal["train", "test"] | None = None
     """The side that cases.csv gives, if it does."""
+    alias: str | None = None
+    """What errors call the case in place of its files, where their names must not be shown."""
+
+    @property
+    def image_name(self) -> str:
+        """What errors call the image."""
+        return self.alias or str(self.image)
+
+    @property
+    def mask_name(self) -> str:
+        """What errors call the mask."""
+        return self.mask_alias or str(self.mask)
+
+    @property
+    def mask_alias(self) -> str | None:
+        """The alias of the mask, where there is one."""
+        return self.alias and f"mask of {self.alias}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,13 @@ class Scan:
     cases: tuple[CaseFile, ...]
     label_map: LabelMap
     findings: tuple[Finding, ...]
+    private: bool = False
+    """Whether there is DICOM among the files: then no name of a file or folder is shown or stored."""
+
+    def id_of(self, name: str) -> str:
+        """The id of a case by its id or by the name of its file without suffix."""
+        ids = {case.id for case in self.cases}
+        return pseudonym(name) if self.private and name not in ids else name
 
 
 @dataclass(frozen=True)
@@ -86,6 +112,13 @@ class Dataset:
     dims: int
     channels: int
     layout: str
+    private: bool = False
+    """Whether there is DICOM among the files: then no name of a file or folder is shown or stored."""
+
+    @property
+    def place(self) -> str:
+        """What messages call the folder."""
+        return DATA_FOLDER if self.private else str(self.root)
 
 
 def find_cases(root: Path | str, config: DataConfig = DataConfig()) -> Dataset:
@@ -114,7 +147,8 @@ def list_cases(root: Path, config: DataConfig) -> Scan:
     errors = [finding for finding in scan_.findings if finding.level == "error"]
     if errors:
         first, others = errors[0], len(errors) - 1
-        listing = f"; run `nissl check {root}` to list all {len(errors)} faults" if others else ""
+        place = "DATA" if scan_.private else root
+        listing = f"; run `nissl check {place}` to list all {len(errors)} faults" if others else ""
         raise DataError(first.where, first.found, first.expected, first.fix + listing)
     return scan_
 
@@ -131,12 +165,12 @@ def look(root: Path, scan_: Scan, config: DataConfig, ids: Collection[str] | Non
         if ids is not None and case.id not in ids:
             continue
         try:
-            header = read_header(case.image)
+            header = read_header(case.image, case.alias)
         except DataError as error:
             unreadable = unreadable or error
             continue
         channels = channels_in(config, header.channels)
-        return Dataset(root, scan_.cases, scan_.label_map, len(header.shape), channels, scan_.layout)
+        return Dataset(root, scan_.cases, scan_.label_map, len(header.shape), channels, scan_.layout, scan_.private)
     assert unreadable is not None  # there is at least one case, and none was readable
     raise unreadable
 
@@ -150,25 +184,36 @@ def scan(root: Path, config: DataConfig) -> Scan:
     """
     layout, images, masks = _folders(root, config)
     findings: list[Finding] = []
-    image_files = _by_id(images, findings)
+    pictures, drawn = list_files(images), list_files(masks) if masks else Listing((), (), False)
+    private = pictures.private or drawn.private
+    pictures, drawn = replace(pictures, private=private), replace(drawn, private=private)
+    image_files = _by_id(pictures, images, findings)
     if not image_files:
-        others = sorted({path.suffix for path in images.iterdir() if path.is_file() and path.suffix})
-        found = f"no images{f', only files of kind {chr(32).join(others)}' if others else ''}"
-        raise InputError(images, found, f"files of kind {' '.join(SUFFIXES)}", "name the folder with --data.images")
-    mask_files = _by_id(masks, findings) if masks else {}
+        # DICOM files without suffix end in a part of an identifier.
+        kinds = {path.suffix for path in pictures.others if re.fullmatch(r"\.[A-Za-z]\w{0,4}", path.suffix)}
+        found = f"no images{f', only files of kind {chr(32).join(sorted(kinds))}' if kinds else ''}"
+        fix = "name the folder with --data.images; DICOM files need the suffix .dcm"
+        raise InputError(images, found, f"files of kind {' '.join(SUFFIXES)}", fix)
+    mask_files = _by_id(drawn, masks, findings) if masks else {}
     if masks and not mask_files:
         fix = "put the masks there, name their folder with --data.masks, or remove the empty folder"
-        findings.append(Finding("error", str(masks), "an empty mask folder", "one mask or more", fix))
+        where = "the folder of masks" if private else str(masks)
+        findings.append(Finding("error", where, "an empty mask folder", "one mask or more", fix))
     for key in sorted(mask_files.keys() - image_files.keys()):
         path = mask_files[key]
-        fix = f"give the image the name of its mask, or remove the mask{_nearest(key, image_files)}"
-        findings.append(Finding("error", str(path), "a mask without image", f"{stem(path)}.* in {images}", fix))
-    found_cases = [CaseFile(stem(path), path, mask_files.get(key)) for key, path in image_files.items()]
+        where = f"mask {drawn.alias(path)}" if private else str(path)
+        expected = "an image of that name" if private else f"{drawn.id(path)}.* in {images}"
+        fix = f"give the image the name of its mask, or remove the mask{'' if private else _nearest(key, image_files)}"
+        findings.append(Finding("error", where, "a mask without image", expected, fix))
+    found_cases = [
+        CaseFile(pictures.id(path), path, mask_files.get(key), alias=pictures.alias(path))
+        for key, path in image_files.items()
+    ]
     cases = {case.id: case for case in sorted(found_cases, key=lambda case: case.id)}
     table = root / "cases.csv"
     if table.is_file():
-        cases |= _read_table(table, cases, findings)
-    return Scan(layout, tuple(cases.values()), _label_map(root, layout, config, findings), tuple(findings))
+        cases |= _read_table(table, cases, findings, private)
+    return Scan(layout, tuple(cases.values()), _label_map(root, layout, config, findings), tuple(findings), private)
 
 
 def _folders(
@@ -194,59 +239,72 @@ def _folders(
     raise InputError(root, found, "images/ and masks/ (or imagesTr/, labelsTr/ and dataset.json)", fix)
 
 
-def _by_id(folder: Path, findings: list[Finding]) -> dict[str, Path]:
-    """Files of a known kind by id in lower case, hidden ones left out; two files of one id are a finding.
+def _by_id(files: Listing, folder: Path, findings: list[Finding]) -> dict[str, Path]:
+    """Files by id in lower case; two files of one id are a finding.
 
     Upper and lower case count as equal, since the outputs would overwrite each other on many file systems.
     """
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
-    known = [path for path in paths if suffix(path)]
     same: dict[str, list[Path]] = defaultdict(list)
-    for path in known:
-        same[stem(path).casefold()].append(path)
+    for path in files.paths:
+        same[files.id(path).casefold()].append(path)
     for twins in same.values():
         if len(twins) > 1:
-            names = ", ".join(path.name for path in twins)
+            names = ", ".join(files.position(path) if files.private else path.name for path in twins)
+            where = files.alias(twins[1]) or str(twins[1])
             expected = "one file for each id (upper and lower case count as equal)"
             findings.append(
-                Finding("error", str(twins[1]), f"the same id in {names}", expected, "rename or remove all but one")
+                Finding("error", where, f"the same id in {names}", expected, "rename or remove all but one")
             )
-    strange = [path.name for path in paths if path not in known and path.suffix]
-    if known and strange:
-        found = f"{len(strange)} files of another kind, such as {strange[0]}"
-        expected = f"files of kind {' '.join(SUFFIXES)}"
-        findings.append(Finding("warning", str(folder), found, expected, "convert them if they should be used"))
+    strange = [path.name for path in files.others if path.suffix]
+    if files.paths and strange:
+        example = "" if files.private else f", such as {strange[0]}"
+        found = f"{len(strange)} files of another kind{example}"
+        where, expected = DATA_FOLDER if files.private else str(folder), f"files of kind {' '.join(SUFFIXES)}"
+        findings.append(Finding("warning", where, found, expected, "convert them if they should be used"))
     return {key: twins[0] for key, twins in same.items()}
 
 
-def _read_table(table: Path, cases: Mapping[str, CaseFile], findings: list[Finding]) -> dict[str, CaseFile]:
-    """Cases with the group and split that cases.csv gives; faults are added to the findings, with their line."""
+def _read_table(
+    table: Path, cases: Mapping[str, CaseFile], findings: list[Finding], private: bool
+) -> dict[str, CaseFile]:
+    """Cases with the group and split that cases.csv gives; faults are added to the findings, with their line.
+
+    Among private files, an id may be the name of a file or its pseudonym, and groups get pseudonyms as well: they are
+    most often the numbers of patients.
+    """
+    where = table.name if private else str(table)
 
     def fault(line: int, found: str, expected: str, fix: str) -> None:
-        findings.append(Finding("error", f"{table}, line {line}", found, expected, fix))
+        findings.append(Finding("error", f"{where}, line {line}", found, expected, fix))
 
     named: dict[str, CaseFile] = {}
     try:
         lines = table.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        findings.append(Finding("error", str(table), f"unreadable: {error}", "CSV in UTF-8", "save it as UTF-8"))
+        reason = "" if private else f": {error}"
+        findings.append(Finding("error", where, f"unreadable{reason}", "CSV in UTF-8", "save it as UTF-8"))
         return named
     reader = csv.DictReader(lines, skipinitialspace=True)
     columns = reader.fieldnames or ()
     if "id" not in columns:
-        fault(1, f"columns {', '.join(columns) or 'none'}", "id, group, split with commas between", "name the columns")
+        shown = "with other names" if private else ", ".join(columns) or "none"
+        fault(1, f"columns {shown}", "id, group, split with commas between", "name the columns")
         return named
     for row in reader:
         id_, group, split = ((row.get(key) or "").strip() for key in ("id", "group", "split"))
+        if private:
+            id_ = id_ if id_ in cases else pseudonym(id_)
+            group = group and pseudonym(group, "group")
         side = "test" if split.lower().startswith("test") else split.lower() or None
         if id_ not in cases:
-            fix = f"correct the id, or remove the line{_nearest(id_, cases)}"
+            fix = f"correct the id, or remove the line{'' if private else _nearest(id_, cases)}"
             fault(reader.line_num, f"id `{id_}`, which no image has", "file names without suffix", fix)
         elif id_ in named:
             fault(reader.line_num, f"id `{id_}` a second time", "each id once", "remove one of the lines")
         elif side not in ("train", "test", None):
             fix = "correct it; masks for choosing settings are training masks (train)"
-            fault(reader.line_num, f"split `{split}`", "train, or test (testA, testB count as test), or empty", fix)
+            shown = "another word as split" if private else f"split `{split}`"
+            fault(reader.line_num, shown, "train, or test (testA, testB count as test), or empty", fix)
         else:
             named[id_] = replace(cases[id_], group=group or None, split=side)  # type: ignore[arg-type]
     return named
@@ -272,28 +330,28 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the brightness of a colour, ITU-R BT.601."""
 
 
-def read_image(path: Path, config: DataConfig) -> Raster:
-    """Read an image, brought to one or to three channels where the settings ask for it.
+def read_image(path: Path, config: DataConfig, alias: str | None = None) -> Raster:
+    """Read an image, brought to one or to three channels where the settings ask for it; `alias` as of `read_raster`.
 
     Raises:
         DataError: it cannot be read.
 
     """
-    image = read_raster(path, config.limit_gib)
+    image = read_raster(path, config.limit_gib, alias)
     if channels_in(config, len(image.pixels)) == len(image.pixels):
         return image
     return replace(image, pixels=_RECOLOURED[config.colour](image.pixels))
 
 
 @contextmanager
-def open_image(path: Path, config: DataConfig, lines: int) -> Iterator[Raster]:
+def open_image(path: Path, config: DataConfig, lines: int, alias: str | None = None) -> Iterator[Raster]:
     """`read_image` for pixels that are read where they are asked for (see `nissl.data.formats.open_raster`).
 
     Raises:
         DataError: it cannot be read, here or later.
 
     """
-    with open_raster(path, config.limit_gib, lines) as image:
+    with open_raster(path, config.limit_gib, lines, alias) as image:
         channels = image.pixels.shape[0]
         wanted = channels_in(config, channels)
         if wanted == channels:
@@ -330,11 +388,11 @@ def load_case(file: CaseFile, label_map: LabelMap, config: DataConfig = DataConf
         DataError: a file cannot be read, holds values that cannot be used, or mask and image do not lie on each other.
 
     """
-    image = read_image(file.image, config)
-    mask = read_raster(file.mask, config.limit_gib) if file.mask else None
+    image = read_image(file.image, config, file.alias)
+    mask = read_raster(file.mask, config.limit_gib, file.mask_alias) if file.mask else None
     for finding in (*image_faults(file, image), *(pair_faults(file, image, mask) if mask else ())):
         raise DataError(finding.where, finding.found, finding.expected, finding.fix)
-    labels = label_map.apply(mask, file.mask) if mask and file.mask else None
+    labels = label_map.apply(mask, file.mask, file.mask_alias) if mask and file.mask else None
     return Case(file.id, image.pixels, labels, file.group, image.spacing)
 
 
@@ -347,17 +405,25 @@ def image_faults(file: CaseFile, image: Raster) -> Iterator[Finding]:
     if bad := sum(strip.size - int(np.isfinite(strip).sum()) for strip in strips):
         found = f"NaN or infinity in {bad} of {prod(shape)} pixel values"
         yield Finding(
-            "error", str(file.image), found, "finite numbers", "replace them, for instance by 0, and save again"
+            "error", file.image_name, found, "finite numbers", "replace them, for instance by 0, and save again"
         )
 
 
 def pair_faults(file: CaseFile, image: Raster, mask: Raster) -> Iterator[Finding]:
     """Image and mask that do not lie on each other: shape, spacing (mm), place and direction in space."""
-    where, fix = f"{file.mask} and {file.image}", "export the mask again in the geometry of its image"
+    where = file.mask_name if file.alias else f"{file.mask} and {file.image}"
+    fix = "export the mask again in the geometry of its image"
     shapes = [raster.pixels.shape[1:] for raster in (image, mask)]
     if shapes[0] != shapes[1]:
         found = f"image {_by(shapes[0])}, mask {_by(shapes[1])}"
         yield Finding("error", where, found, "equal shapes", fix)
+    elif (image.affine is None) != (mask.affine is None) and file.mask and any(map(is_dicom, (file.image, file.mask))):
+        # Only files that state their place have the axes x, y, z; all others have rows first, as pictures do.
+        states = "states its place in space and the"
+        found = f"the image {states} mask does not" if mask.affine is None else f"the mask {states} image does not"
+        fix = "write the mask as NIfTI or DICOM in the geometry of the image"
+        fix = fix if mask.affine is None else "write the mask as PNG, TIFF or DICOM, rows first as the image"
+        yield Finding("error", where, found, "the same order of axes in both, which cannot be known", fix)
     elif image.spacing and mask.spacing and not np.allclose(image.spacing, mask.spacing, SPACING_TOLERANCE, atol=0):
         found = f"spacing of the image {_by(image.spacing)} mm, of the mask {_by(mask.spacing)} mm"
         yield Finding("error", where, found, f"equal spacing, to {SPACING_TOLERANCE:g} of its value", fix)

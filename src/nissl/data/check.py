@@ -14,6 +14,7 @@ from nissl.config import DataConfig
 from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image, scan
 from nissl.data.formats import Raster, read_raster
 from nissl.data.labels import LabelMap
+from nissl.data.naming import DATA_FOLDER
 from nissl.data.split import groups_on_sides, shared_fault
 from nissl.errors import DataError
 
@@ -65,7 +66,7 @@ def check(root: Path, config: DataConfig, progress: Callable[[int, int], None] |
             progress(done, len(scanned.cases))
     findings += _odd_ones(observations)
     findings += _duplicates(observations)
-    findings += _class_faults(observations, scanned.label_map, root)
+    findings += _class_faults(observations, scanned.label_map, DATA_FOLDER if scanned.private else str(root))
     findings += _leaks(scanned.cases)
     return Report(tuple(findings), {"layout": scanned.layout} | _facts(observations, scanned.label_map))
 
@@ -73,9 +74,10 @@ def check(root: Path, config: DataConfig, progress: Callable[[int, int], None] |
 def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observation:
     """Read one case and note all that is wrong with it."""
     seen = _Observation(file)
-    image = _found(lambda: read_image(file.image, config), seen.findings)
+    image = _found(lambda: read_image(file.image, config, file.alias), seen.findings)
     mask_path = file.mask
-    mask = _found(lambda: read_raster(mask_path, config.limit_gib), seen.findings) if mask_path else None
+    read = mask_path and (lambda: read_raster(mask_path, config.limit_gib, file.mask_alias))
+    mask = _found(read, seen.findings) if read else None
     if image:
         seen.shape, seen.dtype = image.pixels.shape[1:], image.pixels.dtype.name
         seen.channels = len(image.pixels)
@@ -85,7 +87,7 @@ def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observ
         seen.findings += pair_faults(file, image, mask)
     if mask and mask_path:
         try:
-            labels = label_map.apply(mask, mask_path)
+            labels = label_map.apply(mask, mask_path, file.mask_alias)
         except DataError as error:
             seen.findings.append(Finding.of(error))
         else:
@@ -109,8 +111,12 @@ def _digest(image: Raster) -> bytes:
 
 
 def _image_findings(file: CaseFile, image: Raster) -> Iterator[Finding]:
-    where, pixels = str(file.image), image.pixels
+    where, pixels = file.image_name, image.pixels
     yield from image_faults(file, image)
+    if image.burned_in:
+        fix = "look at it, and crop or blank the text before you share anything made of it"
+        found = "text in its pixels, as the file says (BurnedInAnnotation is YES)"
+        yield Finding("warning", where, found, "pixels without names and dates", fix)
     if pixels.size and pixels.min() == pixels.max():
         found = f"a constant image (every value is {pixels.flat[0]})"
         yield Finding("warning", where, found, "an image with structure", "remove it, unless an empty field is meant")
@@ -133,20 +139,20 @@ def _odd_ones(observations: Sequence[_Observation]) -> Iterator[Finding]:
         for seen in read:
             if count(seen) != usual:
                 expected = f"{usual} {what}, as {counts[usual]} of {len(read)} images have"
-                yield Finding("error", str(seen.file.image), f"{count(seen)} {what}", expected, fix)
+                yield Finding("error", seen.file.image_name, f"{count(seen)} {what}", expected, fix)
 
 
 def _duplicates(observations: Sequence[_Observation]) -> Iterator[Finding]:
     """Images with the very same pixels under several names."""
-    same: dict[bytes, list[Path]] = defaultdict(list)
+    same: dict[bytes, list[CaseFile]] = defaultdict(list)
     for seen in observations:
         if seen.digest:
-            same[seen.digest].append(seen.file.image)
-    for paths in same.values():
-        if len(paths) > 1:
-            found = f"the same pixels in {', '.join(path.name for path in paths)}"
+            same[seen.digest].append(seen.file)
+    for files in same.values():
+        if len(files) > 1:
+            found = f"the same pixels in {', '.join(file.id if file.alias else file.image.name for file in files)}"
             fix = "keep one, or give them one group in cases.csv so that they stay on one side of the split"
-            yield Finding("warning", str(paths[1]), found, "each image once", fix)
+            yield Finding("warning", files[1].image_name, found, "each image once", fix)
 
 
 def _leaks(cases: Sequence[CaseFile]) -> Iterator[Finding]:
@@ -158,7 +164,7 @@ def _leaks(cases: Sequence[CaseFile]) -> Iterator[Finding]:
         yield Finding("warning", fault.where, fault.found, fault.expected, fault.fix)
 
 
-def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, root: Path) -> Iterator[Finding]:
+def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, place: str) -> Iterator[Finding]:
     """Masks without foreground, and classes that no mask shows."""
     counted = [(seen, seen.pixels_of_class) for seen in observations if seen.pixels_of_class is not None]
     if not counted:
@@ -167,16 +173,16 @@ def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, roo
     if len(empty) == len(counted):
         found = f"all {len(counted)} masks that can be read are empty"
         fix = f"draw the structures, or correct the label map ({label_map})"
-        yield Finding("error", str(root), found, "foreground in some of them", fix)
+        yield Finding("error", place, found, "foreground in some of them", fix)
         return
     for seen in empty:
         fix = "none if the image shows nothing to segment; else draw the mask"
-        yield Finding("warning", str(seen.file.mask), "an empty mask", "some foreground", fix)
+        yield Finding("warning", seen.file.mask_name, "an empty mask", "some foreground", fix)
     total = np.sum([counts for _, counts in counted], axis=0)
     for name, count in zip(label_map.names, total, strict=True):
         if count == 0:
             fix = "remove the class from the label map, or draw it"
-            yield Finding("warning", str(root), f"no mask shows the class `{name}`", "some pixels of each class", fix)
+            yield Finding("warning", place, f"no mask shows the class `{name}`", "some pixels of each class", fix)
 
 
 def _facts(observations: Sequence[_Observation], label_map: LabelMap) -> dict[str, Any]:

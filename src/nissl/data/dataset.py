@@ -27,6 +27,7 @@ from nissl.errors import DataError, InputError, NisslError, ResourceError
 # Parts of the seed: two streams, and in each an order of cases and the draws of a sample.
 LABELLED, UNLABELLED = 1, 2
 ORDER, SAMPLE = 1, 2
+NORMALISATION = "each channel of each image to mean 0 and standard deviation 1, by its own pixels"
 KEPT = (np.uint8, np.uint16, np.int16)
 
 T = TypeVar("T")
@@ -186,7 +187,7 @@ class Store:
         self._kind = self._kind or (len(self.config.size), kind[1])
         if kind != self._kind:
             raise DataError(
-                self.files[index].image,
+                self.files[index].image_name,
                 f"{kind[0]}-D with {kind[1]} channels",
                 f"{self._kind[0]}-D with {self._kind[1]} channels, as the other images",
                 "run `nissl check` to list all such images, and add --colour rgb or --colour gray if that is all",
@@ -201,12 +202,14 @@ class Store:
 
     def counts(self, index: int) -> Int[np.ndarray, "classes"]:
         """How many pixels of each class a case with a mask has."""
-        if index not in self._counts:
-            mask = self[index].mask
-            if mask is None:
-                raise ValueError(f"{self.files[index].id} was read without its mask")
-            self._counts[index] = np.bincount(mask.ravel())
+        if index not in self._counts and self[index].mask is None:
+            raise ValueError(f"{self.files[index].id} was read without its mask")
         return self._counts[index]
+
+    def absent(self) -> tuple[str, ...]:
+        """Names of the classes that no mask shows as the training sees it; the background is not among them."""
+        seen = np.sum([self.counts(index) for index in range(len(self))], axis=0)
+        return tuple(name for name, count in zip(self._label_map.names[1:], seen[1:], strict=True) if not count)
 
     def _fit(self, index: int, case: Case) -> Case:
         image, mask = case.image, case.mask
@@ -220,6 +223,8 @@ class Store:
             around = [(lack // 2, lack - lack // 2) for lack in short]
             image = np.pad(image, [(0, 0), *around], mode="symmetric")
             mask = None if mask is None else np.pad(mask, around, mode="symmetric")
+        if mask is not None and index not in self._counts:
+            self._counts[index] = np.bincount(mask.ravel(), minlength=len(self._label_map.names))
         return dataclasses.replace(case, image=image, mask=mask)
 
 

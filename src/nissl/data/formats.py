@@ -12,56 +12,28 @@ import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float, Integer, Num, UInt8
+from jaxtyping import Integer, Num
 
-from nissl.data.regions import Axes, Grid, TiffRegions, readable, write_mask_tiff
+from nissl.data import dicom
+from nissl.data.raster import BoundedFile, Opened, UnusableError, known_spacing, plain, type_name
+from nissl.data.raster import Header as Header
+from nissl.data.raster import Raster as Raster
+from nissl.data.regions import Axes, TiffRegions, readable, write_mask_tiff
+from nissl.data.segments import largest_segment, require_bounded
 from nissl.errors import DataError, InputError, NisslError
 from nissl.files import write_whole
 
-GIB = 2**30
+GIB, MOST_EXTENSIONS = 2**30, 2**24
 LOSSY = (".jpg", ".jpeg")
 TIFF = (".tif", ".tiff")
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "nm": 1e-6, "m": 1e3}
 MILLIMETRES |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00B5m", "micron", "microns"), 1e-3)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says about its pixels; spacing in mm along each spatial axis, None where it states none."""
-
-    shape: tuple[int, ...]
-    channels: int
-    dtype: str
-    spacing: tuple[float, ...] | None
-    decoded_bytes: int
-    grid: Grid | None = None
-    """The segments of a file whose regions can be read; None where it is decoded as a whole."""
-
-
-@dataclass(frozen=True)
-class Raster:
-    """A decoded file; spacing in mm. With a palette (colours of a PNG or TIFF), the pixels are indices into it.
-
-    Those that `open_raster` gives may be read where they are asked for (see `nissl.data.regions.Pixels`).
-    """
-
-    pixels: Num[np.ndarray, "channels *space"]
-    spacing: tuple[float, ...] | None = None
-    affine: Float[np.ndarray, "4 4"] | None = None
-    palette: UInt8[np.ndarray, "n 3"] | None = None
-
-
-Opened = tuple[Header, Callable[[], Raster]]
-
-
-class _UnusableError(ValueError):
-    """A sound file whose content is of no use here."""
 
 
 def suffix(path: Path) -> str:
@@ -78,39 +50,41 @@ def stem(path: Path) -> str:
     return unicodedata.normalize("NFC", path.name[: len(path.name) - len(suffix(path))])
 
 
-def read_header(path: Path) -> Header:
-    """Read the shape, type and spacing of a file without decoding its pixels.
+def read_header(path: Path, alias: str | None = None) -> Header:
+    """Read the shape, type and spacing of a file without decoding its pixels; `alias` as of `read_raster`.
 
     Raises:
         DataError: the file cannot be read.
 
     """
-    with _opened(path) as (header, _):
+    with _opened(path, alias) as (header, _):
         return header
 
 
-def read_raster(path: Path, limit_gib: float = 1.0) -> Raster:
-    """Read a file; its size is checked from the header before anything is decoded.
+def read_raster(path: Path, limit_gib: float = 1.0, alias: str | None = None) -> Raster:
+    """Read a file, or a folder of DICOM slices; its size is checked from the header before anything is decoded.
 
     An alpha channel is dropped, varying or not: it says how to draw a picture, not what was measured. The EXIF
     orientation is not applied: masks carry none, so image and mask would no longer lie on each other. 16-bit
     gray values are kept; pillow reads 16-bit colour PNG as its upper 8 bits (use TIFF for those). Stored TIFF values
     are kept when the file says that 0 is white.
 
+    With an `alias`, errors call the file by it and quote neither its name nor the words of a decoder.
+
     Raises:
         DataError: the file cannot be read, or would be larger than the limit in memory.
 
     """
-    with _opened(path) as (header, decode):
+    with _opened(path, alias) as (header, decode):
         size = header.decoded_bytes
         fix = f"cut the file into pieces, or allow it with --data.limit-gib {size / GIB * 1.01:.3g}"
-        _require_below(limit_gib, path, header, (size, "when decoded", fix))
+        _require_below(limit_gib, _called(path, alias), header, (size, "when decoded", fix))
         raster = decode()
         return replace(raster, pixels=np.asarray(raster.pixels))
 
 
 @contextmanager
-def open_raster(path: Path, limit_gib: float = 1.0, lines: int = 1024) -> Iterator[Raster]:
+def open_raster(path: Path, limit_gib: float = 1.0, lines: int = 1024, alias: str | None = None) -> Iterator[Raster]:
     """Open a file whose pixels are read where they are asked for, if it is a TIFF in parts; else as `read_raster`.
 
     The limit is for what must be decoded at once: one strip or tile. `lines` of the first axis of space stay decoded.
@@ -120,64 +94,72 @@ def open_raster(path: Path, limit_gib: float = 1.0, lines: int = 1024) -> Iterat
 
     """
     with ExitStack() as stack:
-        with _faults_named(path):
+        with _faults_named(path, alias):
             header, decode = stack.enter_context(_open(path))
             size = header.grid.segment if header.grid else header.decoded_bytes
             what = "in one piece that must be decoded at once" if header.grid else "when decoded"
             allow = f"data.limit_gib = {size / GIB * 1.01:.3g} in the run's config.toml"
-            _require_below(
-                limit_gib, path, header, (size, what, f"save it as a TIFF in tiles, or allow it with {allow}")
-            )
+            fix = f"save it as a TIFF in tiles, or allow it with {allow}"
+            _require_below(limit_gib, _called(path, alias), header, (size, what, fix))
             raster = decode()
         if isinstance(raster.pixels, TiffRegions):
-            raster.pixels.lines, raster.pixels.guard = lines, partial(_faults_named, path)
+            raster.pixels.lines, raster.pixels.guard = lines, partial(_faults_named, path, alias)
         yield raster
 
 
-def _require_below(limit_gib: float, path: Path, header: Header, asked: tuple[int, str, str]) -> None:
+def _require_below(limit_gib: float, where: Path | str, header: Header, asked: tuple[int, str, str]) -> None:
     """Refuse what is asked for (bytes, of what, and how to mend it) where it is above the limit."""
     size, what, fix = asked
     if size > limit_gib * GIB:
         found = f"{size / GIB:.3g} GiB {what} (shape {header.shape}, {header.channels} x {header.dtype})"
-        raise DataError(path, found, f"at most {limit_gib:g} GiB", fix)
+        raise DataError(where, found, f"at most {limit_gib:g} GiB", fix)
+
+
+def _called(path: Path, alias: str | None) -> Path | str:
+    """What errors call a file; the name of a DICOM file is never shown, whoever reads it."""
+    return alias or ("a DICOM file" if suffix(path) in dicom.SUFFIXES or dicom.is_series(path) else path)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Opened]:
+def _opened(path: Path, alias: str | None) -> Iterator[Opened]:
     """Open a file by its suffix and turn every fault of a decoder into a DataError."""
-    with _faults_named(path), _open(path) as opened:
+    with _faults_named(path, alias), _open(path) as opened:
         yield opened
 
 
 def _open(path: Path) -> AbstractContextManager[Opened]:
-    return OPENERS[suffix(path)](path)
+    return OPENERS[".dcm" if dicom.is_series(path) else suffix(path)](path)
 
 
 @contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
+def _faults_named(path: Path, alias: str | None) -> Iterator[None]:
     """Turn every fault of the decoder of a file into a DataError."""
-    known = suffix(path)
+    where, series = _called(path, alias), dicom.is_series(path)
+    known = ".dcm" if series else suffix(path)
     if not known:
-        raise DataError(path, f"a file of kind `{path.suffix}`", " ".join(SUFFIXES), "convert it to one of these")
-    kind = known[1:].upper()
+        found = "a file of another kind" if alias else f"a file of kind `{path.suffix}`"
+        raise DataError(where, found, " ".join(SUFFIXES), "convert it to one of these")
+    kind = "DICOM" if known in dicom.SUFFIXES else known[1:].upper()
     expected, fix = f"a readable {kind} file", "write the file again from its source, or remove it"
-    if path.exists() and not path.is_file():  # a pipe would be waited for without end
-        raise DataError(path, "not an ordinary file", expected, "remove it")
+    if path.exists() and not (path.is_file() or series):  # a pipe would be waited for without end
+        raise DataError(where, "not an ordinary file", expected, "remove it")
     try:
         yield
     except (NisslError, MemoryError):
         raise
+    except UnusableError as error:
+        expected = error.expected or f"a {kind} file that holds an image or a volume"
+        raise DataError(where, str(error), expected, error.fix or "convert it to one") from None
     except Exception as error:  # decoders meet hostile bytes with any exception there is
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
         if path.is_file() and path.stat().st_size == 0:
             reason = "an empty file (0 bytes)"
         elif "imagecodecs" in reason:
             fix = "pip install imagecodecs, or save the file without compression or with deflate"
-        elif isinstance(error, _UnusableError):
-            expected, fix = f"a {kind} file that holds an image or a volume", "convert it to one"
-        elif not isinstance(error, OSError) or "truncated" in reason:
-            reason = f"damaged, cut short, or of another kind than its name says: {reason}"
-        raise DataError(path, reason, expected, fix) from error
+        elif not getattr(error, "errno", None):  # not of the system, though decoders call theirs OSError too
+            words = type(error).__name__ if where != path else reason
+            reason = f"damaged, cut short, or of another kind than its name says: {words}"
+        raise DataError(where, reason, expected, fix) from (error if where == path else None)
 
 
 @contextmanager
@@ -193,7 +175,7 @@ def _open_pillow(path: Path) -> Iterator[Opened]:
         b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
         b"BM": BmpImagePlugin.BmpImageFile,
     }
-    with path.open("rb") as file:
+    with BoundedFile(path) as file:
         start = file.read(4)
         reader = next((reader for magic, reader in readers.items() if start.startswith(magic)), None)
         if reader is None:
@@ -215,9 +197,9 @@ def _open_pillow(path: Path) -> Iterator[Opened]:
                 palette[: len(stored)] = stored
             whole = image if len(bands) in (1, 3) else image.convert("RGB")
             pixels = np.asarray(whole).reshape(image.height, image.width, -1)[..., :colours]
-            return Raster(_plain(np.moveaxis(pixels, -1, 0)), palette=palette)
+            return Raster(plain(np.moveaxis(pixels, -1, 0)), palette=palette)
 
-        yield Header((image.height, image.width), colours, _name(dtype), None, size), decode
+        yield Header((image.height, image.width), colours, type_name(dtype), None, size), decode
 
 
 @contextmanager
@@ -233,7 +215,7 @@ def _open_tiff(path: Path) -> Iterator[Opened]:
         channels = [index for index, (axis, _) in enumerate(kept) if axis in "SC"]
         space = [index for index in range(len(kept)) if index not in channels]
         if len(space) not in (2, 3):
-            raise _UnusableError(f"axes {series.axes} of {series.shape}, where 2 or 3 axes of space can be used")
+            raise UnusableError(f"axes {series.axes} of {series.shape}, where 2 or 3 axes of space can be used")
         shape = tuple(kept[index][1] for index in space)
         # Only RGB files say which sample is the alpha channel (1 and 2); other extra samples are measurements.
         alpha = page.photometric == 2 and len(page.extrasamples) == 1 and int(page.extrasamples[0]) in (1, 2)
@@ -243,11 +225,12 @@ def _open_tiff(path: Path) -> Iterator[Opened]:
         regions: TiffRegions | None = None
 
         def whole() -> np.ndarray:
+            require_bounded(series)
             stored = series.asarray().reshape([size for _, size in kept])
             pixels = stored.transpose(channels + space).reshape(-1, *shape)[:count]
             if faults:
                 raise ValueError(f"pages are missing ({faults[0]})")
-            return _plain(pixels)
+            return plain(pixels)
 
         def decode() -> Raster:
             palette = None if colormap is None else (np.asarray(colormap).T >> 8).astype(np.uint8)
@@ -259,7 +242,8 @@ def _open_tiff(path: Path) -> Iterator[Opened]:
             axes = Axes(tuple(at[index] for index in channels), tuple(at[index] for index in space), count)
             regions = TiffRegions(series, axes, whole)
         grid = regions.grid if regions else None
-        yield Header(shape, count, _name(series.dtype), spacing, int(series.nbytes), grid), decode
+        size = max(int(series.nbytes), largest_segment(series))
+        yield Header(shape, count, type_name(series.dtype), spacing, size, grid=grid), decode
 
 
 @contextmanager
@@ -301,7 +285,7 @@ def _tiff_spacing(file: Any, axes: list[str]) -> tuple[float, ...] | None:
             pixels, units = tag.value if tag else (0, 0)
             lengths[axis] = units / pixels * unit if pixels else np.nan
         lengths["Z"] = float(file.imagej_metadata.get("spacing", np.nan)) * unit
-    return _known_spacing(lengths.get(axis, np.nan) for axis in axes)
+    return known_spacing(lengths.get(axis, np.nan) for axis in axes)
 
 
 @contextmanager
@@ -309,30 +293,50 @@ def _open_nifti(path: Path) -> Iterator[Opened]:
     """Open NIfTI; axes as stored, the fourth (or NIfTI's fifth, of vectors) holds channels, a single slice is 2-D."""
     import nibabel
 
-    image: Any = nibabel.load(path, mmap=False)
-    header, proxy = image.header, image.dataobj
-    shape = tuple(int(size) for size in image.shape)
+    header = _nifti_header(path)
+    proxy = nibabel.arrayproxy.ArrayProxy(path, header, mmap=False)
+    shape = tuple(int(size) for size in proxy.shape)
     if len(shape) == 5 and shape[3] == 1:
         shape = (*shape[:3], shape[4])
     if len(shape) not in (2, 3, 4) or 0 in shape:
-        raise _UnusableError(f"shape {image.shape}, where 2 or 3 axes of space and one of channels can be used")
+        raise UnusableError(f"shape {proxy.shape}, where 2 or 3 axes of space and one of channels can be used")
     space = shape[:2] if shape[2:3] == (1,) else shape[:3]
     count = shape[3] if len(shape) == 4 else 1
     scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
-    dtype = np.dtype(np.float64) if scaled else image.get_data_dtype()
+    dtype = np.dtype(np.float64) if scaled else header.get_data_dtype()
     unit = {"meter": 1e3, "micron": 1e-3}.get(header.get_xyzt_units()[0], 1.0)  # unknown means mm by convention
-    spacing = _known_spacing(float(zoom) * unit for zoom in header.get_zooms()[: len(space)])
+    spacing = known_spacing(float(zoom) * unit for zoom in header.get_zooms()[: len(space)])
 
     def decode() -> Raster:
         stored = np.asanyarray(proxy)
         if stored.dtype.names:  # RGB as a record
             stored = np.stack([stored[name] for name in stored.dtype.names], axis=-1)
         pixels = np.moveaxis(stored.reshape(*space, -1), -1, 0)
-        return Raster(_plain(pixels), spacing, np.asarray(image.affine, np.float64))
+        return Raster(plain(pixels), spacing, np.asarray(header.get_best_affine(), np.float64))
 
     count *= len(dtype.names or "1")
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    yield Header(space, count, "uint8" if dtype.names else _name(dtype), spacing, size), decode
+    yield Header(space, count, "uint8" if dtype.names else type_name(dtype), spacing, size), decode
+
+
+def _nifti_header(path: Path) -> Any:
+    """The header of NIfTI 1 or 2, read from the bytes before the pixels.
+
+    What lies between header and pixels would else be read, and unpacked, at the length that it states.
+    """
+    import nibabel
+    from nibabel.openers import ImageOpener
+
+    with ImageOpener(path) as file:
+        start = file.read(nibabel.Nifti2Header.sizeof_hdr)
+        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+            if kind.may_contain_header(start):
+                offset = float(kind(start[: kind.sizeof_hdr], check=False)["vox_offset"])
+                if not 0 <= offset <= MOST_EXTENSIONS:
+                    raise UnusableError(f"pixels that begin at byte {offset:.4g}", "16 MiB of extensions at most")
+                start += file.read(max(0, int(offset) - len(start)))
+                return kind.from_fileobj(io.BytesIO(start))
+    raise ValueError("its first bytes are not those of NIfTI")
 
 
 OPENERS: dict[str, Callable[[Path], AbstractContextManager[Opened]]] = {
@@ -344,26 +348,26 @@ OPENERS: dict[str, Callable[[Path], AbstractContextManager[Opened]]] = {
     ".tiff": _open_tiff,
     ".nii": _open_nifti,
     ".nii.gz": _open_nifti,
+    ".dcm": dicom.open_dicom,
+    ".dicom": dicom.open_dicom,
 }
 SUFFIXES = tuple(OPENERS)
 
 
-def _known_spacing(lengths: Iterator[float]) -> tuple[float, ...] | None:
-    """All lengths, or None where one of them is not stated."""
-    spacing = tuple(lengths)
-    return spacing if all(np.isfinite(length) and length > 0 for length in spacing) else None
+def mask_suffix(image: Path) -> str:
+    """Suffix of a mask that keeps the geometry of its image: that of TIFF and NIfTI, else `.png`.
 
-
-def _name(dtype: np.dtype[Any]) -> str:
-    """Name of the type that `_plain` gives."""
-    return "uint8" if dtype.kind == "b" else dtype.newbyteorder("=").name
-
-
-def _plain(pixels: np.ndarray) -> Num[np.ndarray, "channels *space"]:
-    """A contiguous array of native byte order that owns its memory; booleans become 0 and 1."""
-    if pixels.dtype.kind not in "buif":
-        raise _UnusableError(f"pixels of type {pixels.dtype}, where integers or real numbers can be used")
-    return np.array(pixels, dtype=np.dtype(_name(pixels.dtype)), order="C")
+    The mask of a DICOM volume is NIfTI where the volume has a place in space, and a TIFF stack where it has none, which
+    the header says.
+    """
+    kind = ".dcm" if dicom.is_series(image) else suffix(image)
+    if kind in dicom.SUFFIXES:
+        try:
+            header = read_header(image)
+        except DataError:
+            return ".nii.gz" if dicom.is_series(image) else ".png"
+        return ".nii.gz" if header.placed else ".tif" if len(header.shape) > 2 else ".png"
+    return kind if kind in (".tif", ".tiff", ".nii", ".nii.gz") else ".png"
 
 
 def write_mask(path: Path, labels: Integer[np.ndarray, "*space"], like: Raster | None = None, note: str = "") -> None:
@@ -411,11 +415,11 @@ def _encode(
     if kind in TIFF:
         return _encode_tiff(pixels, spacing)
     held = {(1, "uint8"), (3, "uint8")} | ({(1, "uint16")} if kind == ".png" else set())
-    if not kind or pixels.ndim != 3 or (len(pixels), pixels.dtype.name) not in held:
+    if kind in ("", *dicom.SUFFIXES) or pixels.ndim != 3 or (len(pixels), pixels.dtype.name) not in held:
         raise InputError(
             path,
             f"{len(pixels)} channels of {pixels.dtype} with shape {pixels.shape[1:]}",
-            f"what {kind or path.suffix} can hold" if kind else f"one of {' '.join(SUFFIXES)}",
+            f"what {kind} can hold" if kind else f"one of {' '.join(SUFFIXES)}",
             "write it as .tif or .nii.gz",
         )
     from PIL import Image, PngImagePlugin

@@ -73,13 +73,21 @@ class LabelMap:
             raise _refused(f"{len(label_map.names)} classes in `{text}`")
         return label_map
 
-    def apply(self, raster: Raster, path: Path) -> UInt8[np.ndarray, "*space"]:
+    def apply(self, raster: Raster, path: Path, alias: str | None = None) -> UInt8[np.ndarray, "*space"]:
         """Class of each pixel of a mask; a colour map reads palettes and gray values as colours.
+
+        With an `alias`, errors call the mask by it.
 
         Raises:
             DataError: the mask holds values that are not in the map, several channels, or numbers that are no labels.
 
         """
+        try:
+            return self._classes(raster, path)
+        except DataError as error:
+            raise DataError(alias or path, error.found, error.expected, error.fix) from None
+
+    def _classes(self, raster: Raster, path: Path) -> UInt8[np.ndarray, "*space"]:
         values = self._values(raster, path)
         if not self.codes:
             if suffix(path) in LOSSY and len(np.unique(values)) > 2:
@@ -99,6 +107,9 @@ class LabelMap:
     def _values(self, raster: Raster, path: Path) -> Num[np.ndarray, "*space"]:
         """The pixels as one code each."""
         pixels = raster.pixels
+        if raster.inverted:
+            found, fix = "a mask that shows 0 as white (MONOCHROME1)", "write the mask as MONOCHROME2, PNG or NIfTI"
+            raise DataError(path, found, "class numbers as they are stored", fix)
         if self.colours:
             packed = _packed(raster)
             if packed is None:

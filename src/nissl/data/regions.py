@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Integer
 
+from nissl.data.raster import Grid
+from nissl.data.segments import require_share
 from nissl.files import whole_file
 
 STRIP = 2**20
@@ -72,28 +74,6 @@ class Recoloured:
 
     def __getitem__(self, box: Box) -> np.ndarray:
         return self._convert(self._source[(slice(None), *box[1:])])[box[0]]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The segments of a file along its first axis of space, which tell what reading a band of lines takes."""
-
-    segment: int
-    """Bytes of the largest segment when decoded: what cannot be had in smaller parts."""
-    row: int
-    """Bytes of all segments that a line crosses."""
-    lines: int
-    """Lines in a segment."""
-    rows: int
-    """Segments along the axis."""
-
-    def held(self, lines: int) -> int:
-        """Bytes of the segments that so many lines cross at most."""
-        return min(self.rows, -(-lines // self.lines) + 1) * self.row
-
-    def needs(self, lines: int) -> int:
-        """Bytes that reading takes where so many lines are kept: with them a segment as stored, unpacked and plain."""
-        return self.held(lines) + 3 * self.segment
 
 
 @dataclass(frozen=True)
@@ -233,6 +213,7 @@ class TiffRegions:
             file = page.parent.filehandle
             file.seek(offset)
             data = file.read(count)
+            require_share(self._page, data)
         jpeg = self._page.compression in (6, 7, 34892, 33007)
         segment, _, shape = self._page.decode(data, index, **({"jpegtables": page.jpegtables} if jpeg else {}))
         if segment is None:  # a segment that was left out

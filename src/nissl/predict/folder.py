@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from nissl.data.cases import CaseFile, image_faults, open_image
-from nissl.data.formats import GIB, SUFFIXES, TIFF, read_header, stem, suffix, write_mask
+from nissl.data.dicom import is_series
+from nissl.data.formats import GIB, SUFFIXES, TIFF, mask_suffix, read_header, stem, suffix, write_mask
+from nissl.data.naming import Listing, list_files
 from nissl.data.regions import write_mask_tiff
 from nissl.errors import DataError, InputError, NisslError, ResourceError, out_of_memory
 from nissl.predict.memory import Retreat, lines_needed, network_bytes, resident_bytes, tile_size, total_bytes
@@ -31,13 +33,14 @@ class FolderResult:
 
 
 def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tracker: Tracker = track) -> FolderResult:
-    """Write a mask for every image of a folder (subfolders are not walked), or for a single file.
+    """Write a mask for every image of a folder, or for a single file; of subfolders only DICOM series are read.
 
     A mask has the size, the name and the format of its image (PNG for JPEG and BMP), in NIfTI its affine and spacing.
     Its values are the class numbers, so that it can serve as a training mask: 0 and 1 both look black in most viewers.
     Images whose names differ by suffix or case only keep their suffix: the masks of `a.png` and `a.tif` are
     `a.png.png` and `a.tif.tif`. `predictions.json` names the run, its weights, the classes, the tiling and each mask;
-    a mask's own description names run and weights too.
+    a mask's own description names run and weights too. In a folder with DICOM in it, masks have pseudonyms for names;
+    the record says which file by name each belongs to.
 
     TIFF images are read, and their masks written, in parts (`docs/large-images.md`). An image that cannot be used is an
     error in the result; all others are written.
@@ -48,9 +51,12 @@ def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tra
         ResourceError: the disk is full.
 
     """
-    paths, skipped = _find(images)
+    files = _find(images)
     _require_free(out)
     model = load_model(run, device)
+    if model.dims == 3 and is_series(images):  # one volume, of which these files are the slices
+        files = Listing((images,), (), private=True)
+    skipped = [files.id(path) if files.private else path.name for path in files.others]
     record = _record(run, model) | {"skipped": skipped, "failed": {}, "images": {}}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -58,38 +64,42 @@ def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tra
     except OSError as error:
         raise InputError(out, f"{error.strerror}", "a folder that can be written", "choose another folder") from error
     try:
-        return _predict_all(model, paths, out, record, tracker)
+        return _predict_all(model, files, out, record, tracker)
     finally:
         write_json(out / RECORD, record)
 
 
-def _predict_all(
-    model: Model, paths: Sequence[Path], out: Path, record: dict[str, Any], tracker: Tracker
-) -> FolderResult:
+def _predict_all(model: Model, files: Listing, out: Path, record: dict[str, Any], tracker: Tracker) -> FolderResult:
     """Predict image after image and enter each in the record, which so holds what an interruption leaves."""
-    targets = mask_names(path.name for path in paths)
+    paths, targets = files.paths, _targets(files)
     written: list[Path] = []
     failed: list[NisslError] = []
     note = f"nissl run {record['run']}, weights {model.weights[:16]}"
     work = _Work(model, Retreat(model), network_bytes(model), note)
     with tracker(len(paths), f"masks (memory: {work.bound(paths) / GIB:.3g} GiB at most)") as advance:
         for path in paths:
-            target = out / targets[path.name]
+            target, name = out / targets[path], files.called(path)
             try:
-                work.predict(path, target)
+                work.predict(path, target, files.alias(path))
             except NisslError as error:
                 if isinstance(error, ResourceError) and error.where == str(target):  # the disk is full
                     raise
-                record["failed"][path.name] = error.found
+                record["failed"][name] = error.found
                 failed.append(error)
             else:
                 entry: dict[str, Any] = {"mask": target.name, "sha256": _digest(target)}
-                record["images"][path.name] = entry | (
-                    {"out_of_memory": work.retreat.taken} if work.retreat.taken else {}
-                )
+                entry |= {"out_of_memory": work.retreat.taken} if work.retreat.taken else {}
+                record["images"][name] = entry | ({"position": files.position(path)} if files.private else {})
                 written.append(target)
-            advance(path.name)
+            advance(name)
     return FolderResult(tuple(written), tuple(failed))
+
+
+def _targets(files: Listing) -> dict[Path, str]:
+    """Name of the mask of each image; the suffix of a private image says nothing of its mask's."""
+    named = {path: files.called(path) + (mask_suffix(path) if files.private else "") for path in files.paths}
+    masks = mask_names(named.values())
+    return {path: masks[name] for path, name in named.items()}
 
 
 def mask_names(names: Iterable[str]) -> dict[str, str]:
@@ -111,19 +121,15 @@ def mask_names(names: Iterable[str]) -> dict[str, str]:
     return masks
 
 
-def _find(images: Path) -> tuple[list[Path], list[str]]:
-    """Images, and the names of the files that are of no known kind; hidden files are left out."""
-    if images.is_dir():
-        files = sorted(path for path in images.iterdir() if not path.name.startswith(".") and not path.is_dir())
-    else:
-        files = [images] if images.exists() else []
-    paths = [path for path in files if suffix(path)]
-    if not paths:
+def _find(images: Path) -> Listing:
+    """The images of a folder, or a single one."""
+    files = list_files(images)
+    if not files.paths:
         found = "no image" if images.exists() else "no such file or folder"
         raise InputError(
             images, found, f"files of kind {' '.join(SUFFIXES)}", "check the path; subfolders do not count"
         )
-    return paths, [path.name for path in files if not suffix(path)]
+    return files
 
 
 def _require_free(out: Path) -> None:
@@ -192,33 +198,33 @@ class _Work:
         """Most memory of this process, in bytes: what it held so far, and what the image that needs most takes."""
         return resident_bytes() + max(map(self.needs, paths), default=0)
 
-    def predict(self, path: Path, target: Path) -> None:
-        """Read an image, predict it and write its mask.
+    def predict(self, path: Path, target: Path, alias: str | None) -> None:
+        """Read an image, predict it and write its mask; errors call the image by its alias, if it has one.
 
         Raises:
             DataError: the image cannot be read or used, or its mask has a name that cannot be written.
             ResourceError: too little memory for this image, or the disk is full (then it names the mask).
 
         """
+        file = CaseFile(stem(path), path, alias=alias)
         try:
-            self._predict(path, target)
+            self._predict(file, target)
         except (MemoryError, RuntimeError, ResourceError, OSError) as error:
             if out_of_memory(error) or (isinstance(error, ResourceError) and error.where != str(target)):
                 fix = "close other programs, or take a machine with more memory"
                 fix = error.fix if isinstance(error, ResourceError) else fix
                 need = f"up to {self.needs(path) / GIB:.2g} GiB of free memory"
-                raise ResourceError(path, "out of memory", need, fix) from error
+                raise ResourceError(file.image_name, "out of memory", need, fix) from error
             if not isinstance(error, OSError):
                 raise
-            found = f"its mask cannot be written: {error.strerror}"
-            raise DataError(path, found, f"a name and folder that take {target.name}", "rename the image") from error
+            found, expected = f"its mask cannot be written: {error.strerror}", "a name and folder that take its mask"
+            raise DataError(file.image_name, found, expected, "rename the image") from error
 
-    def _predict(self, path: Path, target: Path) -> None:
-        data = self.model.config.data
-        with open_image(path, data, lines_needed(self.model)) as raster:
-            for fault in image_faults(CaseFile(stem(path), path), raster):
+    def _predict(self, file: CaseFile, target: Path) -> None:
+        with open_image(file.image, self.model.config.data, lines_needed(self.model), file.alias) as raster:
+            for fault in image_faults(file, raster):
                 raise DataError(fault.where, fault.found, fault.expected, fault.fix)
-            require_fit(self.model, raster.pixels, path)
+            require_fit(self.model, raster.pixels, file.image_name)
             if suffix(target) in TIFF:
                 served = (band for _, band in bands(self.model, raster.pixels, self.retreat))
                 shape, dtype = raster.pixels.shape[1:], np.dtype(np.uint8)

@@ -59,8 +59,11 @@ def case_dice(rows: Sequence[CaseScore]) -> float:
     return sum(row.dice for row in rows) / len(rows)
 
 
-def hang(contents: Contents) -> Gallery:
-    """Draw the overlays of a run; where images or predictions are not at hand, say so."""
+def hang(contents: Contents, data: Path | None = None) -> Gallery:
+    """Draw the overlays of a run; where images or predictions are not at hand, say so.
+
+    `data` is the folder of the data, where data.json does not name it.
+    """
     rows = ranked(contents.scores)
     cases = list(rows)
     middle = len(cases) // 2 - MIDDLE // 2
@@ -69,11 +72,12 @@ def hang(contents: Contents) -> Gallery:
     if not cases:
         return Gallery((), (), ())
     try:
-        root = Path(contents.data.get("root", ""))
-        if not contents.data.get("root") or not root.is_dir():
-            return Gallery((), (), ("The data folder is not where it was: overlays are left out.",))
+        known = data or contents.data.get("root")
+        if not known or not Path(known).is_dir():
+            why = "The data folder is not where it was, or not stored: there are no overlays without --data DIR."
+            return Gallery((), (), (why,))
         config = from_tree(Config, contents.config, "config.toml")
-        dataset = find_cases(root, config.data)
+        dataset = find_cases(Path(known), config.data)
     except NisslError as error:
         return Gallery((), (), (f"The data folder cannot be read ({error.found}): overlays are left out.",))
     files = {file.id: file for file in dataset.cases}

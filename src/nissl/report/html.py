@@ -28,8 +28,10 @@ class Row:
     trivial: bool = False
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, data: Path | None = None) -> Path:
     """Write report.html into a run folder from what the folder holds, and return its path.
+
+    `data` is the folder of the data, where data.json does not name it.
 
     Raises:
         InputError: the folder is not a run.
@@ -38,7 +40,7 @@ def write_report(run: Path) -> Path:
     """
     contents = read_run(run)
     path = run / "report.html"
-    write_whole(path, render(contents, hang(contents)))
+    write_whole(path, render(contents, hang(contents, data)))
     return path
 
 

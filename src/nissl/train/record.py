@@ -1,9 +1,11 @@
 """What a run folder says of its run, written before the work starts and compared when it goes on."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,9 +20,11 @@ import tomli_w
 import torch
 
 from nissl.config import Config, load_config, to_tree
-from nissl.data.cases import Dataset
+from nissl.data.cases import Dataset, Scan
+from nissl.data.dataset import NORMALISATION
+from nissl.data.dicom import slices
 from nissl.data.split import Split
-from nissl.errors import InputError
+from nissl.errors import DataError, InputError
 from nissl.files import write_whole
 from nissl.train.run import choose_device, read_json, write_json
 
@@ -103,34 +107,45 @@ def describe(out: Path, config: Config, dataset: Dataset, split: Split) -> None:
     write_whole(out / "split.json", split.to_json())
     write_json(out / "data.json", data)
     if not (out / "env.json").exists():  # of a run that goes on, it tells how it began
-        write_json(out / "env.json", _environment(config))
+        write_json(out / "env.json", _environment(config, dataset.private))
     write_json(out / "budget.json", budget)
     write_whole(out / "config.toml", tomli_w.dumps(to_tree(config)))  # the last: with it, the run can be resumed
+
+
+def without_names(config: Config, scan: Scan) -> Config:
+    """The settings of a run on DICOM: no folder of the data, and cases by their ids only."""
+    labels = config.split.labels
+    if not re.fullmatch(r"\s*\d+(\.\d+)?\s*%?\s*", labels):
+        labels = ",".join(scan.id_of(name.strip()) for name in labels.split(",") if name.strip())
+    data = dataclasses.replace(config.data, images=None, masks=None)
+    return dataclasses.replace(config, data=data, split=dataclasses.replace(config.split, labels=labels))
 
 
 def _data(dataset: Dataset, split: Split) -> dict[str, Any]:
     """List the cases; only files that the training opens are hashed."""
     labelled, seen = set(split.labelled), set(split.labelled + split.unlabelled)
     return {
-        "name": dataset.root.resolve().name,
-        "root": str(dataset.root.resolve()),
+        "name": "DICOM data" if dataset.private else dataset.root.resolve().name,
+        "root": None if dataset.private else str(dataset.root.resolve()),
         "layout": dataset.layout,
         "dims": dataset.dims,
         "channels": dataset.channels,
         "classes": list(dataset.label_map.names),
+        "normalisation": NORMALISATION,
         "cases": [
             {
                 "id": case.id,
                 "group": case.group,
-                "image_sha256": _sha256(case.image) if case.id in seen else None,
-                "mask_sha256": _sha256(case.mask) if case.id in labelled and case.mask else None,
+                "image_sha256": _sha256(case.image, case.image_name) if case.id in seen else None,
+                "mask_sha256": _sha256(case.mask, case.mask_name) if case.id in labelled and case.mask else None,
             }
             for case in dataset.cases
         ],
     }
 
 
-def _environment(config: Config) -> dict[str, Any]:
+def _environment(config: Config, private: bool = False) -> dict[str, Any]:
+    given = ["train", "DATA", "--out", "RUN", "--config", "config.toml"] if private else sys.argv[1:]
     device = choose_device(config.device)
     return {
         "nissl": version("nissl"),
@@ -140,7 +155,7 @@ def _environment(config: Config) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["nissl", *sys.argv[1:]]),
+        "command": shlex.join(["nissl", *given]),
         "exact": config.deterministic and device.type == "cpu",
     }
 
@@ -185,5 +200,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(path: Path, shown: str) -> str:
+    """Hash of a file, or of the slices of a folder in the order of their names."""
+    whole = hashlib.sha256()
+    try:
+        for file in slices(path) if path.is_dir() else [path]:
+            whole.update(file.read_bytes())
+    except OSError as error:
+        raise DataError(shown, f"{error.strerror}", "a file that can be read", "put it back") from None
+    return whole.hexdigest()

@@ -23,6 +23,11 @@ from nissl.train.checkpoint import load_checkpoint
 
 WEIGHTS = Path("checkpoints") / "last.safetensors"
 STATE = Path("checkpoints") / "state.safetensors"
+PICKLED = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+CONVERT = (
+    'tensors alone are converted without running anything by: python -c "import torch; from safetensors.torch import '
+    "save_file; save_file(torch.load('OLD.pt', weights_only=True), 'NEW.safetensors')\""
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,23 @@ def read_json(path: Path) -> Any:
         raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", fix) from error
 
 
+def find_root(run: Path, facts: Any, given: Path | str | None) -> Path:
+    """Where the data of a run are: the folder that is given, or else the one that data.json (`facts`) names.
+
+    Raises:
+        InputError: neither names a folder, or none that is there.
+
+    """
+    root = given or facts.get("root")
+    if root and Path(root).is_dir():
+        return Path(root)
+    expected, fix = "the data that the run was trained on", "say where they are now: --data DIR"
+    if given is not None:
+        raise InputError("--data", "no such folder", expected, fix)
+    found = f"no such folder: {root}" if root else "the folder of the data is not stored, since they are DICOM"
+    raise InputError(run / "data.json", found, expected, fix)
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device by name; `auto` is a GPU where there is one.
 
@@ -83,16 +105,36 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def _refuse_pickle(path: Path) -> None:
+    """Refuse a file that is one by its name or its first bytes: opening a pickle runs whatever it holds.
+
+    Raises:
+        InputError: it is a pickle, or another file where a run folder should be.
+
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file begins with a length of eight bytes and a brace.
+    pickled = start.startswith((b"\x80", b"PK\x03\x04", b"\x93NUMPY")) and start[8:] != b"{"
+    if pickled or path.suffix.lower() in PICKLED:
+        found, expected = "a file that may run code when it is opened (pickle): left closed", "weights as safetensors"
+        raise InputError(path, found, f"the folder of a run made by `nissl train`, with {expected}", CONVERT)
+
+
 def load_model(run: Path, device: str = "auto") -> Model:
     """Load the network of a run.
 
     Raises:
-        InputError: the folder is not a run.
+        InputError: the folder is not a run, or a file that could run code of its own is given in its place.
         DataError: the weights are missing, damaged, or of another network than the settings state.
 
     """
+    _refuse_pickle(run)
     data = read_json(run / "data.json")
     config = load_config(run / "config.toml")
+    _refuse_pickle(run / WEIGHTS)
     tensors, facts = load_checkpoint(run / WEIGHTS)
     net = nets.build(config.net, data["dims"], data["channels"], len(data["classes"]), config.seed)
     try:
