@@ -50,14 +50,20 @@ class Check:
     folder: Folder
     """Folder with images/ and masks/, or of the Medical Segmentation Decathlon."""
     data: DataConfig = field(default_factory=DataConfig)
+    allow_shared_groups: bool = False
+    """Patients on both sides of the split are a warning, not an error."""
+    allow_shared_images: bool = False
+    """Copies of an image on both sides of the split are a warning, not an error."""
     json: bool = False
     """Print one JSON object instead of text."""
 
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import jobs
+        from nissl.data.check import Accepted
 
-        report = jobs.check(self.folder, self.data)
+        accepted = Accepted(self.allow_shared_groups, self.allow_shared_images)
+        report = jobs.check(self.folder, self.data, accepted)
         print(json.dumps(_check_tree(report), indent=1, ensure_ascii=False) if self.json else _check_text(report))
         return DATA_FAULTS if report.errors else 0
 
@@ -97,6 +103,8 @@ class Evaluate:
     """Run folder."""
     on: Literal["test", "labelled"] = "test"
     """`test`, or the labelled training cases for comparison."""
+    allow_shared_images: bool = False
+    """Measure although test images are copies of training images; the results will say so."""
     json: bool = False
     """Print one JSON object instead of a table."""
     device: str = "auto"
@@ -106,7 +114,7 @@ class Evaluate:
         """Run the verb."""
         from nissl import jobs
 
-        summary = jobs.evaluate(self.run, self.on, self.device)
+        summary = jobs.evaluate(self.run, self.on, self.device, self.allow_shared_images)
         print(json.dumps(summary.to_tree(), indent=1, ensure_ascii=False) if self.json else _score_text(summary))
         return 0
 

@@ -18,12 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from nissl import nets
 from nissl.config import Config, DataConfig, load_config
 from nissl.data.cases import CaseFile, Dataset, find_cases, list_cases, load_case, look
-from nissl.data.check import Report
+from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
 from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
+from nissl.data.duplicates import name_copies
 from nissl.data.formats import read_raster, suffix, write_mask
-from nissl.data.split import Split, make_split
-from nissl.errors import DataError, InputError
+from nissl.data.split import Split, make_split, seal
+from nissl.errors import DataError, InputError, TestSplitLocked
 from nissl.evaluate import Summary, score_case, scores_to_csv, summarise
 from nissl.files import write_whole
 from nissl.methods import METHODS
@@ -37,7 +38,7 @@ from nissl.report import write_report
 from nissl.train.checkpoint import has_checkpoint
 from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
-from nissl.train.record import claimed, describe, require_same
+from nissl.train.record import claimed, count_classes, describe, require_same
 from nissl.train.run import STATE, choose_device, load_model, read_json, write_json
 
 NETWORK, STAGE_1, STAGE_2, BOOTSTRAP = 1, 2, 3, 4
@@ -66,6 +67,7 @@ def train(data: Path | str, out: Path | str, config: Config | None = None, resum
     scanned = list_cases(data, config.data)
     split = make_split(scanned.cases, config.split, config.seed)
     dataset = look(data, scanned, config.data, split.labelled + split.unlabelled)  # not even a header of a test image
+    dataset = seal(dataset, split)
     config = dataclasses.replace(config, data=resolve(config.data, dataset.dims))
     device = choose_device(config.device)
     with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
@@ -74,11 +76,12 @@ def train(data: Path | str, out: Path | str, config: Config | None = None, resum
             require_same(out, config, dataset, split)
         # What cannot work shows here, before the run starts.
         networks, stores = _networks(job), _stores(job)
+        class_pixels = count_classes(stores.labelled, dataset, world.first)
         network = _measure_network(networks[0], config, dataset)
         excluded(networks[0], config.pretrain.layers)
         if world.first and not resume:
             write_json(out / "network.json", network)
-            describe(out, config, dataset, split)
+            describe(out, config, dataset, split, class_pixels)
         with _exactness(config.deterministic, device):
             _train(job, networks, stores)
     return out
@@ -106,8 +109,8 @@ class _Stores:
     """All training images without their masks, for stage 1."""
 
 
-def check(data: Path | str, config: DataConfig | None = None) -> Report:
-    """List every fault of a data set, and its facts; nothing is written."""
+def check(data: Path | str, config: DataConfig | None = None, accepted: Accepted | None = None) -> Report:
+    """List every fault of a data set, and its facts; nothing is written. `accepted` makes some faults warnings."""
     with ExitStack() as stack:
         bars: list[Advance] = []
 
@@ -116,7 +119,7 @@ def check(data: Path | str, config: DataConfig | None = None) -> Report:
                 bars.append(stack.enter_context(track(total, "checking")))
             bars[0]("")
 
-        return check_data(Path(data), config or DataConfig(), shown)
+        return check_data(Path(data), config or DataConfig(), shown, accepted or Accepted())
 
 
 def predict(run: Path | str, images: Path | str, out: Path | str, device: str = "auto") -> FolderResult:
@@ -160,14 +163,20 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
         _save_filters(out / "filters.npy", trainer.average.module)
 
 
-def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: str = "auto") -> Summary:
+def evaluate(
+    run: Path | str,
+    on: Literal["test", "labelled"] = "test",
+    device: str = "auto",
+    allow_shared_images: bool = False,
+) -> Summary:
     """Measure a run on its test cases: here, and only here, their files are opened.
 
     Predicted masks go to `predictions/`, numbers to `metrics.csv` (a row per case and class) and `metrics.json`, all in
-    the run folder. Masks are compared at the resolution of the files.
+    the run folder. Masks are compared at the resolution of the files. A test image whose file equals one that the
+    training opened is refused, or with `allow_shared_images` named in a warning that goes with the numbers.
 
     Raises:
-        InputError: the folder is not a run, or its data are gone.
+        InputError: the folder is not a run, its data are gone, or a test image is a training image.
         DataError: a fault in the data or the weights.
 
     """
@@ -177,6 +186,10 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
     split = Split.from_json((run / "split.json").read_text(encoding="utf-8"))
     dataset = find_cases(Path(facts["root"]), model.config.data)
     chosen = _chosen(dataset, split.test if on == "test" else split.labelled)
+    copies = name_copies(chosen, facts["cases"]) if on == "test" else ""
+    if copies and not allow_shared_images:
+        fix = "remove the copies and train again, or accept them with --allow-shared-images (the results will say so)"
+        raise InputError(dataset.root, copies, "test images that no training saw", fix)
     folder = run / ("predictions" if on == "test" else f"predictions_{on}")
     folder.mkdir(exist_ok=True)
     rows = []
@@ -189,7 +202,10 @@ def evaluate(run: Path | str, on: Literal["test", "labelled"] = "test", device: 
             _write_prediction(folder, file, prediction, model.config.data)
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
             advance(case.id)
-    summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]))
+    pixels = read_json(run / "budget.json").get("class_pixels", {})
+    not_trained = [name for name in model.classes[1:] if pixels.get(name) == 0]
+    rng = np.random.default_rng([model.config.seed, BOOTSTRAP])
+    summary = summarise(rows, rng, not_trained, [copies] if copies else [])
     name = "metrics" if on == "test" else f"metrics_{on}"
     write_whole(run / f"{name}.csv", scores_to_csv(rows))
     write_json(run / f"{name}.json", summary.to_tree() | {"split": on, "cases": len(chosen)})
@@ -215,6 +231,9 @@ def _chosen(dataset: Dataset, ids: Sequence[str]) -> list[CaseFile]:
             "the data that the run was trained on",
             "put the files back, or train again",
         )
+    for name in ids:
+        if by_id[name].locked:
+            raise TestSplitLocked(name)
     return [by_id[name] for name in ids]
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Num, UInt8
 from nissl.config import DataConfig
 from nissl.data.formats import SUFFIXES, Raster, read_header, read_raster, stem, suffix
 from nissl.data.labels import LabelMap, default_map
-from nissl.errors import DataError, InputError, NisslError
+from nissl.errors import DataError, InputError, NisslError, TestSplitLocked
 
 SPACING_TOLERANCE = 1e-4
 """Largest relative difference of two spacings that counts as rounding."""
@@ -34,6 +34,8 @@ class CaseFile:
     """Patient, animal or slide: cases of one group must stay on one side of a split."""
     split: Literal["train", "test"] | None = None
     """The side that cases.csv gives, if it does."""
+    locked: bool = False
+    """Not to be opened by what is going on: a test case during a training."""
 
 
 @dataclass(frozen=True)
@@ -295,9 +297,12 @@ def load_case(file: CaseFile, label_map: LabelMap, config: DataConfig = DataConf
     """Read the image of a case, and its mask if there is one.
 
     Raises:
+        TestSplitLocked: the case is for testing, and this is the training.
         DataError: a file cannot be read, holds values that cannot be used, or mask and image do not lie on each other.
 
     """
+    if file.locked:
+        raise TestSplitLocked(file.id)
     image = read_image(file.image, config)
     mask = read_raster(file.mask, config.limit_gib) if file.mask else None
     for finding in (*image_faults(file, image), *(pair_faults(file, image, mask) if mask else ())):

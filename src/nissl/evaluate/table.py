@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -52,7 +52,7 @@ class Scores:
 
     dice: float
     dice_ci: tuple[float, float]
-    """95 % bootstrap interval over cases, or over groups where every case has one."""
+    """95 % bootstrap interval over cases, or over groups where groups are known."""
     iou: float
     precision: float
     recall: float
@@ -64,7 +64,7 @@ class Scores:
     unit: Unit
     n_cases: int
     n_groups: int | None
-    """None where not every case has a group."""
+    """Groups, a case without one counting as its own; None where no case has a group."""
     n_both_empty: int
     """Cases (overall: cases and classes) in neither mask: left out of the means."""
     n_missed: int
@@ -81,6 +81,8 @@ class Summary:
     classes: dict[str, Scores]
     overall: Scores
     warnings: tuple[str, ...]
+    not_trained: tuple[str, ...] = ()
+    """Classes that no labelled mask showed: they count in the means, and were not learnt."""
     policy: str = EMPTY_POLICY
 
     def to_tree(self) -> dict[str, Any]:
@@ -137,8 +139,19 @@ def score_case(
     return rows
 
 
-def summarise(rows: Sequence[CaseScore], rng: np.random.Generator) -> Summary:
+def summarise(
+    rows: Sequence[CaseScore],
+    rng: np.random.Generator,
+    not_trained: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+) -> Summary:
     """Summarise the rows of all cases: per class, and overall as the mean over classes.
+
+    Args:
+        rows: as `score_case` gives them.
+        rng: source of the draws of the intervals.
+        not_trained: classes that no labelled mask showed.
+        warnings: what else makes the numbers less than they seem.
 
     Raises:
         ValueError: there are no rows.
@@ -150,14 +163,16 @@ def summarise(rows: Sequence[CaseScore], rng: np.random.Generator) -> Summary:
     seed = int(rng.integers(2**63))  # the same draws for every class: with one class, `overall` is that class
     classes = {label: _scores(rows, [label], np.random.default_rng(seed)) for label in labels}
     overall = _scores(rows, labels, np.random.default_rng(seed))
-    return Summary(classes, overall, _warnings(overall))
+    untrained = tuple(f"The class `{name}` was not trained: no labelled mask shows it." for name in not_trained)
+    return Summary(classes, overall, (*warnings, *untrained, *_warnings(overall)), tuple(not_trained))
 
 
 def _scores(rows: Sequence[CaseScore], labels: Sequence[str], rng: np.random.Generator) -> Scores:
     """Means over the cases, then over the labels."""
     chosen = [row for row in rows if row.label in labels]
     groups = {row.case: row.group for row in chosen}
-    grouped = all(groups.values())
+    grouped = any(groups.values())
+    members = units_of(groups) if grouped else None
     units = {row.unit for row in chosen}
     unit: Unit = units.pop() if len(units) == 1 else "mixed"
     dice = _matrix(chosen, "dice", labels)
@@ -168,19 +183,24 @@ def _scores(rows: Sequence[CaseScore], labels: Sequence[str], rng: np.random.Gen
     trivial = {label: [_everywhere(row) for row in chosen if row.label == label] for label in labels}
     return Scores(
         dice=mean_over_classes(dice),
-        dice_ci=bootstrap_interval(dice, list(groups.values()) if grouped else None, rng),
+        dice_ci=bootstrap_interval(dice, members, rng),
         **mean,
         pooled_dice=_mean([pooled(counts[label]).dice for label in labels]),
         **(distance if unit != "mixed" else dict.fromkeys(distance, math.nan)),
         unit=unit,
         n_cases=len(groups),
-        n_groups=len(set(groups.values())) if grouped else None,
+        n_groups=len(set(members)) if members else None,
         n_both_empty=absent.count("both empty"),
         n_missed=absent.count("missed"),
         n_false_alarm=absent.count("false alarm"),
         trivial_dice=_mean([_mean([o.dice for o in trivial[label]]) for label in labels]),
         trivial_pooled_dice=_mean([pooled(trivial[label]).dice for label in labels]),
     )
+
+
+def units_of(groups: Mapping[str, str]) -> list[str]:
+    """What is independent, for each case in order: its group or, where it has none, the case itself."""
+    return [f"group {group}" if group else f"case {case}" for case, group in groups.items()]
 
 
 def _everywhere(row: CaseScore) -> Overlap:

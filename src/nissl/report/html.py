@@ -108,6 +108,12 @@ def warnings(contents: Contents) -> list[str]:
             f"{counted(len(shared), 'group')} (patients) are in training and in test: {', '.join(map(str, shared))}. "
             "The score is better than it would be on new patients."
         )
+    transductive = contents.split.get("transductive", [])
+    if transductive and _uses_unlabelled(contents):
+        found.append(
+            f"Training looked at {counted(len(transductive), 'image')} of the test side, without masks (transductive): "
+            "the score holds for images that the training may look at, not for new ones."
+        )
     overall = contents.metrics.get("overall", {})
     dice, trivial = overall.get("dice"), overall.get("trivial_dice")
     if dice is not None and trivial is not None and dice <= trivial:

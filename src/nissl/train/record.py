@@ -1,12 +1,11 @@
 """What a run folder says of its run, written before the work starts and compared when it goes on."""
 
-import hashlib
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -14,18 +13,34 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import tomli_w
 import torch
 
 from nissl.config import Config, load_config, to_tree
 from nissl.data.cases import Dataset
+from nissl.data.dataset import Store
+from nissl.data.duplicates import file_hash
 from nissl.data.split import Split
-from nissl.errors import InputError
+from nissl.errors import DataError, InputError
 from nissl.files import write_whole
 from nissl.train.run import choose_device, read_json, write_json
 
 LOCK, OWNER = ".nissl.lock", ".nissl.owner"
 """Held, and removed, while a run works in the folder."""
+
+CHOICES = [
+    {"choice": "checkpoint", "made": "the averaged weights of the last step", "split": None, "cases": 0},
+    {"choice": "length", "made": "the number of steps that was given", "split": None, "cases": 0},
+    {"choice": "threshold", "made": "the most probable class", "split": None, "cases": 0},
+    {
+        "choice": "settings",
+        "made": "as given: what they were chosen on, Nissl cannot know",
+        "split": None,
+        "cases": None,
+    },
+]
+"""What a run has to choose, how, and on how many cases of which split. There is no way to choose on the test split."""
 
 FACTS = ("dims", "channels", "classes")
 """Of the data, beside the cases: what fixes the network and the meaning of its output."""
@@ -81,20 +96,48 @@ def _owner(out: Path) -> str:
         return "its owner is unknown"
 
 
-def describe(out: Path, config: Config, dataset: Dataset, split: Split) -> None:
-    """Write what the run is made of, before it starts."""
+def describe(out: Path, config: Config, dataset: Dataset, split: Split, class_pixels: Mapping[str, int]) -> None:
+    """Write what the run is made of, before it starts; `class_pixels` are those of the labelled masks."""
     data = _data(dataset, split)  # takes long; a run that is stopped here has not begun
     budget = {
         "masks_seen": split.labelled,
-        "validation": [],
-        "selection": "none: a fixed number of steps, averaged weights, the most probable class",
+        "class_pixels": class_pixels,
+        "choices": CHOICES,
         "test_masks_opened": 0,
+        "test_images_in_pool": len(split.transductive),
     }
     write_whole(out / "split.json", split.to_json())
     write_json(out / "data.json", data)
     write_json(out / "env.json", _environment(config))
     write_json(out / "budget.json", budget)
     write_whole(out / "config.toml", tomli_w.dumps(to_tree(config)))  # the last: with it, the run can be resumed
+
+
+def count_classes(labelled: Store, dataset: Dataset, say: bool = True) -> dict[str, int]:
+    """Count the pixels of each class in the labelled masks as the network sees them; name a class that is not there.
+
+    Args:
+        labelled: the cases of the budget.
+        dataset: whose classes they are.
+        say: whether to print the warnings.
+
+    Raises:
+        DataError: all masks are empty, so that there is nothing to learn.
+
+    """
+    names = dataset.label_map.names
+    counts = np.zeros(len(names), np.int64)
+    for index in range(len(labelled)):
+        found = labelled.counts(index)
+        counts[: len(found)] += found
+    masks = "the only mask" if len(labelled) == 1 else f"all {len(labelled)} masks"
+    if not counts[1:].any():
+        fix = "choose more --labels, other ids or another --seed, or draw the structures"
+        raise DataError(dataset.root, f"no foreground in {masks} of the budget", "structures to learn", fix)
+    for name, count in zip(names, counts, strict=True):
+        if not count and say:
+            print(f"warning: class `{name}` is absent from {masks} of the budget: not trained", file=sys.stderr)
+    return {name: int(count) for name, count in zip(names, counts, strict=True)}
 
 
 def _data(dataset: Dataset, split: Split) -> dict[str, Any]:
@@ -111,8 +154,8 @@ def _data(dataset: Dataset, split: Split) -> dict[str, Any]:
             {
                 "id": case.id,
                 "group": case.group,
-                "image_sha256": _sha256(case.image) if case.id in seen else None,
-                "mask_sha256": _sha256(case.mask) if case.id in labelled and case.mask else None,
+                "image_sha256": file_hash(case.image) if case.id in seen else None,
+                "mask_sha256": file_hash(case.mask) if case.id in labelled and case.mask else None,
             }
             for case in dataset.cases
         ],
@@ -161,7 +204,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
     return flat
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
