@@ -26,6 +26,7 @@ RUN_FILES = {
     *("config.toml", "split.json", "data.json", "env.json", "network.json", "pretrain.json", "budget.json"),
     *("log.jsonl", "filters.npy", "filters_start.npy"),
     *("checkpoints/last.safetensors", "checkpoints/state.safetensors", "checkpoints/previous.state.safetensors"),
+    *("checkpoints/stage1-0.safetensors", "checkpoints/previous.stage1-0.safetensors"),
 }
 MEASURED = {"metrics.csv", "metrics.json", "report.html"}
 KEYS = {"dice", "dice_ci", "pooled_dice", "hd95", "n_cases", "trivial_dice"}

@@ -8,14 +8,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from nissl.config import Config, DataConfig, load_config
-from nissl.errors import NisslError, ResourceError
+from nissl.errors import NisslError, ResourceError, out_of_memory
 
 if TYPE_CHECKING:
     from nissl.data.check import Report
@@ -81,13 +81,15 @@ class Train:
     """TOML file of settings; flags on the command line win over it."""
     resume: bool = False
     """Go on with an interrupted run, with its settings."""
+    allow_changed: bool = False
+    """With --resume: accept settings or data that differ from those that the run began with."""
 
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import jobs
 
         try:
-            jobs.train(self.folder, self.out, self.settings, self.resume)
+            jobs.train(self.folder, self.out, self.settings, self.resume, self.allow_changed)
         except SystemExit:
             print(f"stopped; go on with: nissl train {self.folder} --out {self.out} --resume", file=sys.stderr)
             raise
@@ -200,6 +202,8 @@ Verb = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    # As with Ctrl-C, what is open is closed and what was begun is removed; training has an answer of its own.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -208,20 +212,20 @@ def run(arguments: list[str]) -> int:
     try:
         return _answer(arguments)
     except NisslError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not (os.environ.get("RANK", "0") != "0" if error.said is None else error.said):
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # whoever reads the output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print("error: out of memory\n  next step: lower --train.batch, --size or --data.cache-gib", file=sys.stderr)
+        return ResourceError.exit_code
     except OSError as error:
         reason, where = error.strerror or str(error), error.filename or "a file or folder"
         print(f"error: {ResourceError(where, reason, 'that it can be used', 'check it and its disk')}", file=sys.stderr)
-        return ResourceError.exit_code
-    except (MemoryError, RuntimeError) as error:
-        # torch has a class of its own only for GPUs; on the CPU the words are all there is.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        print("error: out of memory\n  next step: lower --train.batch, --size or --data.cache-gib", file=sys.stderr)
         return ResourceError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -245,7 +249,7 @@ def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Predict |
 
 
 def _with(verb: Train, settings: Config) -> Train:
-    return Train(verb.folder, verb.out, settings, verb.config, verb.resume)
+    return replace(verb, settings=settings)
 
 
 def _check_tree(report: "Report") -> dict[str, Any]:

@@ -4,7 +4,19 @@ The command line prints them without a traceback and leaves with their exit code
 exceptions are used.
 """
 
+import errno
 from pathlib import Path
+
+NO_MEMORY = (
+    "out of memory",  # the allocators of GPUs, oneDNN
+    "allocate memory",  # torch on the CPU: "can't allocate memory", and the system's "Cannot allocate memory"
+    "not enough memory",  # torch on Windows
+    "bad_alloc",
+    "bad allocation",
+    "alloc_failed",  # cuDNN and cuBLAS
+    "could not create a memory",  # oneDNN
+)
+"""Words of libraries that have no class of their own for a lack of memory, in lower case."""
 
 
 class NisslError(Exception):
@@ -19,6 +31,8 @@ class NisslError(Exception):
     """
 
     exit_code = 2
+    said: bool | None = None
+    """Of several processes: whether another one tells it to the user; None where all of them meet it alike."""
 
     def __init__(self, where: Path | str, found: str, expected: str, fix: str) -> None:
         self.where, self.found, self.expected, self.fix = str(where), found, expected, fix
@@ -56,3 +70,16 @@ class ResourceError(NisslError):
     """Disk, memory or time ran out; exit code 4."""
 
     exit_code = 4
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory, of the CPU or a GPU, ran out.
+
+    Torch has a class of its own only for GPUs; elsewhere the words are all there is. They are told from others with
+    `memory` in them, such as an illegal access or a memory format, where trying again with less would not help.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)

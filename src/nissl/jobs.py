@@ -2,11 +2,9 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
@@ -33,19 +31,26 @@ from nissl.predict.folder import FolderResult, predict_folder
 from nissl.predict.tiles import predict_mask
 from nissl.pretrain import PRETRAININGS, Images, Pretraining
 from nissl.pretrain.pretraining import excluded
-from nissl.progress import Advance, track
+from nissl.progress import Advance, track, warn
 from nissl.report import write_report
 from nissl.train.checkpoint import has_checkpoint
 from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
-from nissl.train.record import claimed, count_classes, describe, require_same
+from nissl.train.record import changes, claimed, count_classes, describe, note_session, require_same
 from nissl.train.run import STATE, choose_device, load_model, read_json, write_json
+from nissl.train.stage1 import Stage1
 
 NETWORK, STAGE_1, STAGE_2, BOOTSTRAP = 1, 2, 3, 4
 """Names of the draws that follow from one seed."""
 
 
-def train(data: Path | str, out: Path | str, config: Config | None = None, resume: bool = False) -> Path:
+def train(
+    data: Path | str,
+    out: Path | str,
+    config: Config | None = None,
+    resume: bool = False,
+    allow_changed: bool = False,
+) -> Path:
     """Train a model on a folder of images with a few masks; returns the run folder.
 
     Args:
@@ -53,6 +58,7 @@ def train(data: Path | str, out: Path | str, config: Config | None = None, resum
         out: the run folder: new or empty, or an interrupted run with `resume`.
         config: the settings; None takes the defaults, or those of the run with `resume`.
         resume: go on with an interrupted run of the same settings and data.
+        allow_changed: with `resume`, accept other settings or data where the state still fits; the report says so.
 
     Raises:
         InputError: unusable folder, settings or label budget; the output folder is in use or holds something else.
@@ -72,14 +78,17 @@ def train(data: Path | str, out: Path | str, config: Config | None = None, resum
     device = choose_device(config.device)
     with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
         job = _Job(out, config, dataset, split, device, world)
-        if resume:
-            require_same(out, config, dataset, split)
+        changed = changes(out, config, dataset, split) if resume else ()
+        if not allow_changed:
+            require_same(out, changed)
         # What cannot work shows here, before the run starts.
         networks, stores = _networks(job), _stores(job)
-        class_pixels = count_classes(stores.labelled, dataset, world.first)
+        class_pixels = count_classes(stores.labelled, dataset)
         network = _measure_network(networks[0], config, dataset)
         excluded(networks[0], config.pretrain.layers)
-        if world.first and not resume:
+        if world.first and resume:
+            note_session(out, config, changed)
+        if world.first and (changed or not resume):
             write_json(out / "network.json", network)
             describe(out, config, dataset, split, class_pixels)
         with _exactness(config.deterministic, device):
@@ -134,33 +143,39 @@ def report(run: Path | str) -> Path:
 
 def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
     """Pre-train and train."""
-    out, config = job.out, job.config
+    out, config, world = job.out, job.config, job.world
     resumed = has_checkpoint(out / STATE)
     for index, net in enumerate(networks):
-        pretraining = _pretraining(config, index)
         if resumed:
-            pretraining.restructure(net)
-            continue
-        net.to(job.device)
-        lay_out(net)
-        if job.world.size > 1:
-            synchronise(net)
-        start = perf_counter()
-        with track(pretraining.steps, f"pre-training ({config.pretrain.name})") as pretraining.advance:
-            report = pretraining.run(net, _images(job, stores.images, index))
-        if job.world.first and index == 0:
-            write_json(out / "pretrain.json", dataclasses.asdict(report) | {"seconds": perf_counter() - start})
-            _save_filters(out / "filters_start.npy", net)
+            _pretraining(config, index).restructure(net)
+        else:
+            _pretrain(job, net, stores.images, index)
     seed = _seed(config.seed, STAGE_2)
-    schedule = Schedule(seed, config.train.batch, job.world.rank, job.world.size)
+    schedule = Schedule(seed, config.train.batch, world.rank, world.size)
     stream = Stream(stores.labelled, stores.unlabelled, config.augment, schedule)
     method = METHODS[config.method.name](networks)
-    trainer = Trainer(method, stream, config.train, out, seed, job.device, job.world, config.data.workers)
+    trainer = Trainer(method, stream, config.train, out, seed, job.device, world, config.data.workers)
     if resumed and (warning := trainer.resume()):
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     trainer.run()
-    if job.world.first:
+    if world.first:
         _save_filters(out / "filters.npy", trainer.average.module)
+
+
+def _pretrain(job: _Job, net: nn.Module, store: Store | None, index: int) -> None:
+    """Pre-train one network in place; the first also leaves its report."""
+    out, config, world = job.out, job.config, job.world
+    net.to(job.device)
+    lay_out(net)
+    if world.size > 1:
+        synchronise(net)
+    pretraining = _pretraining(config, index)
+    path = out / STATE.with_name(f"stage1-{index}.safetensors")
+    stage = Stage1(pretraining, net, path, config.train.save_every, job.device, world)
+    report = stage.run(_images(job, store, index))
+    if world.first and index == 0:
+        write_json(out / "pretrain.json", dataclasses.asdict(report) | {"seconds": stage.seconds})
+        _save_filters(out / "filters_start.npy", net)
 
 
 def evaluate(
@@ -307,6 +322,10 @@ class _Placed:
     def __getitem__(self, step: int) -> Tensor:
         images = self.stream[step].to(self.device)
         return images.contiguous(memory_format=CHANNELS_LAST[images.ndim])
+
+    def ids(self, step: int) -> tuple[str, ...]:
+        """Ids of the cases of a step."""
+        return self.stream.ids(step)
 
 
 def _measure_network(net: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]:

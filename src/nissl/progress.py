@@ -22,6 +22,16 @@ class Tracker(Protocol):
         ...
 
 
+def warn(text: str) -> None:
+    """Say on stderr what the user should know; of several processes the first speaks."""
+    if _speaks():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def track(total: int, what: str, start: int = 0) -> Iterator[Advance]:
     """Show how far the work is, its speed, the time left and the last message; `start` units were done before.
@@ -29,7 +39,7 @@ def track(total: int, what: str, start: int = 0) -> Iterator[Advance]:
     `with track(steps, "training") as advance:` and then `advance("loss 0.123")` after each step. Under torchrun only
     the process of rank 0 shows anything.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not _speaks():
         yield lambda message: None
         return
     began, done = monotonic(), start

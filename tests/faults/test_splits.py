@@ -294,11 +294,11 @@ def test_f32_the_training_is_given_the_locked_cases(data, tmp_path, monkeypatch)
     met = []
 
     class Curious(PRETRAININGS["warm"]):
-        def run(self, net, images):
+        def finish(self, net, images):
             store = images.stream._samples.store
             met.extend(file.id for file in store.files)
             assert not any(file.mask or file.locked for file in store.files)
-            return super().run(net, images)
+            return super().finish(net, images)
 
     monkeypatch.setitem(PRETRAININGS, "warm", Curious)
     jobs.train(data, tmp_path / "run", tiny_config(pretrain="warm"))

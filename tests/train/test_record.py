@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tests.train.tiny import NET, TRAIN, write_files
 
 from nissl.config import Config, DataConfig, SplitConfig, load_config
 from nissl.data.cases import find_cases
 from nissl.data.split import Split, make_split
 from nissl.errors import InputError
-from nissl.train.record import claimed, describe, require_same
+from nissl.train.record import changes, claimed, describe, note_session, require_same
 from nissl.train.run import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,29 +257,53 @@ def test_a_run_that_is_stopped_while_it_is_described_cannot_be_resumed(tmp_path,
 # Going on with other settings or data
 
 
+def require_unchanged(out, config, dataset, split):
+    require_same(out, changes(out, config, dataset, split))
+
+
 def test_the_same_settings_and_data_are_accepted_from_another_place_too(run, data, tmp_path):
-    require_same(run, CONFIG, *load(data))
-    require_same(run, load_config(run / "config.toml"), *load(data))
+    require_unchanged(run, CONFIG, *load(data))
+    require_unchanged(run, load_config(run / "config.toml"), *load(data))
     shutil.copytree(data, tmp_path / "moved")
-    require_same(run, CONFIG, *load(tmp_path / "moved"))
+    require_unchanged(run, CONFIG, *load(tmp_path / "moved"))
 
 
 def test_f08_changed_settings_are_listed_with_both_values(run, data):
     before = contents(run)
     train = dataclasses.replace(CONFIG.train, steps=30, learning_rate=0.5)
     with pytest.raises(InputError) as caught:
-        require_same(run, dataclasses.replace(CONFIG, seed=7, train=train), *load(data))
+        require_unchanged(run, dataclasses.replace(CONFIG, seed=7, train=train), *load(data))
     for part in (
         str(run),
         "seed was 0, is 7",
         "train.steps was 20, is 30",
         "train.learning_rate was 0.01, is 0.5",
-        "the settings that the run began with",
-        "leave these settings out",
+        "the settings and data that the run began with",
+        "--allow-changed",
     ):
         assert part in str(caught.value)
     assert "train.batch" not in str(caught.value)
     assert contents(run) == before
+
+
+def test_a_continued_run_is_exact_on_the_same_machine_and_with_the_same_settings_only(run, monkeypatch):
+    note_session(run, CONFIG, ())
+    assert read_json(run / "env.json")["exact"] is True
+    note_session(run, CONFIG, ("seed was 0, is 7",))
+    environment = read_json(run / "env.json")
+    assert environment["exact"] is False
+    assert [session["changed"] for session in environment["continued"]] == [[], ["seed was 0, is 7"]]
+    note_session(run, CONFIG, ())
+    assert read_json(run / "env.json")["exact"] is False  # what was lost does not come back
+
+
+def test_f09_a_run_continued_under_another_torch_is_not_called_exact(run, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    note_session(run, CONFIG, ())
+    monkeypatch.undo()
+    environment = read_json(run / "env.json")
+    assert environment["exact"] is False and environment["torch"] == torch.__version__
+    assert environment["continued"][0]["torch"] == "9.9.9"
 
 
 def labelled_and_test(data):
@@ -292,12 +317,8 @@ def test_f08_a_changed_file_is_found_by_its_content(run, data, part):
     path = data / part / f"{name}.png"
     path.write_bytes(path.read_bytes() + b"\x00")
     with pytest.raises(InputError) as caught:
-        require_same(run, CONFIG, *load(data))
-    for words in (
-        str(data),
-        f"1 cases differ from those that the run began with, such as {name}",
-        "put the files back",
-    ):
+        require_unchanged(run, CONFIG, *load(data))
+    for words in (str(run), f"1 cases of the data differ, such as {name}", "put it back"):
         assert words in str(caught.value)
 
 
@@ -305,26 +326,26 @@ def test_f08_an_added_case_is_found(run, data):
     name, _ = labelled_and_test(data)
     shutil.copy(data / "images" / f"{name}.png", data / "images" / "another.png")
     with pytest.raises(InputError, match="such as another"):
-        require_same(run, CONFIG, *load(data))
+        require_unchanged(run, CONFIG, *load(data))
 
 
 def test_f08_a_removed_case_is_found(run, data):
     _, name = labelled_and_test(data)
     dataset, split = load(data)
     fewer = dataclasses.replace(dataset, cases=tuple(case for case in dataset.cases if case.id != name))
-    with pytest.raises(InputError, match=f"1 cases differ .*such as {name}"):
-        require_same(run, CONFIG, fewer, split)
+    with pytest.raises(InputError, match=f"1 cases of the data differ, such as {name}"):
+        require_unchanged(run, CONFIG, fewer, split)
 
 
 def test_f08_another_split_of_the_same_files_is_found(run, data):
     dataset, split = load(data)
     moved = dataclasses.replace(split, test=split.unlabelled, unlabelled=split.test)
-    with pytest.raises(InputError, match="cases differ"):
-        require_same(run, CONFIG, dataset, moved)
+    with pytest.raises(InputError, match="cases of the data differ"):
+        require_unchanged(run, CONFIG, dataset, moved)
 
 
 def test_f08_other_names_of_the_classes_are_found(run, data):
     tree = read_json(run / "data.json") | {"classes": ["background", "gland"]}
     (run / "data.json").write_text(json.dumps(tree))
     with pytest.raises(InputError, match=r"classes were \['background', 'gland'\], are \['background'"):
-        require_same(run, CONFIG, *load(data))
+        require_unchanged(run, CONFIG, *load(data))

@@ -48,6 +48,23 @@ class Batch:
         images, masks = self.images.to(device, non_blocking=True), self.masks.to(device, non_blocking=True)
         return Batch(images, masks, moved, self.ids)
 
+    def parts(self, count: int) -> "list[Batch]":
+        """Cut it into equal parts; `count` divides the number of images, and that of images without masks."""
+        if count == 1:
+            return [self]
+        size = len(self.images) // count
+        unlabelled = [None] * count if self.unlabelled is None else self.unlabelled.chunk(count)
+        cuts = [slice(start, start + size) for start in range(0, len(self.images), size)]
+        return [
+            Batch(self.images[cut], self.masks[cut], images, self.ids[cut])
+            for cut, images in zip(cuts, unlabelled, strict=True)
+        ]
+
+
+def more_parts(parts: int, batch: int) -> int:
+    """Return the next larger number of equal parts of a batch, where memory asks for smaller ones."""
+    return next(count for count in range(parts + 1, batch + 1) if batch % count == 0)
+
 
 @dataclass(frozen=True)
 class Schedule:

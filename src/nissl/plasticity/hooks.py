@@ -72,18 +72,28 @@ class Plasticity:
 
         Raises:
             RuntimeError: no forward pass was made since the last step.
+            FloatingPointError: an update holds NaN or infinity; no weight was changed.
 
         """
         if not self._sums:
             raise RuntimeError("run the network forward inside the `with` block before each step")
-        for name, delta in self._negative_means():
+        deltas = dict(self._negative_means())
+        self.forget()
+        # One NaN would stay in the weights, and in an optimiser's averages, for good.
+        sizes = torch.stack([delta.abs().amax().float() for delta in deltas.values()])
+        if not bool(torch.isfinite(sizes).all()):
+            raise FloatingPointError("an update is not finite")
+        for name, delta in deltas.items():
             weight = self.layers[name].weight
             assert isinstance(weight, Tensor)
             weight.grad = delta.to(weight.dtype)
-        self._sums.clear()
         optimizer.step()
         for layer in self.layers.values():
             layer.weight.grad = None
+
+    def forget(self) -> None:
+        """Drop what was seen since the last step."""
+        self._sums.clear()
 
     def _negative_means(self) -> Iterator[tuple[str, Tensor]]:
         for name in self.layers:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nissl.data.cases import CaseFile, image_faults, read_image
 from nissl.data.formats import GIB, SUFFIXES, Header, read_header, stem, suffix, write_mask
-from nissl.errors import DataError, InputError, NisslError, ResourceError
+from nissl.errors import DataError, InputError, NisslError, ResourceError, out_of_memory
 from nissl.predict.tiles import peak_bytes, predict_mask, require_fit, tile_size
 from nissl.progress import Tracker, track
 from nissl.train.run import Model, load_model, write_json
@@ -182,8 +182,7 @@ def _predict(model: Model, path: Path, target: Path) -> None:
     try:
         labels = predict_mask(model, raster.pixels)
     except (MemoryError, RuntimeError) as error:
-        # torch has a class of its own only for GPUs; on the CPU the words are all there is.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not out_of_memory(error):
             raise
         need = peak_bytes(model, raster.pixels.shape[1:]) / GIB
         fix = "lower predict.tile in the run's config.toml, or use --device cpu"

@@ -5,7 +5,8 @@ unit norm after each step, so that a response is a projection and the step size 
 is off; running statistics of the normalisation layers are updated on the way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,53 +39,60 @@ class Hebbian(Pretraining):
         if self.config.handover == "unit-norm":
             keep_unit_norm(net, self.config.layers)
 
-    def run(self, net: nn.Module, images: Images) -> Report:
-        """Train the chosen layers, then hand over."""
-        layers = dict(plastic_layers(net, excluded(net, self.config.layers)))
-        scales = [torch.linalg.vector_norm(_weight(layer)) for layer in layers.values()]
-        normalise(layers.values())
+    def begin(self, net: nn.Module) -> None:
+        """Bring the filters to unit norm and remember what they were."""
+        config = self.config
+        self._layers = dict(plastic_layers(net, excluded(net, config.layers)))
+        self._scales = [torch.linalg.vector_norm(_weight(layer)) for layer in self._layers.values()]
+        normalise(self._layers.values())
+        self._start = [_weight(layer).clone() for layer in self._layers.values()]
+        self.optimiser = OPTIMISERS[config.optimiser]([_weight(layer) for layer in self._layers.values()], config.rate)
+
+    @contextmanager
+    def learning(self, net: nn.Module) -> Iterator[None]:
+        """Let the layers listen to what passes."""
+        names = excluded(net, self.config.layers)
+        # The filters have unit norm already, so that the response need not be rescaled.
+        plasticity = Plasticity(
+            net, make_rule(self.config), names, False, self.config.transposed, self.config.samples or None
+        )
+        with listening(net), plasticity as self._plasticity:
+            yield
+
+    def learn(self, net: nn.Module, pieces: Sequence[Tensor]) -> str:
+        """Pass a batch forward, move the filters and bring them back to unit norm."""
+        config, step = self.config, self.done
+        assert self.optimiser is not None
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.rate * (1 - step / config.steps)
+        self._plasticity.forget()
+        for piece in pieces:
+            net(piece)
+        self._plasticity.step(self.optimiser)
+        normalise(self._layers.values())
+        if (step + 1) % max(1, config.steps // POINTS) and step + 1 < config.steps:
+            return ""
+        change = _changes(self._layers.values(), self._start)
+        self.curves.append({"step": step + 1, "change": change})
+        return f"filters moved by {sum(change) / len(change):.2f} of their norm"
+
+    def finish(self, net: nn.Module, images: Images) -> Report:
+        """Measure what was learnt, then hand over."""
+        config, layers = self.config, self._layers
         with listening(net):
-            curves, seen = self._learn(net, layers, images)
-            measures = measure(net, layers, images[self.config.steps], make_rule(self.config))
+            measures = measure(net, layers, images[config.steps], make_rule(config))
+        changes = _changes(layers.values(), self._start)
         self._alter(layers.values())
-        if self.config.handover == "fold":
-            for layer, scale in zip(layers.values(), scales, strict=True):
+        if config.handover == "fold":
+            for layer, scale in zip(layers.values(), self._scales, strict=True):
                 with torch.no_grad():
                     _weight(layer).mul_(scale / torch.linalg.vector_norm(_weight(layer)))
         self.restructure(net)
         with listening(net):
             for step in range(SETTLING):
                 net(images[step])
-        changes = curves[-1]["change"]
         rows = [row | {"relative_change": change} for row, change in zip(measures, changes, strict=True)]
-        return Report(self.config.name, self.config.steps, seen, self.config.rule, rows, curves)
-
-    def _learn(self, net: nn.Module, layers: dict[str, nn.Module], images: Images) -> tuple[list[dict[str, Any]], int]:
-        """Make the steps; return the curves and the number of images seen."""
-        config = self.config
-        start = [_weight(layer).clone() for layer in layers.values()]
-        optimiser = OPTIMISERS[config.optimiser]([_weight(layer) for layer in layers.values()], lr=config.rate)
-        curves: list[dict[str, Any]] = []
-        seen = 0
-        names = excluded(net, config.layers)
-        # The filters have unit norm already, so that the response need not be rescaled.
-        options: Any = {"unit_norm": False, "transposed": config.transposed, "samples": config.samples or None}
-        with Plasticity(net, make_rule(config), names, **options) as plasticity:
-            for step in range(config.steps):
-                for group in optimiser.param_groups:
-                    group["lr"] = config.rate * (1 - step / config.steps)
-                batch = images[step]
-                net(batch)
-                plasticity.step(optimiser)
-                normalise(layers.values())
-                seen += len(batch)
-                if (step + 1) % max(1, config.steps // POINTS) == 0 or step + 1 == config.steps:
-                    change = _changes(layers.values(), start)
-                    curves.append({"step": step + 1, "change": change})
-                    self.advance(f"filters moved by {sum(change) / len(change):.2f} of their norm")
-                else:
-                    self.advance("")
-        return curves, seen
+        return Report(config.name, config.steps, self.seen, config.rule, rows, self.curves)
 
     def _alter(self, layers: Any) -> None:
         """Change the trained filters; nothing here, the control does."""
@@ -113,6 +121,7 @@ def make_rule(config: PretrainConfig) -> Rule:
     return kind()
 
 
+@torch.no_grad()
 def _changes(layers: Any, start: Sequence[Tensor]) -> list[float]:
     return [
         float(torch.linalg.vector_norm(_weight(layer) - before) / torch.linalg.vector_norm(before))

@@ -1,15 +1,21 @@
 """What a pre-training is: it sees images, never masks, and leaves a network that learns from masks as any other."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nissl.config import PretrainConfig
-from nissl.errors import InputError
+from nissl.data.dataset import more_parts
+from nissl.errors import InputError, ResourceError, out_of_memory
 from nissl.plasticity import plastic_layers
+
+BAD_STEPS = 3
+"""Steps in a row without a finite update after which a stage stops."""
 
 
 class Images(Protocol):
@@ -37,6 +43,9 @@ class Report:
 class Pretraining:
     """Base of all: does nothing, which is the control `none`.
 
+    A pre-training overrides `steps`, `begin`, `learn`, `finish` and `restructure`; `run` is the same for all. Between
+    two steps its whole state is the network, `optimiser` and the counts, so that who saves these can go on later.
+
     Args:
         config: settings of stage 1.
         seed: of whatever is drawn.
@@ -46,7 +55,15 @@ class Pretraining:
     config: PretrainConfig
     seed: int = 0
     advance: Callable[[str], None] = field(default=lambda message: None)
-    """Called after each step with a short message, to show progress."""
+    """Called after each step with a short message: to show progress, to save, or to stop by an exception."""
+    done: int = field(default=0, init=False)
+    """Steps that were made."""
+    parts: int = field(default=1, init=False)
+    """Pieces in which a batch goes through the network, where the whole does not fit into memory."""
+    seen: int = field(default=0, init=False)
+    """Images that this process showed to the network, counted each time."""
+    curves: list[dict[str, Any]] = field(default_factory=list, init=False)
+    optimiser: torch.optim.Optimizer | None = field(default=None, init=False)
 
     @property
     def steps(self) -> int:
@@ -56,9 +73,97 @@ class Pretraining:
     def restructure(self, net: nn.Module) -> None:
         """Give the network the form that it has after the pre-training, without training; nothing by default."""
 
-    def run(self, net: nn.Module, images: Images) -> Report:
-        """Pre-train the network in place."""
+    def begin(self, net: nn.Module) -> None:
+        """Prepare a network as it was initialised; the same for the same network. Nothing by default."""
+
+    def learning(self, net: nn.Module) -> AbstractContextManager[object]:
+        """Hold the network in the state in which it learns, for the time of the steps."""
+        return nullcontext()
+
+    def learn(self, net: nn.Module, pieces: Sequence[Float[Tensor, "part channels *space"]]) -> str:
+        """Make one step from a batch in one or several pieces; return a short message.
+
+        Raises:
+            FloatingPointError: the step is not finite; no weight was changed.
+
+        """
+        raise NotImplementedError(f"{type(self).__name__} states no step")
+
+    def finish(self, net: nn.Module, images: Images) -> Report:
+        """Give the network its final form, after the last step."""
+        self.restructure(net)
         return Report(self.config.name)
+
+    def run(self, net: nn.Module, images: Images) -> Report:
+        """Pre-train the network in place.
+
+        Raises:
+            ResourceError: no finite step could be made for `BAD_STEPS` steps in a row.
+
+        """
+        self.begin(net)
+        self.go_on(net, images)
+        return self.finish(net, images)
+
+    def go_on(self, net: nn.Module, images: Images) -> None:
+        """Make the steps that are left, from `done`; a step that is not finite is skipped.
+
+        Raises:
+            ResourceError: no finite step could be made for `BAD_STEPS` steps in a row.
+
+        """
+        bad = 0
+        with self.learning(net):
+            while self.done < self.steps:
+                batch = images[self.done]
+                try:
+                    message, bad = self._step(net, batch), 0
+                except FloatingPointError as fault:
+                    message, bad = f"skipped: {fault}", bad + 1
+                if bad == BAD_STEPS:
+                    raise _not_finite(self.done, images)
+                self.done += 1
+                self.seen += len(batch)
+                self.advance(message)
+
+    def _step(self, net: nn.Module, batch: Float[Tensor, "batch channels *space"]) -> str:
+        """Learn from a batch, in as many pieces as memory asks for; the buffers are put back if it fails."""
+        while True:
+            # Running statistics take in the batch on the way, before it shows that a step is not finite.
+            buffers = [buffer.clone() for buffer in net.buffers()]
+            try:
+                return self.learn(net, batch.chunk(self.parts))
+            except (FloatingPointError, MemoryError, RuntimeError) as error:
+                for buffer, before in zip(net.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+                several = torch.distributed.is_available() and torch.distributed.is_initialized()  # they cannot agree
+                if not out_of_memory(error) or several or self.parts >= len(batch):
+                    raise
+            # Here, and not in the handler, which keeps the tensors of the failed pass alive.
+            self.parts = more_parts(self.parts, len(batch))
+
+
+def require_finite(what: str, tensors: Sequence[Tensor]) -> None:
+    """Refuse tensors of which one holds NaN or infinity.
+
+    Raises:
+        FloatingPointError: one does.
+
+    """
+    largest = [tensor.abs().amax() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    if largest and not bool(torch.isfinite(torch.stack([value.float() for value in largest])).all()):
+        raise FloatingPointError(f"{what} not finite")
+
+
+def _not_finite(step: int, images: Images) -> ResourceError:
+    ids = getattr(images, "ids", None)
+    cases = f", cases {', '.join(ids(step))}" if ids else ""
+    return ResourceError(
+        f"step {step + 1} of the pre-training{cases}",
+        f"no finite step in {BAD_STEPS} steps in a row",
+        "finite images and responses",
+        "run `nissl check` on the data, or lower --pretrain.rate, and resume",
+    )
 
 
 def head(net: nn.Module) -> str:

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from nissl.plasticity import plastic_layers
 from nissl.plasticity.update import TRANSPOSED
-from nissl.pretrain.pretraining import Images, Pretraining, Report, excluded
+from nissl.pretrain.pretraining import Pretraining, excluded
 
 
 class UnitNorm(nn.Module):
@@ -62,8 +62,3 @@ class UnitNormControl(Pretraining):
     def restructure(self, net: nn.Module) -> None:
         """Parametrise the network."""
         keep_unit_norm(net, self.config.layers)
-
-    def run(self, net: nn.Module, images: Images) -> Report:
-        """Parametrise the network; the images are not looked at."""
-        self.restructure(net)
-        return Report(self.config.name)

@@ -1,12 +1,12 @@
 """The control `warm`: the normalisation statistics see the images, the weights stay as they were initialised."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nissl.pretrain.pretraining import Images, Pretraining, Report
+from nissl.pretrain.pretraining import Images, Pretraining, Report, require_finite
 
 
 class Warm(Pretraining):
@@ -17,16 +17,20 @@ class Warm(Pretraining):
         """Forward passes."""
         return self.config.steps
 
-    def run(self, net: nn.Module, images: Images) -> Report:
-        """Update the running statistics of the normalisation layers."""
-        seen = 0
-        with listening(net):
-            for step in range(self.config.steps):
-                batch = images[step]
-                net(batch)
-                seen += len(batch)
-                self.advance("")
-        return Report(self.config.name, self.config.steps, seen)
+    def learning(self, net: nn.Module) -> AbstractContextManager[object]:
+        """Let the normalisation layers listen to what passes."""
+        return listening(net)
+
+    def learn(self, net: nn.Module, pieces: Sequence[Tensor]) -> str:
+        """Pass a batch forward."""
+        for piece in pieces:
+            net(piece)
+        require_finite("running statistics", list(net.buffers()))
+        return ""
+
+    def finish(self, net: nn.Module, images: Images) -> Report:
+        """Count what was seen."""
+        return Report(self.config.name, self.steps, self.seen)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nissl.errors import NisslError, ResourceError, out_of_memory
+
 TIMEOUT = timedelta(minutes=10)
 """How long processes wait for one that hangs, or reads and writes for all; a killed one ends the run at once."""
 
@@ -42,12 +44,20 @@ class World:
         return int(_reduced(torch.tensor(value, device=device), dist.ReduceOp.MAX)) if self.size > 1 else value
 
 
+LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out waiting", "NCCL", "connectFullMesh")
+"""Words in torch's errors that mean that another process does not answer."""
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """Join the processes that `torchrun` started, for the time of the block.
 
     Where the block ends well, or by SystemExit because all are to stop, each waits for the others: torchrun ends all as
-    soon as one leaves with an error.
+    soon as one leaves with an error. An error of ours that several processes meet is said by the first of them only.
+
+    Raises:
+        ResourceError: another process was killed or cannot be reached.
+
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -66,8 +76,31 @@ def joined(device: torch.device) -> Iterator[World]:
             dist.barrier()
             raise
         dist.barrier()
+    except NisslError as error:
+        error.said = _was_said(str(error))
+        raise
+    except RuntimeError as error:
+        if out_of_memory(error) or not any(words in str(error) for words in LOST):
+            raise
+        lost = ResourceError(
+            f"process {dist.get_rank()} of {dist.get_world_size()}",
+            "another process of this run was killed or cannot be reached",
+            "all of them until the last step",
+            "look for its own message, most often a lack of memory; start again with --resume",
+        )
+        lost.said = _was_said(lost.found)
+        raise lost from error
     finally:
         dist.destroy_process_group()
+
+
+def _was_said(text: str) -> bool:
+    """Say whether another process has met the same error before."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return int(store.add(text, 1)) > 1
+    except RuntimeError:  # whoever kept the count is gone
+        return False
 
 
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -4,13 +4,10 @@ import errno
 import json
 import math
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from types import FrameType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,24 +17,23 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from nissl.config import TrainConfig
-from nissl.data.dataset import Batch, Stream, loader
-from nissl.errors import ResourceError
+from nissl.data.dataset import Batch, Stream, loader, more_parts
+from nissl.errors import InputError, ResourceError, out_of_memory
 from nissl.files import write_whole
 from nissl.methods import Method
-from nissl.progress import track
+from nissl.progress import track, warn
 from nissl.train.checkpoint import load_newest, pack_optimiser, save_checkpoint, unpack_optimiser
 from nissl.train.distributed import World, synchronise
 from nissl.train.run import STATE, WEIGHTS
 from nissl.train.schedule import learning_rate, make_optimiser
+from nissl.train.signals import Interrupted, stop_signals
 
 BAD_STEPS = 3
 """Steps in a row without a finite gradient after which the run stops."""
+EMPTY_LOOKS = 3
+"""Checkpoints in a row at which the network finds no foreground, after which that is said."""
 LOG = Path("log.jsonl")
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-class Interrupted(SystemExit):
-    """The run was asked to stop, saved its state and can be resumed; exit code 130 or 143."""
 
 
 @dataclass
@@ -77,6 +73,8 @@ class Trainer:
         self.optimiser = make_optimiser(self.method, self.config)
         self.average = AveragedModel(self.method.predictor(), avg_fn=self._averaged, use_buffers=True)
         self._bad = 0
+        self._empty = 0
+        self._parts = 1
         self._keep = True
 
     def resume(self) -> str | None:
@@ -84,13 +82,19 @@ class Trainer:
 
         Raises:
             DataError: there is none.
+            InputError: it is of another network, method or optimiser.
 
         """
         tensors, facts, fault = load_newest(self.folder / STATE)
-        self.method.load_state_dict(_under("method.", tensors))
-        self.average.load_state_dict(_under("average.", tensors))
-        unpack_optimiser(self.optimiser, tensors, facts["groups"])
-        self.step = facts["step"]
+        try:
+            self.method.load_state_dict(_under("method.", tensors))
+            self.average.load_state_dict(_under("average.", tensors))
+            unpack_optimiser(self.optimiser, tensors, facts["groups"])
+        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            found = f"the state of another network, method or optimiser ({str(error).splitlines()[-1].strip()})"
+            fix = "take the settings that the run began with, or start a new run"
+            raise InputError(self.folder / STATE, found, "the state of this one", fix) from error
+        self.step, self._empty, self._parts = facts["step"], facts["empty"], facts["parts"]
         self._keep = fault is None  # a damaged checkpoint must not replace the good one that was used for it
         warnings = [] if fault is None else [f"{fault}\n  the checkpoint before it, of step {self.step}, is used"]
         if facts["torch"] != torch.__version__:
@@ -115,19 +119,22 @@ class Trainer:
             (self.folder / STATE).parent.mkdir(exist_ok=True)
             _trim(self.folder / LOG, self.step)
         with (
-            _stop_signals() as caught,
+            stop_signals() as caught,
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
             (self.folder / LOG if self.world.first else Path(os.devnull)).open("ab", buffering=0) as log,
             track(self.config.steps, "training", self.step) as advance,
         ):
             for batch in batches:
                 line = self._step(model, batch)
+                done = self.step == self.config.steps
+                due = done or self.step % self.config.save_every == 0
+                if due and self.world.first:
+                    line |= self._look(batch)
                 _append(log, line)
                 advance("skipped: no finite loss" if line["loss"] is None else f"loss {line['loss']:.3f}")
                 # A signal may reach one process earlier than another: all must stop after the same step.
                 stop = self.world.largest(max(caught, default=0), self.device)
-                done = self.step == self.config.steps
-                if done or stop or self.step % self.config.save_every == 0:
+                if due or stop:
                     self.save()
                 if stop and not done:
                     raise Interrupted(128 + stop)
@@ -139,7 +146,8 @@ class Trainer:
         packed, groups = pack_optimiser(self.optimiser)
         method = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
         average = {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        facts = {"step": self.step, "groups": groups, "torch": torch.__version__}
+        counts = {"step": self.step, "empty": self._empty, "parts": self._parts}
+        facts = counts | {"groups": groups, "torch": torch.__version__}
         # The state last: a run that is killed between the two makes these steps again, and then these weights.
         save_checkpoint(self.folder / WEIGHTS, plain_state(self.average.module), {"step": self.step})
         save_checkpoint(self.folder / STATE, method | average | packed, facts, keep=self._keep)
@@ -148,27 +156,20 @@ class Trainer:
     def _step(self, model: Callable[..., dict[str, Tensor]], batch: Batch) -> dict[str, Any]:
         """Make one optimiser step and return its line of the log."""
         start = perf_counter()
-        key = np.random.SeedSequence([self.seed, self.step, self.world.rank])
-        torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
         rate = learning_rate(self.step, self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         buffers = [buffer.clone() for buffer in self.method.buffers()]
-        with autocast(self.device, self.config.precision):
-            terms = model(_on(batch, self.device), self.step / self.config.steps)
-        loss = torch.stack(list(terms.values())).sum()
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        terms = self._gradient(model, _on(batch, self.device), buffers)
         norm = torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.clip or float("inf"))
-        values = self.world.mean(torch.stack([term.detach() for term in terms.values()])).tolist()
+        values = self.world.mean(torch.stack(list(terms.values()))).tolist()
         finite = math.isfinite(sum(values)) and bool(torch.isfinite(norm))
         if finite:
             self.optimiser.step()
             self.method.after_step()
             self.average.update_parameters(self.method.predictor())
         else:  # running statistics took in the batch on the way
-            for buffer, before in zip(self.method.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            _put_back(self.method, buffers)
         self._bad = 0 if finite else self._bad + 1
         self.step += 1
         if self._bad == BAD_STEPS:
@@ -185,8 +186,64 @@ class Trainer:
             "learning_rate": rate,
             "gradient": _finite(float(norm)),
             "seconds": round(perf_counter() - start, 4),
+            **({} if self._parts == 1 else {"parts": self._parts}),
             **({} if finite else {"skipped": list(batch.ids)}),
         }
+
+    def _gradient(
+        self, model: Callable[..., dict[str, Tensor]], batch: Batch, buffers: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Leave the gradient of a batch in the parameters and return the terms of its loss.
+
+        Where the batch does not fit into memory it goes through the network in parts: the mean of their gradients is
+        that of the batch, but normalisation by batch statistics then sees the images of one part.
+
+        Raises:
+            RuntimeError, MemoryError: not even one image fits, or there are several processes, which cannot agree.
+
+        """
+        key = int(np.random.SeedSequence([self.seed, self.step, self.world.rank]).generate_state(1, np.uint64)[0] >> 1)
+        while True:
+            torch.manual_seed(key)
+            self.optimiser.zero_grad(set_to_none=True)
+            total: dict[str, Tensor] = {}
+            try:
+                for part in batch.parts(self._parts):
+                    with autocast(self.device, self.config.precision):
+                        terms = model(part, self.step / self.config.steps)
+                    loss = torch.stack(list(terms.values())).sum() / self._parts
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    shares = {name: term.detach() / self._parts for name, term in terms.items()}
+                    total = {name: total[name] + share for name, share in shares.items()} if total else shares
+                return total
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or self.world.size > 1 or self._parts >= len(batch.images):
+                    raise
+            # Here, and not in the handler, which keeps the tensors of the failed pass alive.
+            _put_back(self.method, buffers)
+            self._parts = more_parts(self._parts, len(batch.images))
+            images = len(batch.images) // self._parts
+            warn(f"out of memory: from step {self.step + 1} on, batches pass in {self._parts} parts of {images}")
+
+    def _look(self, batch: Batch) -> dict[str, str]:
+        """Say when the averaged network has found no foreground for some checkpoints, though the masks show it."""
+        network = self.average.module.eval()
+        with torch.inference_mode(), autocast(self.device, self.config.precision):
+            found = any(
+                bool((network(part.images).argmax(1) > 0).any()) for part in _on(batch, self.device).parts(self._parts)
+            )
+        shares = torch.bincount(batch.masks.flatten()).double() / batch.masks.numel()
+        self._empty = 0 if found or float(shares[0]) == 1 else self._empty + 1
+        if self._empty != EMPTY_LOOKS:
+            return {}
+        listed = ", ".join(f"class {label}: {share:.2%}" for label, share in enumerate(shares.tolist()) if label)
+        text = (
+            f"at {EMPTY_LOOKS} checkpoints in a row the network calls every pixel background, while in the last masks "
+            f"{listed}; if it stays so, try more --steps, another --train.learning-rate, or --data.sampling patches "
+            "with a larger --data.foreground"
+        )
+        warn(text)
+        return {"warning": text}
 
     def _averaged(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         """Exponential average with a decay that grows with the number of averaged steps, so that it starts unbiased."""
@@ -232,6 +289,11 @@ def _on(batch: Batch, device: torch.device) -> Batch:
     return Batch(moved.images.contiguous(memory_format=layout), moved.masks, unlabelled, moved.ids)
 
 
+def _put_back(module: nn.Module, buffers: Sequence[Tensor]) -> None:
+    for buffer, before in zip(module.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -273,28 +335,3 @@ def _step_of(line: bytes) -> int:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else 0
     except (ValueError, TypeError, KeyError):
         return 0
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, to be answered after the step; a second Ctrl-C stops at once.
-
-    A second SIGTERM does not: a scheduler and torchrun may each send one, and the state would not be saved.
-    """
-    caught: list[int] = []
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        if caught and number == signal.SIGINT:
-            os._exit(128 + number)
-        caught.append(number)
-
-    try:
-        before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are the caller's
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

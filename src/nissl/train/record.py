@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from nissl.data.duplicates import file_hash
 from nissl.data.split import Split
 from nissl.errors import DataError, InputError
 from nissl.files import write_whole
+from nissl.progress import warn
 from nissl.train.run import choose_device, read_json, write_json
 
 LOCK, OWNER = ".nissl.lock", ".nissl.owner"
@@ -44,6 +45,10 @@ CHOICES = [
 
 FACTS = ("dims", "channels", "classes")
 """Of the data, beside the cases: what fixes the network and the meaning of its output."""
+PLACE = ("torch", "device", "threads")
+"""Of the environment: what bits depend on."""
+DESCRIPTION = ("network.json", "split.json", "data.json", "env.json", "budget.json", "config.toml")
+"""What is written before the work starts, in this order."""
 
 
 @contextmanager
@@ -69,7 +74,7 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
         raise InputError(out, found, "a folder that can be written", "choose another --out") from error
     try:
         present = sorted(path.name for path in out.iterdir() if path.name not in (LOCK, OWNER))
-        if present and not resume:
+        if present and not resume and not _never_began(out, present):
             raise InputError(
                 out,
                 f"not empty: {', '.join(present[:4])}{' …' if len(present) > 4 else ''}",
@@ -89,6 +94,12 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
                 folder.rmdir()
 
 
+def _never_began(out: Path, present: Sequence[str]) -> bool:
+    """Say whether a folder holds only what a run wrote that was killed before it began."""
+    written = all(name in DESCRIPTION[:-1] or name.endswith(".tmp") for name in present)
+    return written and (out / OWNER).exists()  # which is removed by every other end
+
+
 def _owner(out: Path) -> str:
     try:
         return (out / OWNER).read_text()
@@ -97,7 +108,10 @@ def _owner(out: Path) -> str:
 
 
 def describe(out: Path, config: Config, dataset: Dataset, split: Split, class_pixels: Mapping[str, int]) -> None:
-    """Write what the run is made of, before it starts; `class_pixels` are those of the labelled masks."""
+    """Write what the run is made of, before it starts or goes on with changes.
+
+    `class_pixels` are those of the labelled masks.
+    """
     data = _data(dataset, split)  # takes long; a run that is stopped here has not begun
     budget = {
         "masks_seen": split.labelled,
@@ -108,18 +122,14 @@ def describe(out: Path, config: Config, dataset: Dataset, split: Split, class_pi
     }
     write_whole(out / "split.json", split.to_json())
     write_json(out / "data.json", data)
-    write_json(out / "env.json", _environment(config))
+    if not (out / "env.json").exists():  # of a run that goes on, it tells how it began
+        write_json(out / "env.json", _environment(config))
     write_json(out / "budget.json", budget)
     write_whole(out / "config.toml", tomli_w.dumps(to_tree(config)))  # the last: with it, the run can be resumed
 
 
-def count_classes(labelled: Store, dataset: Dataset, say: bool = True) -> dict[str, int]:
-    """Count the pixels of each class in the labelled masks as the network sees them; name a class that is not there.
-
-    Args:
-        labelled: the cases of the budget.
-        dataset: whose classes they are.
-        say: whether to print the warnings.
+def count_classes(labelled: Store, dataset: Dataset) -> dict[str, int]:
+    """Count the pixels of each class in the labelled masks as the network sees them; warn of a class that is absent.
 
     Raises:
         DataError: all masks are empty, so that there is nothing to learn.
@@ -135,8 +145,8 @@ def count_classes(labelled: Store, dataset: Dataset, say: bool = True) -> dict[s
         fix = "choose more --labels, other ids or another --seed, or draw the structures"
         raise DataError(dataset.root, f"no foreground in {masks} of the budget", "structures to learn", fix)
     for name, count in zip(names, counts, strict=True):
-        if not count and say:
-            print(f"warning: class `{name}` is absent from {masks} of the budget: not trained", file=sys.stderr)
+        if not count:
+            warn(f"class `{name}` is absent from {masks} of the budget: not trained")
     return {name: int(count) for name, count in zip(names, counts, strict=True)}
 
 
@@ -177,26 +187,37 @@ def _environment(config: Config) -> dict[str, Any]:
     }
 
 
-def require_same(out: Path, config: Config, dataset: Dataset, split: Split) -> None:
-    """Refuse to resume a run with other settings or other data."""
+def changes(out: Path, config: Config, dataset: Dataset, split: Split) -> tuple[str, ...]:
+    """List in words how settings and data differ from those that a run began with."""
     before, now = _flat(to_tree(load_config(out / "config.toml"))), _flat(to_tree(config))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        listed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)
-        raise InputError(out, listed, "the settings that the run began with", "leave these settings out, or start anew")
+    listed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed]
     data, data_now = read_json(out / "data.json"), _data(dataset, split)
-    facts = [f"{key} were {data[key]}, are {data_now[key]}" for key in FACTS if data[key] != data_now[key]]
-    if facts:
-        raise InputError(dataset.root, "; ".join(facts), "what the run began with", "put it back, or start a new run")
+    listed += [f"{key} were {data[key]}, are {data_now[key]}" for key in FACTS if data[key] != data_now[key]]
     stored, here = ({case["id"]: case for case in tree["cases"]} for tree in (data, data_now))
     other = sorted(key for key in stored.keys() | here.keys() if stored.get(key) != here.get(key))
-    if other:
-        raise InputError(
-            dataset.root,
-            f"{len(other)} cases differ from those that the run began with, such as {other[0]}",
-            "the same files",
-            "put the files back, or start a new run",
-        )
+    return (*listed, *([f"{len(other)} cases of the data differ, such as {other[0]}"] if other else []))
+
+
+def require_same(out: Path, changed: Sequence[str]) -> None:
+    """Refuse to resume a run with other settings or other data.
+
+    Raises:
+        InputError: something has changed.
+
+    """
+    if changed:
+        fix = "put it back, start a new run, or go on knowingly with --allow-changed (the report will say so)"
+        raise InputError(out, "; ".join(changed), "the settings and data that the run began with", fix)
+
+
+def note_session(out: Path, config: Config, changed: Sequence[str]) -> None:
+    """Enter in env.json that the run goes on, and whether it can still be exact."""
+    before, now = read_json(out / "env.json"), _environment(config)
+    same = all(before.get(key) == now[key] for key in PLACE)
+    session = {key: now[key] for key in (*PLACE, "date")} | {"changed": list(changed)}
+    exact = bool(before.get("exact")) and same and not changed
+    write_json(out / "env.json", before | {"exact": exact, "continued": [*before.get("continued", []), session]})
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

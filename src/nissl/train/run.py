@@ -3,6 +3,7 @@
 config.toml split.json data.json env.json network.json pretrain.json budget.json log.jsonl
 checkpoints/last.safetensors       the averaged weights: a plain state dict, for any PyTorch code
 checkpoints/state.safetensors      what a resumed run needs, and previous.state.safetensors before it
+checkpoints/stage1-0.safetensors   each network after (or in the middle of) its pre-training
 metrics.csv metrics.json predictions/ report.html      after `evaluate`
 """
 
