@@ -23,7 +23,8 @@ from nissl.data.duplicates import name_copies
 from nissl.data.formats import read_raster, suffix, write_mask
 from nissl.data.split import Split, make_split, seal
 from nissl.errors import DataError, InputError, TestSplitLocked
-from nissl.evaluate import Summary, score_case, scores_to_csv, summarise
+from nissl.evaluate import Comparison, Summary, score_case, scores_to_csv, summarise
+from nissl.evaluate.runs import compare_runs
 from nissl.files import write_whole
 from nissl.methods import METHODS
 from nissl.plasticity import plastic_layers
@@ -139,6 +140,11 @@ def predict(run: Path | str, images: Path | str, out: Path | str, device: str = 
 def report(run: Path | str) -> Path:
     """Write the page of a run and return its path."""
     return write_report(Path(run))
+
+
+def compare(a: Path | str, b: Path | str) -> Comparison:
+    """Compare two measured runs, or two measured series of seeds, case by case (see `compare_runs`)."""
+    return compare_runs(Path(a), Path(b))
 
 
 def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:

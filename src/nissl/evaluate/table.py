@@ -87,7 +87,7 @@ class Summary:
 
     def to_tree(self) -> dict[str, Any]:
         """Nested dictionaries of plain values for JSON, nan as None."""
-        tree = _without_nan(asdict(self))
+        tree = without_nan(asdict(self))
         assert isinstance(tree, dict)
         return tree
 
@@ -175,9 +175,9 @@ def _scores(rows: Sequence[CaseScore], labels: Sequence[str], rng: np.random.Gen
     members = units_of(groups) if grouped else None
     units = {row.unit for row in chosen}
     unit: Unit = units.pop() if len(units) == 1 else "mixed"
-    dice = _matrix(chosen, "dice", labels)
-    mean = {name: mean_over_classes(_matrix(chosen, name, labels)) for name in ("iou", "precision", "recall")}
-    distance = {name: mean_over_classes(_matrix(chosen, name, labels)) for name in ("hd95", "asd")}
+    dice = score_matrix(chosen, "dice", labels)
+    mean = {name: mean_over_classes(score_matrix(chosen, name, labels)) for name in ("iou", "precision", "recall")}
+    distance = {name: mean_over_classes(score_matrix(chosen, name, labels)) for name in ("hd95", "asd")}
     absent = [row.presence for row in chosen]
     counts = {label: [Overlap(r.tp, r.fp, r.fn) for r in chosen if r.label == label] for label in labels}
     trivial = {label: [_everywhere(row) for row in chosen if row.label == label] for label in labels}
@@ -209,7 +209,8 @@ def _everywhere(row: CaseScore) -> Overlap:
     return Overlap(reference, row.pixels - reference, 0)
 
 
-def _matrix(rows: Sequence[CaseScore], field: str, labels: Sequence[str]) -> Float[np.ndarray, "cases classes"]:
+def score_matrix(rows: Sequence[CaseScore], field: str, labels: Sequence[str]) -> Float[np.ndarray, "cases classes"]:
+    """One field of the rows by case, in the order of the rows, and class."""
     cases = {case: index for index, case in enumerate(dict.fromkeys(row.case for row in rows))}
     matrix = np.full((len(cases), len(labels)), np.nan)
     for row in rows:
@@ -233,11 +234,12 @@ def _warnings(overall: Scores) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Nested plain values with None in the place of nan, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -247,7 +249,7 @@ def scores_to_csv(rows: Sequence[CaseScore]) -> str:
     writer = csv.DictWriter(text, [field.name for field in fields(CaseScore)], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: "" if value is None else value for key, value in _without_nan(asdict(row)).items()})
+        writer.writerow({key: "" if value is None else value for key, value in without_nan(asdict(row)).items()})
     return text.getvalue()
 
 

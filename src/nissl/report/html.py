@@ -4,13 +4,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nissl.evaluate import EMPTY_POLICY
 from nissl.files import write_whole
 from nissl.report import curves
 from nissl.report.contents import Contents, Tree, read_run
 from nissl.report.gallery import Gallery, case_dice, hang, ranked
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PRINTED_NAMES = {"unet": "U-Net", "vnet": "V-Net"}
 # Stages that never look at the images without masks.
@@ -42,30 +45,39 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def render(contents: Contents, gallery: Gallery) -> str:
-    """Fill the page; every text is escaped, and the page may load and run nothing."""
+def environment() -> "Environment":
+    """Templates of the pages; every text is escaped, and a name that is missing is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    templates = Environment(
         loader=PackageLoader("nissl.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"fixed": fixed, "percent": percent, "counted": counted, "thousands": thousands}
-    return environment.get_template("report.html.j2").render(
-        network=_name(contents),
-        title=contents.data.get("name") or contents.run.resolve().name,
-        headline=headline(contents),
-        warnings=warnings(contents),
-        notes=(*contents.notes, *gallery.notes),
-        gallery=gallery,
-        rows=table_rows(contents.metrics),
-        policy=contents.metrics.get("policy", EMPTY_POLICY),
-        plots=_plots(contents),
-        verdict=verdict(contents.pretrain.get("layers", [])),
-        c=contents,
+    templates.filters |= {"fixed": fixed, "percent": percent, "counted": counted, "thousands": thousands}
+    return templates
+
+
+def render(contents: Contents, gallery: Gallery) -> str:
+    """Fill the page; every text is escaped, and the page may load and run nothing."""
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            network=_name(contents),
+            title=contents.data.get("name") or contents.run.resolve().name,
+            headline=headline(contents),
+            warnings=warnings(contents),
+            notes=(*contents.notes, *gallery.notes),
+            gallery=gallery,
+            rows=table_rows(contents.metrics),
+            policy=contents.metrics.get("policy", EMPTY_POLICY),
+            plots=_plots(contents),
+            verdict=verdict(contents.pretrain.get("layers", [])),
+            c=contents,
+        )
     )
 
 
