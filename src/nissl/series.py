@@ -24,8 +24,8 @@ from nissl.evaluate.table import scores_from_csv
 from nissl.files import write_whole
 from nissl.report.series import write_series_report
 from nissl.train.record import claimed
-from nissl.train.run import write_json
-from nissl.train.series import SERIES, is_finished, is_series, runs_of, settings_of
+from nissl.train.run import SERIES, write_json
+from nissl.train.series import is_finished, is_series, runs_of, settings_of
 
 
 def train(

@@ -179,14 +179,12 @@ def verdict(overall: Compared, where: str, seeds: int) -> str:
     if np.isnan(intervals).any():
         return f"No comparison: {where} are too few for an interval."
     clear = found.p_value < SIGNIFICANT and all(low * high > 0 for low, high in intervals)
-    by_seed = f"; {span(*over_seeds)} over {seeds} seeds" if seeds > 1 else ""
-    numbers = f"{100 * abs(found.mean):.1f} Dice points ({span(found.low, found.high)} over {where}{by_seed})"
+    by_seed = f" over cases, {span(*over_seeds)} over {seeds} seeds" if seeds > 1 else ""
+    numbers = f"{100 * abs(found.mean):.1f} Dice points ({span(found.low, found.high)}{by_seed})"
     if clear:
-        return f"{'A' if sign > 0 else 'B'} is better by {numbers}."
-    leader = "A - B" if sign > 0 else "B - A"
-    return (
-        f"No difference that these {where}{f' and {seeds} seeds' if seeds > 1 else ''} can show: {leader} is {numbers}."
-    )
+        return f"{'A' if sign > 0 else 'B'} is better by {numbers} on these {where}."
+    leader, together = "A - B" if sign > 0 else "B - A", f"{where} and {seeds} seeds" if seeds > 1 else where
+    return f"No difference that these {together} can show: {leader} is {numbers}."
 
 
 def _warnings(n_units: int, grouped: bool, several: bool) -> list[str]:

@@ -23,6 +23,8 @@ from nissl.train.checkpoint import load_checkpoint
 
 WEIGHTS = Path("checkpoints") / "last.safetensors"
 STATE = Path("checkpoints") / "state.safetensors"
+SERIES = "series.json"
+"""In a folder that holds the runs of several seeds: their list."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(
-            path, "no such file", "the folder of a run made by `nissl train`", "check the folder, or train first"
-        ) from error
+        found, fix = "no such file", "check the folder, or train first"
+        if (path.parent / SERIES).is_file():
+            found, fix = "no such file: the folder holds the runs of several seeds", "name one of them, such as seed-0"
+        raise InputError(path, found, "the folder of a run made by `nissl train`", fix) from error
     except ValueError as error:
         fix = "restore the file from a copy, or train again"
         raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", fix) from error

@@ -5,11 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nissl.config import Config
-from nissl.errors import DataError, InputError
+from nissl.errors import DataError
 from nissl.train.checkpoint import load_checkpoint
-from nissl.train.run import WEIGHTS, read_json
-
-SERIES = "series.json"
+from nissl.train.run import SERIES, WEIGHTS, read_json
 
 
 def is_series(folder: Path) -> bool:
@@ -48,17 +46,3 @@ def is_finished(run: Path, steps: int) -> bool:
         return int(load_checkpoint(run / WEIGHTS)[1]["step"]) >= steps
     except (DataError, KeyError):
         return False
-
-
-def require_single(folder: Path) -> None:
-    """Refuse the folder of a series where one run is meant.
-
-    Raises:
-        InputError: it holds several runs.
-
-    """
-    if is_series(folder):
-        names = ", ".join(run.name for run in runs_of(folder).values())
-        raise InputError(
-            folder, f"the runs of several seeds ({names})", "one run", f"name one: {folder}/{names.split(',')[0]}"
-        )
