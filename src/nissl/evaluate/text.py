@@ -24,9 +24,7 @@ def score_text(summary: Summary) -> str:
             f"{f'{scores.hd95:.1f} {scores.unit}':>8} {scores.n_cases:6d} {scores.trivial_dice:8.3f} "
             f"{scores.n_missed:7d} {scores.n_false_alarm:12d} {scores.n_both_empty:11d}"
         )
-    single = (
-        "One run with one seed: the interval is over test cases only. `nissl train ... --seeds 5` measures the rest."
-    )
+    single = "One run, one seed: the interval is over test cases only. `nissl train ... --seeds 5` measures the rest."
     return "\n".join([*lines, *_warnings(summary.warnings), single, summary.policy])
 
 
