@@ -21,7 +21,7 @@ from nissl.data.check import check as check_data
 from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
 from nissl.data.duplicates import name_copies
 from nissl.data.formats import read_raster, suffix, write_mask
-from nissl.data.split import Split, make_split, seal
+from nissl.data.split import Split, caveats, make_split, seal
 from nissl.errors import DataError, InputError, TestSplitLocked
 from nissl.evaluate import Comparison, Summary, score_case, scores_to_csv, summarise
 from nissl.evaluate.runs import compare_runs
@@ -225,8 +225,8 @@ def evaluate(
             advance(case.id)
     pixels = read_json(run / "budget.json").get("class_pixels", {})
     not_trained = [name for name in model.classes[1:] if pixels.get(name) == 0]
-    rng = np.random.default_rng([model.config.seed, BOOTSTRAP])
-    summary = summarise(rows, rng, not_trained, [copies] if copies else [])
+    known = [*caveats(split.shared_groups, split.transductive), *([copies] if copies else [])]
+    summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]), not_trained, known)
     name = "metrics" if on == "test" else f"metrics_{on}"
     write_whole(run / f"{name}.csv", scores_to_csv(rows))
     write_json(run / f"{name}.json", summary.to_tree() | {"split": on, "cases": len(chosen)})

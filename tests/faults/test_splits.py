@@ -88,9 +88,20 @@ def test_f30_accepted_shared_patients_stay_on_the_page(data, tmp_path, capsys):
     table(data, group=lambda n: f"p{n % 5}", split=lambda n: "test" if n in (2, 5) else "train")
     assert command("check", data, "--allow-shared-groups") == 0
     assert "warning: " in capsys.readouterr().out
-    assert train(data, tmp_path / "run", "--allow-shared-groups") == 0 and command("report", tmp_path / "run") == 0
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert "2 groups (patients) are in training and in test: p0, p2" in page and "2 shared groups (checked 5)" in page
+    run, said = tmp_path / "run", "2 groups (patients) are in training and in test: p0, p2"
+    assert train(data, run, "--allow-shared-groups") == 0 and command("report", run) == 0
+    page = (run / "report.html").read_text()
+    assert said in page and "2 shared groups (checked 5)" in page
+    assert command("evaluate", run) == 0 and f"warning: {said}" in capsys.readouterr().out
+
+
+def test_f30_the_page_of_several_seeds_says_it_too(data, tmp_path):
+    table(data, group=lambda n: f"p{n % 5}", split=lambda n: "test" if n in (2, 5) else "train")
+    out = tmp_path / "two"
+    assert train(data, out, "--allow-shared-groups", "--seeds", "2") == 0
+    assert command("evaluate", out) == 0 and command("report", out) == 0
+    said = "2 groups (patients) are in training and in test: p0, p2"
+    assert (out / "report.html").read_text().count(said) == 1
 
 
 def case(id_, mask=True, group=None, split=None):
@@ -363,7 +374,9 @@ def test_f34_test_images_are_in_the_pool_by_the_flag_alone_and_their_masks_never
         assert read(run / "budget.json")["test_images_in_pool"] == len(pool)
         assert command("evaluate", run) == 0 and command("report", run) == 0
         page = (run / "report.html").read_text()
-        assert ("looked at 2 images of the test side, without masks (transductive)" in page) == bool(pool)
+        said = "2 images of the test side were among the unlabelled ones, without masks (transductive)"
+        assert (said in page) == (said in "".join(read(run / "metrics.json")["warnings"])) == bool(pool)
+        assert page.count(said) <= 1
 
 
 # Normalisation

@@ -117,6 +117,24 @@ def make_split(cases: Sequence[CaseFile], config: SplitConfig, seed: int) -> Spl
     )
 
 
+def caveats(shared_groups: Sequence[str], transductive: Sequence[str]) -> list[str]:
+    """Say in sentences what was accepted knowingly about a split and makes its numbers less than they seem."""
+    found = []
+    if shared_groups:
+        groups = f"{len(shared_groups)} group{'' if len(shared_groups) == 1 else 's'}"
+        found.append(
+            f"{groups} (patients) are in training and in test: {', '.join(map(str, shared_groups))}. "
+            "The score is better than it would be on new patients."
+        )
+    if transductive:
+        images = f"{len(transductive)} image{'' if len(transductive) == 1 else 's'}"
+        found.append(
+            f"{images} of the test side were among the unlabelled ones, without masks (transductive): where the "
+            "training looks at unlabelled images, the score does not hold for new ones."
+        )
+    return found
+
+
 def seal(dataset: Dataset, split: Split) -> Dataset:
     """Return the cases as the training may have them: masks of the budget alone, and nothing of a test case.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from nissl.data.split import caveats
 from nissl.evaluate import EMPTY_POLICY
 from nissl.files import write_whole
 from nissl.report import curves
@@ -113,19 +114,8 @@ def _uses_unlabelled(contents: Contents) -> bool:
 
 def warnings(contents: Contents) -> list[str]:
     """List what makes the numbers of this run less than they seem."""
-    found = []
-    shared = contents.split.get("shared_groups", [])
-    if shared:
-        found.append(
-            f"{counted(len(shared), 'group')} (patients) are in training and in test: {', '.join(map(str, shared))}. "
-            "The score is better than it would be on new patients."
-        )
-    transductive = contents.split.get("transductive", [])
-    if transductive and _uses_unlabelled(contents):
-        found.append(
-            f"Training looked at {counted(len(transductive), 'image')} of the test side, without masks (transductive): "
-            "the score holds for images that the training may look at, not for new ones."
-        )
+    split = contents.split
+    found = caveats(split.get("shared_groups", []), split.get("transductive", []))
     overall = contents.metrics.get("overall", {})
     dice, trivial = overall.get("dice"), overall.get("trivial_dice")
     if dice is not None and trivial is not None and dice <= trivial:
@@ -134,7 +124,7 @@ def warnings(contents: Contents) -> list[str]:
     unused = len(contents.split.get("unlabelled", []))
     if unused and not _uses_unlabelled(contents):
         found.append(f"{counted(unused, 'image')} without masks had no part in this training.")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def table_rows(metrics: Tree) -> list[Row]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from nissl.evaluate import EMPTY_POLICY
 from nissl.files import write_whole
-from nissl.report.html import counted, environment, fixed
+from nissl.report.contents import read_run
+from nissl.report.html import counted, environment, fixed, warnings
 from nissl.train.run import read_json
 from nissl.train.series import runs_of
 
@@ -22,6 +23,7 @@ def write_series_report(folder: Path) -> Path:
     metrics = read_json(folder / "metrics.json")
     measured = {int(seed): dice for seed, dice in metrics["runs"].items()}
     facts = {seed: read_json(run / "split.json") for seed, run in runs.items()}
+    of_runs = [text for run in runs.values() for text in warnings(read_run(run))]
     page = (
         environment()
         .get_template("series.html.j2")
@@ -29,6 +31,7 @@ def write_series_report(folder: Path) -> Path:
             title=folder.resolve().name,
             headline=series_headline(metrics),
             metrics=metrics,
+            warnings=list(dict.fromkeys([*metrics["warnings"], *of_runs])),
             policy=metrics.get("policy", EMPTY_POLICY),
             rows=[(seed, run.name, measured.get(seed), facts[seed]) for seed, run in runs.items()],
             settings=(folder / "config.toml").read_text(encoding="utf-8"),
