@@ -287,15 +287,18 @@ def test_main_leaves_with_the_code_of_run(monkeypatch):
     assert leaving.value.code == 3
 
 
-def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys):
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path, begun):
     from nissl import jobs
 
     def stopped(*_):
         raise SystemExit(130)
 
     monkeypatch.setattr(jobs, "train", stopped)
-    assert leave(["train", "d", "--out", "o"]) == 130
-    assert "nissl train d --out o --resume" in capsys.readouterr().err
+    if begun:
+        (tmp_path / "config.toml").touch()
+    assert leave(["train", "d", "--out", tmp_path]) == 130
+    assert (f"nissl train d --out {tmp_path} --resume" in capsys.readouterr().err) is begun
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nissl.errors import ResourceError
-from nissl.files import write_whole
+from nissl.files import whole_file, write_whole
 
 
 @pytest.fixture
@@ -82,3 +82,27 @@ def test_the_content_is_on_the_disk_before_the_name_changes(target, monkeypatch)
 def test_long_names_are_written(tmp_path):
     write_whole(tmp_path / ("n" * 250), "x")
     assert (tmp_path / ("n" * 250)).read_text() == "x"
+
+
+def test_a_block_that_fails_leaves_the_old_file(target):
+    with pytest.raises(RuntimeError, match="mine"), whole_file(target) as file:
+        file.write(b"new")
+        raise RuntimeError("mine")
+    assert_untouched(target)
+
+
+def test_what_was_written_in_any_order_arrives(target):
+    with whole_file(target) as file:
+        assert Path(file.name).parent == target.parent
+        file.write(b"0123456789")
+        file.seek(2)
+        file.write(b"ab")
+    assert_untouched(target, b"01ab456789")
+
+
+def test_a_disk_that_is_full_in_the_middle_says_how_far_it_went(target):
+    with pytest.raises(ResourceError) as caught, whole_file(target) as file:
+        file.write(b"x" * 2_500_000)
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.where == str(target) and "more than 2.5 MB" in caught.value.expected
+    assert_untouched(target)

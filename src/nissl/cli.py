@@ -3,12 +3,13 @@
 Nothing heavy is imported before a verb runs, so that `--help` answers at once.
 """
 
+import argparse
 import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -96,7 +97,8 @@ class Train:
             else:
                 series.train(self.folder, self.out, self.settings, self.seeds, self.resume)
         except SystemExit:
-            print(f"stopped; go on with: nissl train {self.folder} --out {self.out} --resume", file=sys.stderr)
+            if (self.out / "config.toml").exists():  # else it was stopped before it began
+                print(f"stopped; go on with: nissl train {self.folder} --out {self.out} --resume", file=sys.stderr)
             raise
         print(f"trained: {self.out}\nnext: nissl evaluate {self.out}")
         return 0
@@ -276,15 +278,23 @@ def _answer(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Compare | Predict | MakeReport | Fetch":
     """Parse the flags; a settings file, or the run that is resumed, gives the defaults that flags win over."""
-    verb = tyro.cli(Verb, prog="nissl", description=DESCRIPTION, args=arguments)
-    if isinstance(verb, Train) and (verb.config or verb.resume):
-        base = load_config(verb.config or verb.out / "config.toml")
-        return tyro.cli(Train, prog="nissl train", args=arguments[1:], default=_with(verb, base))
-    return verb
+    base = _base(arguments[1:]) if arguments[:1] == ["train"] else None
+    if base is None:
+        return tyro.cli(Verb, prog="nissl", description=DESCRIPTION, args=arguments)
+    default = Train(tyro.MISSING, tyro.MISSING, base)
+    return tyro.cli(Train, prog="nissl train", args=arguments[1:], default=default)
 
 
-def _with(verb: Train, settings: Config) -> Train:
-    return replace(verb, settings=settings)
+def _base(flags: list[str]) -> Config | None:
+    """Read the settings below the flags first of all: a flag, such as --widths, may fit to them only."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--config", "--out"):
+        parser.add_argument(name, type=Path, nargs="?")
+    parser.add_argument("--resume", action="store_true")
+    known, _ = parser.parse_known_args(flags)
+    if known.resume and known.out and not known.config:
+        return load_config(known.out / "config.toml")
+    return load_config(known.config) if known.config else None
 
 
 def _check_tree(report: "Report") -> dict[str, Any]:

@@ -57,7 +57,8 @@ class DataConfig:
     colour: Annotated[Literal["as-found", "gray", "rgb"], _short("colour")] = "as-found"
     """Bring all images to one or to three channels, where a folder holds both gray and RGB ones."""
     limit_gib: float = 1.0
-    """Largest decoded file accepted, in GiB, checked from the header before decoding."""
+    """Largest decoded file accepted, in GiB, checked from the header before decoding. In prediction, where TIFFs are
+    read in parts, it is for one strip or tile."""
     workers: int = 0
     """Worker processes that prepare batches; the batches are the same for any number."""
 

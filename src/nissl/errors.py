@@ -15,6 +15,7 @@ NO_MEMORY = (
     "bad allocation",
     "alloc_failed",  # cuDNN and cuBLAS
     "could not create a memory",  # oneDNN
+    "could not create a primitive",  # oneDNN as well, seen under a limit of the address space
 )
 """Words of libraries that have no class of their own for a lack of memory, in lower case."""
 

@@ -3,7 +3,10 @@
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from nissl.errors import ResourceError
 
@@ -11,18 +14,36 @@ from nissl.errors import ResourceError
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file so that after a kill or a full disk there is the old file or the new one, never a part.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk and renamed over the target.
-
     Raises:
         ResourceError: the disk is full; the old file is untouched.
 
     """
     data = content.encode() if isinstance(content, str) else content
+    with whole_file(path, len(data)) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
+    """Open a file to be written whole or not at all; `size` is that of the content in bytes, where it is known.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk and, at the end of the block,
+    renamed over the target. Where the block fails the old file stays.
+
+    Raises:
+        ResourceError: the disk is full; the old file is untouched.
+
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
+    os.close(handle)
     temporary = Path(name)
+    reached = 0
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with temporary.open("w+b") as file:  # by its name, which tifffile asks for
+            try:
+                yield file
+            finally:
+                reached = file.tell()
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
@@ -31,9 +52,9 @@ def write_whole(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ResourceError(
-            path, "disk full", f"{len(data) / 1e6:.1f} MB of free space", "free some space and run the command again"
-        ) from error
+        need = f"more than {reached / 1e6:.3g} MB" if size is None else f"{size / 1e6:.3g} MB"
+        fix = "free some space and run the command again"
+        raise ResourceError(path, "disk full", f"{need} of free space", fix) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

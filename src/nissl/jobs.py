@@ -29,6 +29,7 @@ from nissl.files import write_whole
 from nissl.methods import METHODS
 from nissl.plasticity import plastic_layers
 from nissl.predict.folder import FolderResult, predict_folder
+from nissl.predict.memory import Retreat
 from nissl.predict.tiles import predict_mask
 from nissl.pretrain import PRETRAININGS, Images, Pretraining
 from nissl.pretrain.pretraining import excluded
@@ -213,13 +214,13 @@ def evaluate(
         raise InputError(dataset.root, copies, "test images that no training saw", fix)
     folder = run / ("predictions" if on == "test" else f"predictions_{on}")
     folder.mkdir(exist_ok=True)
-    rows = []
+    rows, retreat = [], Retreat(model)
     with track(len(chosen), "measuring") as advance:
         for file in chosen:
             case = load_case(file, dataset.label_map, model.config.data)
             if case.mask is None:
                 raise InputError(file.image, "its mask is gone", "the data of the run", "put the mask back")
-            prediction = predict_mask(model, case.image)
+            prediction = predict_mask(model, case.image, retreat)
             _write_prediction(folder, file, prediction, model.config.data)
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
             advance(case.id)

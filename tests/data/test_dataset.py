@@ -1,6 +1,3 @@
-import os
-import signal
-
 import numpy as np
 import pytest
 import torch
@@ -24,7 +21,7 @@ from nissl.data.dataset import (
 )
 from nissl.data.formats import write_image, write_mask
 from nissl.data.labels import LabelMap
-from nissl.errors import DataError, InputError, ResourceError
+from nissl.errors import DataError, InputError
 
 BINARY = LabelMap.parse("binary")
 
@@ -328,22 +325,6 @@ def test_a_file_that_vanishes_is_named(files, workers):
     files[1].image.unlink()
     with pytest.raises(DataError, match=r"image1\.png"):
         list(loader(stream, 0, 2, workers=workers))
-
-
-class Dying:
-    """A stream whose worker is killed, as the kernel does where memory runs out."""
-
-    def __getitem__(self, step):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def ids(self, step):
-        return ("case7",)
-
-
-def test_a_killed_worker_is_an_error_that_names_its_cases():
-    with pytest.raises(ResourceError, match="case7") as caught:
-        list(loader(Dying(), 0, 2, workers=1))
-    assert "data.workers" in str(caught.value)
 
 
 # Real images

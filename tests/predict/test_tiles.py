@@ -1,9 +1,6 @@
-"""Masks of whole images: tiles without seams, resizing as in training, memory below its stated bound."""
+"""Masks of whole images: tiles without seams, resizing and normalising as in training, by regions and by bands."""
 
 import dataclasses
-import subprocess
-import sys
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -11,53 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.predict.tiny import tiny_model, with_net
+from tests.predict.tiny import assembled, picture, tiny_model, whole_at_once, with_net
 from torch import nn
 
-from nissl import nets
-from nissl.config import Config, TrainConfig
+from nissl.config import TrainConfig
 from nissl.data.cases import CaseFile
 from nissl.data.dataset import ImageStream, Schedule, Store, moments, resize_image
 from nissl.data.formats import read_raster, write_image
 from nissl.data.labels import default_map
 from nissl.errors import DataError
 from nissl.predict import tiles
-from nissl.predict.tiles import peak_bytes, pieces, plan, predict_mask, tile_size
+from nissl.predict.tiles import pieces, plan, predict_mask
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def picture(*shape, dtype=np.uint8, seed=0):
-    """Smooth blobs with noise, whose statistics differ from place to place."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.normal(0, 1, (shape[0], *(-(-s // 8) for s in shape[1:])))
-    image = resize_image(coarse.astype(np.float32), shape[1:]) + rng.normal(0, 0.3, shape)
-    return ((image - image.min()) / np.ptp(image) * 250).astype(dtype)
-
-
-def assembled(model, image):
-    """Logits of the whole image, after checking that each pixel comes exactly once."""
-    logits = np.full((len(model.classes), *image.shape[1:]), np.nan, np.float32)
-    for place, piece in pieces(model, image):
-        part = logits[(slice(None), *place)]
-        assert part.shape == piece.shape
-        assert np.isnan(part).all()
-        part[:] = piece
-    assert not np.isnan(logits).any()
-    return logits
-
-
-def whole_at_once(model, image):
-    """Independent reference for `patches`: pad with NumPy, run the network once, crop."""
-    step = model.net.multiple
-    want = [-(-max(s, t) // step) * step for s, t in zip(image.shape[1:], model.config.data.size, strict=True)]
-    around = [((w - s) // 2, w - s - (w - s) // 2) for w, s in zip(want, image.shape[1:], strict=True)]
-    mean, deviation = moments(image)
-    padded = (np.pad(image, [(0, 0), *around], mode="symmetric") - mean) / deviation
-    with torch.inference_mode():
-        logits = model.net(torch.from_numpy(padded.astype(np.float32))[None])[0].numpy()
-    cut = tuple(slice(a, a + s) for (a, _), s in zip(around, image.shape[1:], strict=True))
-    return logits[(slice(None), *cut)]
 
 
 class Spy(nn.Module):
@@ -70,30 +33,6 @@ class Spy(nn.Module):
     def forward(self, images):
         self.seen.append(images.clone())
         return self.net(images)
-
-
-CASES = [
-    pytest.param((3, 201, 75), {"tile": 32, "halo": 16}, id="2d"),
-    pytest.param((1, 160, 64), {"tile": 32, "halo": 16}, id="2d-whole-tiles"),
-    pytest.param((1, 9, 120), {"tile": 16, "halo": 16, "size": 32}, id="2d-smaller-than-a-patch"),
-    pytest.param((1, 3, 41), {"tile": 16, "halo": 10, "size": 48}, id="2d-padded-more-than-once"),
-    pytest.param((2, 71, 18, 49), {"tile": 64, "halo": 48}, id="3d"),
-]
-
-
-@pytest.mark.parametrize(("shape", "settings_"), CASES)
-def test_tiles_equal_the_whole_image(shape, settings_):
-    model = tiny_model(len(shape) - 1, channels=shape[0], **settings_)
-    image = picture(*shape)
-    assert len(list(pieces(model, image))) > 1
-    reference = whole_at_once(model, image)
-    np.testing.assert_allclose(assembled(model, image), reference, atol=1e-5)
-    mask = predict_mask(model, image)
-    assert mask.dtype == np.uint8
-    # Where two classes are as good, rounding may choose.
-    first, second = np.sort(reference, axis=0)[[-1, -2]]
-    assert (mask == reference.argmax(0))[first - second > 1e-4].all()
-    assert len(np.unique(mask)) > 1
 
 
 def test_a_tile_without_halo_shows_seams():
@@ -122,13 +61,6 @@ def test_cores_cover_once_and_windows_hold_the_halo(shape, cores, halos, step):
 def test_an_image_no_larger_than_a_window_is_one_tile():
     assert len(list(plan((704, 300), 512, 96))) == 1
     assert len(list(plan((720, 300), 512, 96))) == 2
-
-
-def test_a_tile_in_3d_has_about_the_volume_of_one_in_2d():
-    flat, deep = tiny_model(2), tiny_model(3)
-    assert tile_size(flat) == (512, 96)
-    assert tile_size(deep) == (64, 22)
-    assert prod([tile_size(deep)[0]] * 3) == prod([tile_size(flat)[0]] * 2)
 
 
 @pytest.mark.parametrize("shape", [(3, 90, 70), (1, 20, 150), (1, 12, 10), (2, 30, 20, 25), (1, 8, 40, 9)])
@@ -188,48 +120,3 @@ def test_the_network_runs_in_the_precision_of_the_settings():
         logits = assembled(dataclasses.replace(model, config=config), image)
         assert logits.dtype == np.float32
     assert types == {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-MEASURE = """
-import re, sys
-from pathlib import Path
-import numpy as np
-from tests.predict.tiny import tiny_model
-from nissl.predict import peak_bytes, predict_mask
-
-def status(key):
-    return 1024 * int(re.search(key + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1))
-
-shape = tuple(map(int, sys.argv[2:]))
-model = tiny_model(len(shape), sys.argv[1], channels=2, tile=512, halo=96, size=64)
-image = np.random.default_rng(0).integers(0, 255, (2, *shape), np.uint8)
-bound = peak_bytes(model, shape)
-Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-before = status("VmRSS")
-predict_mask(model, image)
-print(bound, status("VmHWM") - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize("arguments", [("patches", 2000, 2100), ("resize", 3000, 3100), ("patches", 140, 70, 90)])
-def test_memory_stays_below_its_bound(arguments):
-    command = [sys.executable, "-c", MEASURE, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    bound, measured = map(int, done.stdout.split())
-    assert 0 < measured <= bound
-
-
-def test_the_bound_grows_by_the_mask_alone():
-    model = tiny_model()
-    small, large = peak_bytes(model, (5_000, 5_000)), peak_bytes(model, (20_000, 20_000))
-    assert large - small == 20_000**2 - 5_000**2
-    assert peak_bytes(tiny_model(tile=1024), (20_000, 20_000)) > large
-
-
-@pytest.mark.parametrize(("dims", "shape"), [(2, (20_000, 20_000)), (3, (512, 512, 512))])
-def test_the_default_settings_need_less_than_four_gib(dims, shape):
-    model = tiny_model(dims)
-    config = Config(data=model.config.data)
-    net = nets.build(config.net, dims, 1, 3, seed=0).eval()
-    assert peak_bytes(dataclasses.replace(model, net=net, config=config), shape) < 4 * 2**30

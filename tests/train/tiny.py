@@ -10,7 +10,7 @@ from nissl import nets
 from nissl.config import AugmentConfig, DataConfig, NetConfig, PretrainConfig, TrainConfig
 from nissl.data.cases import CaseFile
 from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
-from nissl.data.formats import write_image, write_mask
+from nissl.data.formats import read_header, write_image, write_mask
 from nissl.data.labels import LabelMap
 from nissl.errors import DataError
 from nissl.methods import METHODS
@@ -27,14 +27,14 @@ CPU = torch.device("cpu")
 ALONE = World()
 
 
-def write_files(folder, dims=2, count=5):
+def write_files(folder, dims=2, count=5, side=16):
     """Noisy 16 x 16 (x 16) images with a bright box, and their masks."""
     folder.mkdir(parents=True, exist_ok=True)
     suffix = "png" if dims == 2 else "nii.gz"
     files = []
     for number in range(count):
         rng = np.random.default_rng(number)
-        mask = np.zeros((16,) * dims, np.uint8)
+        mask = np.zeros((side,) * dims, np.uint8)
         mask[tuple(slice(start, start + 7) for start in rng.integers(0, 9, dims))] = 1
         image = rng.integers(0, 100, (1, *mask.shape)) + 100 * mask
         file = CaseFile(f"case{number}", folder / f"image{number}.{suffix}", folder / f"mask{number}.{suffix}")
@@ -45,8 +45,8 @@ def write_files(folder, dims=2, count=5):
 
 
 def make_store(files, with_masks=True):
-    dims = 2 if files[0].image.suffix == ".png" else 3
-    return Store(files, LabelMap.parse("binary"), resolve(DataConfig(size=(16,)), dims), with_masks=with_masks)
+    size = read_header(files[0].image).shape
+    return Store(files, LabelMap.parse("binary"), resolve(DataConfig(size=size), len(size)), with_masks=with_masks)
 
 
 def make_stream(files, batch=TRAIN.batch, world=ALONE):
@@ -65,6 +65,9 @@ class Images:
     def __getitem__(self, step):
         images = self.stream[step].to(self.dtype)
         return images.contiguous(memory_format=CHANNELS_LAST[images.ndim])
+
+    def ids(self, step):
+        return self.stream.ids(step)
 
 
 class Changed:
@@ -105,17 +108,25 @@ class Recipe:
     workers: int = 0
     world: World = dataclasses.field(default_factory=World)
 
-    def trainer(self, folder, change=None, resumed=False):
-        """A trainer; with `resumed` the networks are made anew and only restructured, as on the command line."""
-        kind = METHODS[self.method]
+    def networks(self):
+        """The networks as they are initialised."""
         dims = 2 if self.files[0].image.suffix == ".png" else 3
-        networks = [nets.build(self.net, dims, 1, 2, self.seed + index) for index in range(kind.count)]
+        networks = [nets.build(self.net, dims, 1, 2, self.seed + index) for index in range(METHODS[self.method].count)]
         for net in networks:
             lay_out(net)
             if self.world.size > 1:
                 synchronise(net)
-            config = dataclasses.replace(self.pretrain_config, name=self.pretrain)
-            pretraining = PRETRAININGS[self.pretrain](config, self.seed)
+        return networks
+
+    def pretraining(self):
+        """What pre-trains them."""
+        return PRETRAININGS[self.pretrain](dataclasses.replace(self.pretrain_config, name=self.pretrain), self.seed)
+
+    def trainer(self, folder, change=None, resumed=False):
+        """A trainer; with `resumed` the networks are made anew and only restructured, as on the command line."""
+        kind, networks = METHODS[self.method], self.networks()
+        for net in networks:
+            pretraining = self.pretraining()
             if resumed:
                 pretraining.restructure(net)
             else:
@@ -149,3 +160,19 @@ def log_of(folder):
     """The lines of the log, without the time that they took."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def poison(monkeypatch, steps, where="loss", method="supervised"):
+    """Make the loss of a method, or only its gradient, useless at some steps."""
+
+    class Poisoned(METHODS[method]):
+        def losses(self, batch, progress):
+            terms = super().losses(batch, progress)
+            if round(progress * TRAIN.steps) not in steps:
+                return terms
+            weight = self.networks[0].head.weight
+            bad = {"loss": weight.sum() * float("nan"), "infinite loss": weight.sum().exp() * float("inf")}
+            # sqrt has an infinite slope at 0: the loss is finite, its gradient is 0 times infinity
+            return terms | {"bad": bad.get(where, (weight * 0).sum().sqrt())}
+
+    monkeypatch.setitem(METHODS, method, Poisoned)

@@ -4,17 +4,20 @@ import csv
 import difflib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from jaxtyping import Num, UInt8
 
 from nissl.config import DataConfig
-from nissl.data.formats import SUFFIXES, Raster, read_header, read_raster, stem, suffix
+from nissl.data.formats import SUFFIXES, Raster, open_raster, read_header, read_raster, stem, suffix
 from nissl.data.labels import LabelMap, default_map
+from nissl.data.regions import Recoloured, row_strips
 from nissl.errors import DataError, InputError, NisslError, TestSplitLocked
 
 SPACING_TOLERANCE = 1e-4
@@ -281,11 +284,40 @@ def read_image(path: Path, config: DataConfig) -> Raster:
     image = read_raster(path, config.limit_gib)
     if channels_in(config, len(image.pixels)) == len(image.pixels):
         return image
-    if config.colour == "rgb":
-        return replace(image, pixels=np.repeat(image.pixels, 3, axis=0))
-    gray = np.tensordot(LUMA, image.pixels.astype(np.float64), axes=1)[None]
-    whole = np.issubdtype(image.pixels.dtype, np.integer)
-    return replace(image, pixels=(np.rint(gray) if whole else gray).astype(image.pixels.dtype))
+    return replace(image, pixels=_RECOLOURED[config.colour](image.pixels))
+
+
+@contextmanager
+def open_image(path: Path, config: DataConfig, lines: int) -> Iterator[Raster]:
+    """`read_image` for pixels that are read where they are asked for (see `nissl.data.formats.open_raster`).
+
+    Raises:
+        DataError: it cannot be read, here or later.
+
+    """
+    with open_raster(path, config.limit_gib, lines) as image:
+        channels = image.pixels.shape[0]
+        wanted = channels_in(config, channels)
+        if wanted == channels:
+            yield image
+        else:
+            pixels = Recoloured(image.pixels, wanted, _RECOLOURED[config.colour])
+            yield replace(image, pixels=cast(np.ndarray, pixels))
+
+
+def _gray(pixels: Num[np.ndarray, "3 *space"]) -> Num[np.ndarray, "1 *space"]:
+    gray = np.tensordot(LUMA, pixels.astype(np.float64), axes=1)[None]
+    whole = np.issubdtype(pixels.dtype, np.integer)
+    converted: Num[np.ndarray, "1 *space"] = (np.rint(gray) if whole else gray).astype(pixels.dtype)
+    return converted
+
+
+def _rgb(pixels: Num[np.ndarray, "1 *space"]) -> Num[np.ndarray, "3 *space"]:
+    return np.repeat(pixels, 3, axis=0)
+
+
+_RECOLOURED = {"gray": _gray, "rgb": _rgb}
+"""How other channels are brought to the colour of the settings."""
 
 
 def channels_in(config: DataConfig, channels: int) -> int:
@@ -313,8 +345,12 @@ def load_case(file: CaseFile, label_map: LabelMap, config: DataConfig = DataConf
 
 def image_faults(file: CaseFile, image: Raster) -> Iterator[Finding]:
     """Pixels that no network can learn from."""
-    if image.pixels.dtype.kind == "f" and not (finite := np.isfinite(image.pixels)).all():
-        found = f"NaN or infinity in {finite.size - int(finite.sum())} of {finite.size} pixel values"
+    shape = image.pixels.shape
+    if image.pixels.dtype.kind != "f":
+        return
+    strips = (image.pixels[:, rows] for rows in row_strips(shape))
+    if bad := sum(strip.size - int(np.isfinite(strip).sum()) for strip in strips):
+        found = f"NaN or infinity in {bad} of {prod(shape)} pixel values"
         yield Finding(
             "error", str(file.image), found, "finite numbers", "replace them, for instance by 0, and save again"
         )

@@ -98,10 +98,14 @@ def resolve(config: DataConfig, dims: int) -> DataConfig:
 
 
 def resize_image(image: Num[np.ndarray, "channels *space"], size: Sequence[int]) -> Num[np.ndarray, "channels *size"]:
-    """Resize by linear interpolation, with antialiasing where it shrinks; an integer image is rounded to its dtype."""
+    """Resize by linear interpolation, with antialiasing where it shrinks; an integer image is rounded to its dtype.
+
+    The last axis comes first and the first axis last, so that strips of lines can be made narrower one by one
+    (`nissl.predict.tiles` does so) and give the same bits.
+    """
     pixels = torch.from_numpy(image.astype(np.float32))
     options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
-    for axis, length in enumerate(size, start=1):  # linear interpolation is separable: one code for any dimension
+    for axis, length in reversed([*enumerate(size, start=1)]):  # linear interpolation is separable, in any dimension
         if pixels.shape[axis] != length:
             lines = pixels.movedim(axis, -1)
             # The axis goes last: torch 2.13 gives wrong values, and no error, where the last axis has length 1.
@@ -346,6 +350,10 @@ class _Guarded(torch_data.Dataset[T | NisslError]):
             return error
 
 
+AHEAD = 2
+"""Batches that each worker process prepares in advance."""
+
+
 def _start_worker(_: int) -> None:
     """Leave interruption to the main process; torch gives each worker one thread by itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -365,18 +373,26 @@ def loader(stream: Steps[T], start: int, stop: int, workers: int) -> Iterator[T]
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else torch draws from its global state, and a resumed run differs
     )
+    handler = signal.getsignal(signal.SIGCHLD)
     iterator = iter(batches)
+    if workers and signal.getsignal(signal.SIGCHLD) is not handler:
+        # Torch has set one that raises wherever the main process is when a worker dies; `next` finds out as well.
+        signal.signal(signal.SIGCHLD, handler)
     for step in range(start, stop):
         try:
             batch = next(iterator)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            # A batch that a dead worker had ready cannot be fetched: then a connection fails.
+            gone = "DataLoader worker" in str(error) or not isinstance(error, RuntimeError)
+            if not workers or not gone or "in DataLoader worker process" in str(error):  # raised by what it ran
                 raise
+            at_hand = range(step, min(stop, step + AHEAD * workers + 1))
             raise ResourceError(
-                f"cases {', '.join(stream.ids(step))}",
+                f"cases {', '.join(sorted({name for each in at_hand for name in stream.ids(each)}))}",
                 "a process that prepares batches was killed, most often for lack of memory",
                 "it lives as long as the training",
                 "set data.workers to 0, or data.cache_gib lower, and resume",

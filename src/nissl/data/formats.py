@@ -11,19 +11,22 @@ import threading
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Integer, Num, UInt8
 
+from nissl.data.regions import Axes, Grid, TiffRegions, readable, write_mask_tiff
 from nissl.errors import DataError, InputError, NisslError
 from nissl.files import write_whole
 
 GIB = 2**30
 LOSSY = (".jpg", ".jpeg")
+TIFF = (".tif", ".tiff")
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "nm": 1e-6, "m": 1e3}
 MILLIMETRES |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00B5m", "micron", "microns"), 1e-3)
 
@@ -37,11 +40,16 @@ class Header:
     dtype: str
     spacing: tuple[float, ...] | None
     decoded_bytes: int
+    grid: Grid | None = None
+    """The segments of a file whose regions can be read; None where it is decoded as a whole."""
 
 
 @dataclass(frozen=True)
 class Raster:
-    """A decoded file; spacing in mm. With a palette (colours of a PNG or TIFF), the pixels are indices into it."""
+    """A decoded file; spacing in mm. With a palette (colours of a PNG or TIFF), the pixels are indices into it.
+
+    Those that `open_raster` gives may be read where they are asked for (see `nissl.data.regions.Pixels`).
+    """
 
     pixels: Num[np.ndarray, "channels *space"]
     spacing: tuple[float, ...] | None = None
@@ -94,20 +102,60 @@ def read_raster(path: Path, limit_gib: float = 1.0) -> Raster:
 
     """
     with _opened(path) as (header, decode):
-        size = header.decoded_bytes / GIB
-        if size > limit_gib:
-            raise DataError(
-                path,
-                f"{size:.3g} GiB when decoded (shape {header.shape}, {header.channels} x {header.dtype})",
-                f"at most {limit_gib:g} GiB",
-                f"cut the file into pieces, or allow it with --data.limit-gib {size * 1.01:.3g}",
+        size = header.decoded_bytes
+        fix = f"cut the file into pieces, or allow it with --data.limit-gib {size / GIB * 1.01:.3g}"
+        _require_below(limit_gib, path, header, (size, "when decoded", fix))
+        raster = decode()
+        return replace(raster, pixels=np.asarray(raster.pixels))
+
+
+@contextmanager
+def open_raster(path: Path, limit_gib: float = 1.0, lines: int = 1024) -> Iterator[Raster]:
+    """Open a file whose pixels are read where they are asked for, if it is a TIFF in parts; else as `read_raster`.
+
+    The limit is for what must be decoded at once: one strip or tile. `lines` of the first axis of space stay decoded.
+
+    Raises:
+        DataError: the file cannot be read, here or where a region is read, or a part of it is larger than the limit.
+
+    """
+    with ExitStack() as stack:
+        with _faults_named(path):
+            header, decode = stack.enter_context(_open(path))
+            size = header.grid.segment if header.grid else header.decoded_bytes
+            what = "in one piece that must be decoded at once" if header.grid else "when decoded"
+            allow = f"data.limit_gib = {size / GIB * 1.01:.3g} in the run's config.toml"
+            _require_below(
+                limit_gib, path, header, (size, what, f"save it as a TIFF in tiles, or allow it with {allow}")
             )
-        return decode()
+            raster = decode()
+        if isinstance(raster.pixels, TiffRegions):
+            raster.pixels.lines, raster.pixels.guard = lines, partial(_faults_named, path)
+        yield raster
+
+
+def _require_below(limit_gib: float, path: Path, header: Header, asked: tuple[int, str, str]) -> None:
+    """Refuse what is asked for (bytes, of what, and how to mend it) where it is above the limit."""
+    size, what, fix = asked
+    if size > limit_gib * GIB:
+        found = f"{size / GIB:.3g} GiB {what} (shape {header.shape}, {header.channels} x {header.dtype})"
+        raise DataError(path, found, f"at most {limit_gib:g} GiB", fix)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Opened]:
     """Open a file by its suffix and turn every fault of a decoder into a DataError."""
+    with _faults_named(path), _open(path) as opened:
+        yield opened
+
+
+def _open(path: Path) -> AbstractContextManager[Opened]:
+    return OPENERS[suffix(path)](path)
+
+
+@contextmanager
+def _faults_named(path: Path) -> Iterator[None]:
+    """Turn every fault of the decoder of a file into a DataError."""
     known = suffix(path)
     if not known:
         raise DataError(path, f"a file of kind `{path.suffix}`", " ".join(SUFFIXES), "convert it to one of these")
@@ -116,8 +164,7 @@ def _opened(path: Path) -> Iterator[Opened]:
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
         raise DataError(path, "not an ordinary file", expected, "remove it")
     try:
-        with OPENERS[known](path) as opened:
-            yield opened
+        yield
     except (NisslError, MemoryError):
         raise
     except Exception as error:  # decoders meet hostile bytes with any exception there is
@@ -193,16 +240,26 @@ def _open_tiff(path: Path) -> Iterator[Opened]:
         count = int(np.prod([kept[index][1] for index in channels], dtype=int)) - alpha
         spacing = _tiff_spacing(file, [kept[index][0] for index in space])
         colormap = page.colormap if page.photometric == 3 else None
+        regions: TiffRegions | None = None
 
-        def decode() -> Raster:
+        def whole() -> np.ndarray:
             stored = series.asarray().reshape([size for _, size in kept])
             pixels = stored.transpose(channels + space).reshape(-1, *shape)[:count]
             if faults:
                 raise ValueError(f"pages are missing ({faults[0]})")
-            palette = None if colormap is None else (np.asarray(colormap).T >> 8).astype(np.uint8)
-            return Raster(_plain(pixels), spacing, palette=palette)
+            return _plain(pixels)
 
-        yield Header(shape, count, _name(series.dtype), spacing, int(series.nbytes)), decode
+        def decode() -> Raster:
+            palette = None if colormap is None else (np.asarray(colormap).T >> 8).astype(np.uint8)
+            pixels = whole() if regions is None else cast(np.ndarray, regions)  # an array to whoever takes slices of it
+            return Raster(pixels, spacing, palette=palette)
+
+        if readable(series):
+            at = [index for index, (axis, size) in enumerate(sizes) if axis in "YXSC" or size > 1]
+            axes = Axes(tuple(at[index] for index in channels), tuple(at[index] for index in space), count)
+            regions = TiffRegions(series, axes, whole)
+        grid = regions.grid if regions else None
+        yield Header(shape, count, _name(series.dtype), spacing, int(series.nbytes), grid), decode
 
 
 @contextmanager
@@ -309,22 +366,25 @@ def _plain(pixels: np.ndarray) -> Num[np.ndarray, "channels *space"]:
     return np.array(pixels, dtype=np.dtype(_name(pixels.dtype)), order="C")
 
 
-def write_mask(path: Path, labels: Integer[np.ndarray, "*space"], like: Raster | None = None) -> None:
+def write_mask(path: Path, labels: Integer[np.ndarray, "*space"], like: Raster | None = None, note: str = "") -> None:
     """Write labels (0 or more) in the smallest of uint8, uint16 and uint32 that holds them, by the suffix.
 
-    `like` is the image that the mask belongs to: NIfTI takes its affine and spacing, TIFF its spacing.
+    `like` is the image that the mask belongs to: NIfTI takes its affine and spacing, TIFF its spacing. The note goes
+    into the file's description, of which NIfTI holds 79 letters.
 
     Raises:
         InputError: the format is lossy or cannot hold that many labels or axes.
         ResourceError: the disk is full.
 
     """
-    top = int(labels.max(initial=0))
-    smallest = labels.astype(np.min_scalar_type(top))
+    smallest = np.min_scalar_type(int(labels.max(initial=0)))
     spacing, affine = (like.spacing, like.affine) if like else (None, None)
     if suffix(path) in LOSSY:
         raise InputError(path, "JPEG, which changes labels", "a lossless format", "write masks as .png or .tif")
-    write_whole(path, _encode(path, smallest[None], spacing, affine))
+    if suffix(path) in TIFF:
+        write_mask_tiff(path, labels.shape, [labels], smallest, spacing, note)
+    else:
+        write_whole(path, _encode(path, labels.astype(smallest)[None], spacing, affine, note))
 
 
 def write_image(
@@ -339,16 +399,16 @@ def write_image(
         ResourceError: the disk is full.
 
     """
-    write_whole(path, _encode(path, pixels, spacing, None))
+    write_whole(path, _encode(path, pixels, spacing, None, ""))
 
 
 def _encode(
-    path: Path, pixels: np.ndarray, spacing: tuple[float, ...] | None, affine: Float[np.ndarray, "4 4"] | None
+    path: Path, pixels: np.ndarray, spacing: tuple[float, ...] | None, affine: np.ndarray | None, note: str
 ) -> bytes:
     kind = suffix(path)
     if kind in (".nii", ".nii.gz"):
-        return _encode_nifti(kind, pixels, spacing, affine)
-    if kind in (".tif", ".tiff"):
+        return _encode_nifti(kind, pixels, spacing, affine, note)
+    if kind in TIFF:
         return _encode_tiff(pixels, spacing)
     held = {(1, "uint8"), (3, "uint8")} | ({(1, "uint16")} if kind == ".png" else set())
     if not kind or pixels.ndim != 3 or (len(pixels), pixels.dtype.name) not in held:
@@ -358,11 +418,15 @@ def _encode(
             f"what {kind or path.suffix} can hold" if kind else f"one of {' '.join(SUFFIXES)}",
             "write it as .tif or .nii.gz",
         )
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
     buffer = io.BytesIO()
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1).copy())
-    image.save(buffer, {".jpg": "JPEG", ".jpeg": "JPEG"}.get(kind, kind[1:].upper()))
+    described = PngImagePlugin.PngInfo()
+    if note:
+        described.add_text("Description", note)
+    options = {"pnginfo": described} if kind == ".png" else {}
+    image.save(buffer, {".jpg": "JPEG", ".jpeg": "JPEG"}.get(kind, kind[1:].upper()), **options)
     return buffer.getvalue()
 
 
@@ -393,7 +457,7 @@ def _encode_tiff(pixels: np.ndarray, spacing: tuple[float, ...] | None) -> bytes
 
 
 def _encode_nifti(
-    kind: str, pixels: np.ndarray, spacing: tuple[float, ...] | None, affine: Float[np.ndarray, "4 4"] | None
+    kind: str, pixels: np.ndarray, spacing: tuple[float, ...] | None, affine: np.ndarray | None, note: str
 ) -> bytes:
     """NIfTI with channels on the fourth axis; the affine, or one made of the spacing."""
     import nibabel
@@ -406,5 +470,6 @@ def _encode_nifti(
     if spacing is not None:
         image.header.set_zooms((*spacing, *([1.0] * (data.ndim - len(spacing)))))
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = note.encode("ascii", "replace")[:79]
     content: bytes = image.to_bytes()
     return gzip.compress(content, mtime=0) if kind == ".nii.gz" else content

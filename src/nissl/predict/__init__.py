@@ -1,7 +1,8 @@
 """Masks for a folder of new images."""
 
 from nissl.predict.folder import FolderResult, predict_folder
-from nissl.predict.tiles import peak_bytes, predict_mask
+from nissl.predict.memory import peak_bytes
+from nissl.predict.tiles import predict_mask
 from nissl.rooms import open_room
 
 open_room(__name__)

@@ -5,14 +5,17 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from nissl.data.cases import CaseFile, image_faults, read_image
-from nissl.data.formats import GIB, SUFFIXES, Header, read_header, stem, suffix, write_mask
+import numpy as np
+
+from nissl.data.cases import CaseFile, image_faults, open_image
+from nissl.data.formats import GIB, SUFFIXES, TIFF, read_header, stem, suffix, write_mask
+from nissl.data.regions import write_mask_tiff
 from nissl.errors import DataError, InputError, NisslError, ResourceError, out_of_memory
-from nissl.predict.tiles import peak_bytes, predict_mask, require_fit, tile_size
+from nissl.predict.memory import Retreat, lines_needed, network_bytes, resident_bytes, tile_size, total_bytes
+from nissl.predict.tiles import bands, predict_mask, require_fit
 from nissl.progress import Tracker, track
 from nissl.train.run import Model, load_model, write_json
 
@@ -33,9 +36,11 @@ def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tra
     A mask has the size, the name and the format of its image (PNG for JPEG and BMP), in NIfTI its affine and spacing.
     Its values are the class numbers, so that it can serve as a training mask: 0 and 1 both look black in most viewers.
     Images whose names differ by suffix or case only keep their suffix: the masks of `a.png` and `a.tif` are
-    `a.png.png` and `a.tif.tif`. `predictions.json` names the run, its weights, the classes, the tiling and each mask.
+    `a.png.png` and `a.tif.tif`. `predictions.json` names the run, its weights, the classes, the tiling and each mask;
+    a mask's own description names run and weights too.
 
-    An image that cannot be used is an error in the result; all others are written.
+    TIFF images are read, and their masks written, in parts (`docs/large-images.md`). An image that cannot be used is an
+    error in the result; all others are written.
 
     Raises:
         InputError: `run` is not a run, there is no image, or `out` is not an empty or new folder.
@@ -65,19 +70,23 @@ def _predict_all(
     targets = mask_names(path.name for path in paths)
     written: list[Path] = []
     failed: list[NisslError] = []
-    with tracker(len(paths), f"masks (memory: {_bound(model, paths) / GIB:.2g} GiB at most)") as advance:
+    note = f"nissl run {record['run']}, weights {model.weights[:16]}"
+    work = _Work(model, Retreat(model), network_bytes(model), note)
+    with tracker(len(paths), f"masks (memory: {work.bound(paths) / GIB:.3g} GiB at most)") as advance:
         for path in paths:
             target = out / targets[path.name]
             try:
-                _predict(model, path, target)
+                work.predict(path, target)
             except NisslError as error:
                 if isinstance(error, ResourceError) and error.where == str(target):  # the disk is full
                     raise
                 record["failed"][path.name] = error.found
                 failed.append(error)
             else:
-                digest = hashlib.sha256(target.read_bytes()).hexdigest()
-                record["images"][path.name] = {"mask": target.name, "sha256": digest}
+                entry: dict[str, Any] = {"mask": target.name, "sha256": _digest(target)}
+                record["images"][path.name] = entry | (
+                    {"out_of_memory": work.retreat.taken} if work.retreat.taken else {}
+                )
                 written.append(target)
             advance(path.name)
     return FolderResult(tuple(written), tuple(failed))
@@ -150,45 +159,69 @@ def _record(run: Path, model: Model) -> dict[str, Any]:
     }
 
 
-def _bound(model: Model, paths: Sequence[Path]) -> int:
-    """Most memory for one of the images, in bytes: read, predicted and written (four copies of the mask)."""
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
-    def needs(header: Header) -> int:
-        return 2 * header.decoded_bytes + peak_bytes(model, header.shape) + 4 * prod(header.shape)
 
-    headers = []
-    for path in paths:
+@dataclass(frozen=True)
+class _Work:
+    """What is done to each image of a folder, and what that takes."""
+
+    model: Model
+    retreat: Retreat
+    per_pixel: int
+    """Bytes that the network takes for each pixel that it sees."""
+    note: str
+    """What each mask says of where it comes from."""
+
+    def needs(self, path: Path) -> int:
+        """Most memory that an image takes, in bytes; 0 for one that cannot be used, which is named in its turn."""
         try:
-            headers.append(read_header(path))
-        except DataError:  # named when its turn comes
-            continue
-    usable = [header for header in headers if len(header.shape) == model.dims]
-    largest = max(usable, key=lambda header: header.decoded_bytes, default=None)
-    return needs(largest) if largest else 0
+            header = read_header(path)
+        except DataError:
+            return 0
+        if len(header.shape) != self.model.dims:
+            return 0
+        return total_bytes(self.model, header, suffix(path) in TIFF, self.per_pixel)
 
+    def bound(self, paths: Sequence[Path]) -> int:
+        """Most memory of this process, in bytes: what it held so far, and what the image that needs most takes."""
+        return resident_bytes() + max(map(self.needs, paths), default=0)
 
-def _predict(model: Model, path: Path, target: Path) -> None:
-    """Read an image, predict it and write its mask.
+    def predict(self, path: Path, target: Path) -> None:
+        """Read an image, predict it and write its mask.
 
-    Raises:
-        DataError: the image cannot be read or used, or its mask has a name that cannot be written.
-        ResourceError: too little memory for this image, or the disk is full (then it names the mask).
+        Raises:
+            DataError: the image cannot be read or used, or its mask has a name that cannot be written.
+            ResourceError: too little memory for this image, or the disk is full (then it names the mask).
 
-    """
-    raster = read_image(path, model.config.data)
-    for fault in image_faults(CaseFile(stem(path), path), raster):
-        raise DataError(fault.where, fault.found, fault.expected, fault.fix)
-    require_fit(model, raster.pixels, path)
-    try:
-        labels = predict_mask(model, raster.pixels)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        need = peak_bytes(model, raster.pixels.shape[1:]) / GIB
-        fix = "lower predict.tile in the run's config.toml, or use --device cpu"
-        raise ResourceError(path, "out of memory", f"up to {need:.2g} GiB of free memory", fix) from error
-    try:
-        write_mask(target, labels, raster)
-    except OSError as error:
-        found = f"its mask cannot be written: {error.strerror}"
-        raise DataError(path, found, f"a name and folder that take {target.name}", "rename the image") from error
+        """
+        try:
+            self._predict(path, target)
+        except (MemoryError, RuntimeError, ResourceError, OSError) as error:
+            if out_of_memory(error) or (isinstance(error, ResourceError) and error.where != str(target)):
+                fix = "close other programs, or take a machine with more memory"
+                fix = error.fix if isinstance(error, ResourceError) else fix
+                need = f"up to {self.needs(path) / GIB:.2g} GiB of free memory"
+                raise ResourceError(path, "out of memory", need, fix) from error
+            if not isinstance(error, OSError):
+                raise
+            found = f"its mask cannot be written: {error.strerror}"
+            raise DataError(path, found, f"a name and folder that take {target.name}", "rename the image") from error
+
+    def _predict(self, path: Path, target: Path) -> None:
+        data = self.model.config.data
+        with open_image(path, data, lines_needed(self.model)) as raster:
+            for fault in image_faults(CaseFile(stem(path), path), raster):
+                raise DataError(fault.where, fault.found, fault.expected, fault.fix)
+            require_fit(self.model, raster.pixels, path)
+            if suffix(target) in TIFF:
+                served = (band for _, band in bands(self.model, raster.pixels, self.retreat))
+                shape, dtype = raster.pixels.shape[1:], np.dtype(np.uint8)
+                write_mask_tiff(target, shape, served, dtype, raster.spacing, self.note)
+            else:
+                write_mask(target, predict_mask(self.model, raster.pixels, self.retreat), raster, self.note)

@@ -6,7 +6,7 @@ is off; running statistics of the normalisation layers are updated on the way.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nissl.config import PretrainConfig
 from nissl.plasticity import RULES, SWTA, Plasticity, RelativeStep, Rule, SoftHebb, plastic_layers
 from nissl.pretrain.measure import measure
-from nissl.pretrain.pretraining import Images, Pretraining, Report, excluded
+from nissl.pretrain.pretraining import Images, Pretraining, Report, buffers_kept, excluded, require_finite
 from nissl.pretrain.unit_norm import keep_unit_norm, normalise
 from nissl.pretrain.warm import listening
 
@@ -80,7 +80,8 @@ class Hebbian(Pretraining):
         """Measure what was learnt, then hand over."""
         config, layers = self.config, self._layers
         with listening(net):
-            measures = measure(net, layers, images[config.steps], make_rule(config))
+            batch = images[config.steps].chunk(self.parts)[0].nan_to_num(0.0, 0.0, 0.0)  # images have mean 0
+            measures = measure(net, layers, batch, make_rule(config))
         changes = _changes(layers.values(), self._start)
         self._alter(layers.values())
         if config.handover == "fold":
@@ -90,7 +91,10 @@ class Hebbian(Pretraining):
         self.restructure(net)
         with listening(net):
             for step in range(SETTLING):
-                net(images[step])
+                with suppress(FloatingPointError), buffers_kept(net):
+                    for piece in images[step].chunk(self.parts):
+                        net(piece)
+                    require_finite("running statistics", list(net.buffers()))
         rows = [row | {"relative_change": change} for row, change in zip(measures, changes, strict=True)]
         return Report(config.name, config.steps, self.seen, config.rule, rows, self.curves)
 

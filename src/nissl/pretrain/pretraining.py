@@ -1,7 +1,7 @@
 """What a pre-training is: it sees images, never masks, and leaves a network that learns from masks as any other."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -129,18 +129,30 @@ class Pretraining:
     def _step(self, net: nn.Module, batch: Float[Tensor, "batch channels *space"]) -> str:
         """Learn from a batch, in as many pieces as memory asks for; the buffers are put back if it fails."""
         while True:
-            # Running statistics take in the batch on the way, before it shows that a step is not finite.
-            buffers = [buffer.clone() for buffer in net.buffers()]
             try:
-                return self.learn(net, batch.chunk(self.parts))
-            except (FloatingPointError, MemoryError, RuntimeError) as error:
-                for buffer, before in zip(net.buffers(), buffers, strict=True):
-                    buffer.copy_(before)
+                with buffers_kept(net):
+                    return self.learn(net, batch.chunk(self.parts))
+            except (MemoryError, RuntimeError) as error:
                 several = torch.distributed.is_available() and torch.distributed.is_initialized()  # they cannot agree
                 if not out_of_memory(error) or several or self.parts >= len(batch):
                     raise
             # Here, and not in the handler, which keeps the tensors of the failed pass alive.
             self.parts = more_parts(self.parts, len(batch))
+
+
+@contextmanager
+def buffers_kept(net: nn.Module) -> Iterator[None]:
+    """Put the buffers of a network back where the block fails.
+
+    Running statistics take in a batch on the way, before it shows that it is of no use.
+    """
+    before = [buffer.clone() for buffer in net.buffers()]
+    try:
+        yield
+    except Exception:
+        for buffer, kept in zip(net.buffers(), before, strict=True):
+            buffer.copy_(kept)
+        raise
 
 
 def require_finite(what: str, tensors: Sequence[Tensor]) -> None:

@@ -76,6 +76,7 @@ def render(contents: Contents, gallery: Gallery) -> str:
             rows=table_rows(contents.metrics),
             policy=contents.metrics.get("policy", EMPTY_POLICY),
             plots=_plots(contents),
+            surroundings=surroundings(contents),
             verdict=verdict(contents.pretrain.get("layers", [])),
             c=contents,
         )
@@ -121,10 +122,39 @@ def warnings(contents: Contents) -> list[str]:
     if dice is not None and trivial is not None and dice <= trivial:
         found.append("The network is no better than calling every pixel foreground.")
     found += contents.metrics.get("warnings", [])
+    found += _course(contents)
     unused = len(contents.split.get("unlabelled", []))
     if unused and not _uses_unlabelled(contents):
         found.append(f"{counted(unused, 'image')} without masks had no part in this training.")
     return list(dict.fromkeys(found))
+
+
+def _course(contents: Contents) -> list[str]:
+    """List what happened to the run on its way."""
+    found = []
+    for session in contents.environment.get("continued", []):
+        if session["changed"]:
+            changed = "; ".join(session["changed"])
+            found.append(f"The run was continued with other settings or data than it began with: {changed}.")
+        elif session["torch"] != contents.environment["torch"]:
+            versions = f"torch {contents.environment['torch']} and went on with torch {session['torch']}"
+            found.append(f"The run began with {versions}: it is not exact.")
+    parted = [line for line in contents.log if "parts" in line]
+    if parted:
+        found.append(
+            f"Memory ran out: from step {parted[0]['step']} on, batches passed in up to {parted[-1]['parts']} parts, "
+            "and normalisation saw the images of one part at a time."
+        )
+    return found + [f"Step {line['step']}: {line['warning']}." for line in contents.log if "warning" in line]
+
+
+def surroundings(contents: Contents) -> Tree:
+    """Lay out where the run was made, and whether it can be made again bit for bit."""
+    facts = {key: value for key, value in contents.environment.items() if key not in ("command", "exact", "continued")}
+    if "exact" in contents.environment:
+        again = "the same seed gives the same bits, on the same machine with as many threads"
+        facts["exactness"] = again if contents.environment["exact"] else "not exact: the same seed may give other bits"
+    return facts
 
 
 def table_rows(metrics: Tree) -> list[Row]:

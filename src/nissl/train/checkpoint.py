@@ -63,7 +63,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             stored = (file.metadata() or {}).get(KEY, "")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            # Copies: safetensors maps the file into memory, where it could still change after the checksum was taken.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except FileNotFoundError as error:
         raise DataError(path, "no such file", "a checkpoint", "train first, or check the run's folder") from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
