@@ -8,7 +8,7 @@ import pytest
 import nissl
 
 HEAVY = ("torch", "numpy", "scipy", "monai", "matplotlib", "nibabel", "tifffile", "PIL")
-VERBS = ("check", "train", "evaluate", "predict", "report")
+VERBS = ("check", "train", "evaluate", "compare", "predict", "report")
 
 
 def python(code):

@@ -21,6 +21,7 @@ VERBS = {
     "check": cli.Check,
     "train": cli.Train,
     "evaluate": cli.Evaluate,
+    "compare": cli.Compare,
     "predict": cli.Predict,
     "report": cli.MakeReport,
     "fetch": cli.Fetch,
@@ -127,6 +128,8 @@ def test_help_of_a_verb_shows_the_docstring_of_each_field(verb, capsys):
         (["--no-deterministic"], "deterministic", False),
         (["--augment.flip", "False"], "augment.flip", False),
         (["--allow-shared-groups"], "split.allow_shared_groups", True),
+        (["--split.transductive"], "split.transductive", True),
+        (["--split.seed", "2"], "split.seed", 2),
     ],
 )
 def test_a_flag_sets_its_field_and_no_other(flags, where, value, tmp_path):
@@ -314,6 +317,8 @@ def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path
         (["evaluate", "gone"], "gone"),
         (["evaluate", "gone", "--on", "train"], "train"),
         (["report", "gone"], "gone"),
+        (["compare", "gone", "gone"], "gone"),
+        (["train", "x", "--out", "y", "--split.seed", "-1"], "split.seed"),
         (["predict", "gone", "gone", "--out", "gone"], "gone"),
         (["check", "gone"], "gone"),
         (["fetch", "nothing", "gone"], "glas"),

@@ -9,7 +9,20 @@ import nissl
 
 ROOT = Path(nissl.__file__).parent
 FOUNDATIONS = ("errors", "files", "config", "progress", "rooms")
-ROOMS = ("nets", "pretrain", "methods", "train", "evaluate", "predict", "report", "jobs", "demo", "cli", "__main__")
+ROOMS = (
+    "nets",
+    "pretrain",
+    "methods",
+    "train",
+    "evaluate",
+    "predict",
+    "report",
+    "jobs",
+    "series",
+    "demo",
+    "cli",
+    "__main__",
+)
 BELOW = {room: FOUNDATIONS for room in (*FOUNDATIONS, "data", "plasticity")}
 BELOW |= {room: (*FOUNDATIONS, "data", "plasticity", *ROOMS[:place]) for place, room in enumerate(ROOMS)}
 """What each room may import, beside itself."""

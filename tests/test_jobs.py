@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tests.tiny_data import NET, opened_files, tiny_config, write_tiny
+from tests.tiny_data import NET, tiny_config, write_tiny
 
 import nissl
 from nissl import jobs, nets
@@ -112,31 +112,6 @@ def test_hashes_are_of_the_files_that_training_opened_and_of_no_other(run, data)
         assert case["image_sha256"] == (hashlib.sha256(image.read_bytes()).hexdigest() if trained else None)
         labelled = case["id"] in split["labelled"]
         assert case["mask_sha256"] == (hashlib.sha256(mask.read_bytes()).hexdigest() if labelled else None)
-
-
-@pytest.mark.parametrize("pretrain", ["none", "hebbian"])
-def test_f32_training_opens_no_test_file_and_no_mask_beyond_the_budget(data, tmp_path, pretrain):
-    with opened_files() as opened:
-        out = jobs.train(data, tmp_path / "run", tiny_config(pretrain=pretrain))
-    split = read(out / "split.json")
-    images = {path.stem for path in opened if path.parent == data / "images"}
-    masks = {path.stem for path in opened if path.parent == data / "masks"}
-    assert images == {*split["labelled"], *split["unlabelled"]}
-    assert masks == set(split["labelled"])
-
-
-def test_f32_not_even_the_header_of_a_test_file_is_read(tmp_path):
-    data = write_tiny(tmp_path / "data", test=(0, 5))
-    with opened_files() as opened:
-        jobs.train(data, tmp_path / "run", tiny_config(steps=1))
-    assert not [path for path in opened if path.stem in ("field000", "field005")]
-
-
-def test_f35_changing_test_pixels_changes_nothing_in_training(data, run, tmp_path):
-    other = write_tiny(tmp_path / "data")
-    for name in ("field002", "field005"):
-        write_image(other / "images" / f"{name}.png", np.full((1, 32, 32), 7, np.uint8))
-    assert weights_hash(jobs.train(other, tmp_path / "run", tiny_config())) == weights_hash(run)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_other_ones(data, run, tmp_path):

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nissl.config import Config, load_config
     from nissl.data.cases import find_cases as open
-    from nissl.jobs import check, evaluate, predict, report, train
+    from nissl.jobs import check, compare, evaluate, predict, report, train
 
 _PLACES = {
     "Config": ("nissl.config", "Config"),
     "load_config": ("nissl.config", "load_config"),
     "open": ("nissl.data.cases", "find_cases"),
     "check": ("nissl.jobs", "check"),
+    "compare": ("nissl.jobs", "compare"),
     "train": ("nissl.jobs", "train"),
     "evaluate": ("nissl.jobs", "evaluate"),
     "predict": ("nissl.jobs", "predict"),
     "report": ("nissl.jobs", "report"),
 }
-__all__ = ["Config", "check", "evaluate", "load_config", "open", "predict", "report", "train"]
+__all__ = ["Config", "check", "compare", "evaluate", "load_config", "open", "predict", "report", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,6 @@ from nissl.errors import NisslError, ResourceError, out_of_memory
 
 if TYPE_CHECKING:
     from nissl.data.check import Report
-    from nissl.evaluate import Summary
 
 DESCRIPTION = "Segment biomedical images when there are many images and few masks."
 DATA_FAULTS = 3
@@ -51,14 +50,20 @@ class Check:
     folder: Folder
     """Folder with images/ and masks/, or of the Medical Segmentation Decathlon."""
     data: DataConfig = field(default_factory=DataConfig)
+    allow_shared_groups: bool = False
+    """Patients on both sides of the split are a warning, not an error."""
+    allow_shared_images: bool = False
+    """Copies of an image on both sides of the split are a warning, not an error."""
     json: bool = False
     """Print one JSON object instead of text."""
 
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import jobs
+        from nissl.data.check import Accepted
 
-        report = jobs.check(self.folder, self.data)
+        accepted = Accepted(self.allow_shared_groups, self.allow_shared_images)
+        report = jobs.check(self.folder, self.data, accepted)
         print(json.dumps(_check_tree(report), indent=1, ensure_ascii=False) if self.json else _check_text(report))
         return DATA_FAULTS if report.errors else 0
 
@@ -76,15 +81,21 @@ class Train:
     """TOML file of settings; flags on the command line win over it."""
     resume: bool = False
     """Go on with an interrupted run, with its settings."""
+    seeds: int | None = None
+    """Train so often, each time with a seed of its own: OUT/seed-0, OUT/seed-1, ... on the same test cases."""
     allow_changed: bool = False
     """With --resume: accept settings or data that differ from those that the run began with."""
 
     def __call__(self) -> int:
         """Run the verb."""
-        from nissl import jobs
+        from nissl import jobs, series
+        from nissl.train.series import is_series
 
         try:
-            jobs.train(self.folder, self.out, self.settings, self.resume, self.allow_changed)
+            if self.seeds is None and not is_series(self.out):
+                jobs.train(self.folder, self.out, self.settings, self.resume, self.allow_changed)
+            else:
+                series.train(self.folder, self.out, self.settings, self.seeds, self.resume)
         except SystemExit:
             if (self.out / "config.toml").exists():  # else it was stopped before it began
                 place = jobs.place(self.folder, self.settings)
@@ -96,12 +107,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run on its test cases, which no other command opens."""
+    """Measure a run, or a series of seeds, on its test cases: no other command scores them."""
 
     run: Folder
-    """Run folder."""
+    """Run folder, or folder of a series of seeds."""
     on: Literal["test", "labelled"] = "test"
     """`test`, or the labelled training cases for comparison."""
+    allow_shared_images: bool = False
+    """Measure although test images are copies of training images; the results will say so."""
     json: bool = False
     """Print one JSON object instead of a table."""
     device: str = "auto"
@@ -111,10 +124,38 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from nissl import jobs
+        from nissl import jobs, series
+        from nissl.evaluate.text import score_text, series_text
+        from nissl.train.series import is_series
 
-        summary = jobs.evaluate(self.run, self.on, self.device, self.data)
-        print(json.dumps(summary.to_tree(), indent=1, ensure_ascii=False) if self.json else _score_text(summary))
+        options = (self.run, self.on, self.device, self.data, self.allow_shared_images)
+        if is_series(self.run):
+            whole = series.evaluate(*options)
+            _print(whole.to_tree() if self.json else series_text(whole))
+        else:
+            summary = jobs.evaluate(*options)
+            _print(summary.to_tree() if self.json else score_text(summary))
+        return 0
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare two measured runs, or two series of seeds, on the same test cases: is one better, by how much?"""
+
+    a: Folder
+    """Run folder, or folder of a series of seeds."""
+    b: Folder
+    """The other one."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        from nissl import jobs
+        from nissl.evaluate.text import comparison_text
+
+        found = jobs.compare(self.a, self.b)
+        _print(found.to_tree() if self.json else comparison_text(found))
         return 0
 
 
@@ -153,9 +194,11 @@ class MakeReport:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from nissl import jobs
+        from nissl import jobs, series
+        from nissl.train.series import is_series
 
-        print(f"report: {jobs.report(self.run, self.data)}")
+        made = series.report(self.run, self.data) if is_series(self.run) else jobs.report(self.run, self.data)
+        print(f"report: {made}")
         return 0
 
 
@@ -193,6 +236,7 @@ Verb = (
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[MakeReport, tyro.conf.subcommand("report")]
     | Annotated[Fetch, tyro.conf.subcommand("fetch")]
@@ -238,7 +282,7 @@ def _answer(arguments: list[str]) -> int:
         sys.stdout.flush()  # here, where a closed pipe can still be answered
 
 
-def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Predict | MakeReport | Fetch":
+def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Compare | Predict | MakeReport | Fetch":
     """Parse the flags; a settings file, or the run that is resumed, gives the defaults that flags win over."""
     base = _base(arguments[1:]) if arguments[:1] == ["train"] else None
     if base is None:
@@ -279,13 +323,5 @@ def _check_text(report: "Report") -> str:
     return "\n".join([*blocks, facts, f"{ending}, {len(report.findings) - faults} warnings"])
 
 
-def _score_text(summary: "Summary") -> str:
-    """Write the scores as a table, one row per class, and what to know about them."""
-    lines = [f"{'class':20} {'Dice':>6} {'95 % interval':>16} {'pooled':>7} {'HD95':>8} {'cases':>6} {'trivial':>8}"]
-    for name, scores in {**summary.classes, "overall": summary.overall}.items():
-        low, high = scores.dice_ci
-        lines.append(
-            f"{name:20} {scores.dice:6.3f} {f'{low:.3f} to {high:.3f}':>16} {scores.pooled_dice:7.3f} "
-            f"{f'{scores.hd95:.1f} {scores.unit}':>8} {scores.n_cases:6d} {scores.trivial_dice:8.3f}"
-        )
-    return "\n".join([*lines, *(f"warning: {text}" for text in summary.warnings), summary.policy])
+def _print(content: dict[str, Any] | str) -> None:
+    print(content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False))

@@ -81,9 +81,15 @@ class SplitConfig:
     """Share of the masked cases (or of the groups) kept for testing, where cases.csv gives no split."""
     allow_shared_groups: Annotated[bool, _short("allow-shared-groups")] = False
     """Accept a given split that has the same patient in training and test; the report then carries a warning."""
+    seed: int | None = None
+    """Seed of the draw of the test cases, where cases.csv gives no split. Left open, it is `seed`; `--seeds` keeps it,
+    so that all runs are measured on the same cases."""
+    transductive: bool = False
+    """Let training look at the test images, never at their masks; the report then carries a warning."""
 
     def __post_init__(self) -> None:
         _require(0 < self.test_fraction < 1, "split.test_fraction", self.test_fraction, "a share between 0 and 1")
+        _require(self.seed is None or self.seed >= 0, "split.seed", self.seed, "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,18 @@ class InputError(NisslError):
     exit_code = 2
 
 
+class TestSplitLocked(NisslError):
+    """Something other than `evaluate` asked for a test case; exit code 2."""
+
+    def __init__(self, case: Path | str) -> None:
+        super().__init__(
+            case,
+            "a test case was asked for before the measurement",
+            "training cases only: the test split opens for `nissl evaluate` alone",
+            "take the case out of what is asked for, or move it to the training side in cases.csv",
+        )
+
+
 class DataError(NisslError):
     """A fault in the data: an unreadable file, a mask that does not fit; exit code 3."""
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -17,13 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from nissl import nets
 from nissl.config import Config, DataConfig, load_config
 from nissl.data.cases import CaseFile, Dataset, find_cases, list_cases, load_case, look, scan
-from nissl.data.check import Report
+from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
 from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
+from nissl.data.duplicates import name_copies
 from nissl.data.formats import mask_suffix, read_raster, write_mask
-from nissl.data.split import Split, make_split
-from nissl.errors import DataError, InputError
-from nissl.evaluate import Summary, score_case, scores_to_csv, summarise
+from nissl.data.split import Split, caveats, make_split, seal
+from nissl.errors import DataError, InputError, TestSplitLocked
+from nissl.evaluate import Comparison, Summary, score_case, scores_to_csv, summarise
+from nissl.evaluate.runs import compare_runs
 from nissl.files import write_whole
 from nissl.methods import METHODS
 from nissl.plasticity import plastic_layers
@@ -37,7 +38,7 @@ from nissl.report import write_report
 from nissl.train.checkpoint import has_checkpoint
 from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
-from nissl.train.record import changes, claimed, describe, note_session, require_same, without_names
+from nissl.train.record import changes, claimed, count_classes, describe, note_session, require_same, without_names
 from nissl.train.run import STATE, choose_device, find_root, load_model, read_json, write_json
 from nissl.train.stage1 import Stage1
 
@@ -76,6 +77,7 @@ def train(
         config = without_names(config, scanned)
     split = make_split(scanned.cases, config.split, config.seed)
     dataset = look(data, scanned, config.data, split.labelled + split.unlabelled)  # not even a header of a test image
+    dataset = seal(dataset, split)
     config = dataclasses.replace(config, data=resolve(config.data, dataset.dims))
     device = choose_device(config.device)
     with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
@@ -85,14 +87,14 @@ def train(
             require_same(out, changed)
         # What cannot work shows here, before the run starts.
         networks, stores = _networks(job), _stores(job)
+        class_pixels = count_classes(stores.labelled, dataset)
         network = _measure_network(networks[0], config, dataset)
         excluded(networks[0], config.pretrain.layers)
         if world.first and resume:
             note_session(out, config, changed)
-        untrained = _untrained(job, stores.labelled)
         if world.first and (changed or not resume):
-            write_json(out / "network.json", network | {"not_trained": untrained})
-            describe(out, config, dataset, split)
+            write_json(out / "network.json", network)
+            describe(out, config, dataset, split, class_pixels)
         with _exactness(config.deterministic, device):
             _train(job, networks, stores)
     return out
@@ -120,8 +122,8 @@ class _Stores:
     """All training images without their masks, for stage 1."""
 
 
-def check(data: Path | str, config: DataConfig | None = None) -> Report:
-    """List every fault of a data set, and its facts; nothing is written."""
+def check(data: Path | str, config: DataConfig | None = None, accepted: Accepted | None = None) -> Report:
+    """List every fault of a data set, and its facts; nothing is written. `accepted` makes some faults warnings."""
     with ExitStack() as stack:
         bars: list[Advance] = []
 
@@ -130,7 +132,7 @@ def check(data: Path | str, config: DataConfig | None = None) -> Report:
                 bars.append(stack.enter_context(track(total, "checking")))
             bars[0]("")
 
-        return check_data(Path(data), config or DataConfig(), shown)
+        return check_data(Path(data), config or DataConfig(), shown, accepted or Accepted())
 
 
 def place(data: Path, config: Config) -> str:
@@ -146,6 +148,11 @@ def predict(run: Path | str, images: Path | str, out: Path | str, device: str = 
 def report(run: Path | str, data: Path | str | None = None) -> Path:
     """Write the page of a run and return its path; `data` as of `evaluate`."""
     return write_report(Path(run), None if data is None else Path(data))
+
+
+def compare(a: Path | str, b: Path | str) -> Comparison:
+    """Compare two measured runs, or two measured series of seeds, case by case (see `compare_runs`)."""
+    return compare_runs(Path(a), Path(b))
 
 
 def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
@@ -190,15 +197,17 @@ def evaluate(
     on: Literal["test", "labelled"] = "test",
     device: str = "auto",
     data: Path | str | None = None,
+    allow_shared_images: bool = False,
 ) -> Summary:
     """Measure a run on its test cases: here, and only here, their files are opened.
 
     Predicted masks go to `predictions/`, numbers to `metrics.csv` (a row per case and class) and `metrics.json`, all in
     the run folder. Masks are compared at the resolution of the files. `data` says where the folder of the data is, if
-    that is not where it was, or if the run does not know it (it holds DICOM).
+    that is not where it was, or if the run does not know it (it holds DICOM). A test image whose file equals one that
+    the training opened is refused, or with `allow_shared_images` named in a warning that goes with the numbers.
 
     Raises:
-        InputError: the folder is not a run, or its data are gone.
+        InputError: the folder is not a run, its data are gone, or a test image is a training image.
         DataError: a fault in the data or the weights.
 
     """
@@ -208,6 +217,10 @@ def evaluate(
     split = Split.from_json((run / "split.json").read_text(encoding="utf-8"))
     dataset = find_cases(find_root(run, facts, data), model.config.data)
     chosen = _chosen(dataset, split.test if on == "test" else split.labelled)
+    copies = name_copies(chosen, facts["cases"]) if on == "test" else ""
+    if copies and not allow_shared_images:
+        fix = "remove the copies and train again, or accept them with --allow-shared-images (the results will say so)"
+        raise InputError(dataset.root, copies, "test images that no training saw", fix)
     folder = run / ("predictions" if on == "test" else f"predictions_{on}")
     folder.mkdir(exist_ok=True)
     rows, retreat = [], Retreat(model)
@@ -220,9 +233,10 @@ def evaluate(
             _write_prediction(folder, file, prediction, model.config.data)
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
             advance(case.id)
-    summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]))
-    if (run / "network.json").is_file() and (absent := read_json(run / "network.json").get("not_trained")):
-        summary = dataclasses.replace(summary, warnings=(_not_trained(absent), *summary.warnings))
+    pixels = read_json(run / "budget.json").get("class_pixels", {})
+    not_trained = [name for name in model.classes[1:] if pixels.get(name) == 0]
+    known = [*caveats(split.shared_groups, split.transductive), *([copies] if copies else [])]
+    summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]), not_trained, known)
     name = "metrics" if on == "test" else f"metrics_{on}"
     write_whole(run / f"{name}.csv", scores_to_csv(rows))
     write_json(run / f"{name}.json", summary.to_tree() | {"split": on, "cases": len(chosen)})
@@ -247,6 +261,9 @@ def _chosen(dataset: Dataset, ids: Sequence[str]) -> list[CaseFile]:
             "the data that the run was trained on",
             "put the files back, or train again",
         )
+    for name in ids:
+        if by_id[name].locked:
+            raise TestSplitLocked(name)
     return [by_id[name] for name in ids]
 
 
@@ -298,27 +315,6 @@ def _stores(job: _Job) -> _Stores:
                     raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
     return stores
-
-
-def _untrained(job: _Job, labelled: Store) -> tuple[str, ...]:
-    """Names of the classes that no mask of the budget shows, which are warned about.
-
-    Raises:
-        DataError: there is nothing but background.
-
-    """
-    absent = labelled.absent()
-    if len(absent) == len(job.dataset.label_map.names) - 1:
-        found, expected = f"all {len(labelled)} masks of the budget are empty", "foreground in some of them"
-        fix = "choose cases that show it, for instance --labels a,b,c, or correct the label map"
-        raise DataError(job.dataset.place, found, expected, fix)
-    if absent and job.world.first:
-        print(f"warning: {_not_trained(absent)}", file=sys.stderr)
-    return absent
-
-
-def _not_trained(absent: Sequence[str]) -> str:
-    return f"not trained: {', '.join(absent)} (no mask of the budget shows it)"
 
 
 def _images(job: _Job, store: Store | None, index: int) -> Images:

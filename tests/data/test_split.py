@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.shared import shared
 
-from nissl.config import DataConfig, SplitConfig
-from nissl.data.cases import CaseFile, find_cases
+from nissl.config import SplitConfig
+from nissl.data.cases import CaseFile
 from nissl.data.split import Split, make_split
 from nissl.errors import InputError
 
@@ -112,21 +111,6 @@ def test_an_image_without_mask_on_the_test_side_is_not_trained_on():
     assert (split.labelled, split.unlabelled, split.test) == (("a",), (), ("c",))
 
 
-def test_f30_shared_groups_of_a_given_split_need_the_flag():
-    cases = [case(f"a{n}", group=f"p{n}", split="train") for n in range(7)]
-    cases += [case(f"b{n}", group=f"p{n}", split="test") for n in range(7)] + [case("z", group="q", split="test")]
-    error = refused(cases)
-    assert "7 of 8 groups" in error.found and "p0, p1, p2, p3, p4 and 2 more" in error.found
-    assert "--allow-shared-groups" in error.fix
-    split = make_split(cases, SplitConfig(allow_shared_groups=True), 0)
-    assert split.shared_groups == tuple(f"p{n}" for n in range(7)) and split.groups_checked == 8
-
-
-def test_f34_unlabelled_images_of_a_test_group_count_as_shared():
-    cases = [case("a", split="train"), case("b", group="p", split="test"), case("c", mask=False, group="p")]
-    assert "p" in refused(cases).found
-
-
 def test_a_list_of_ids_is_the_budget():
     cases = [*many(6, split="train"), case("7", split="train"), case("t", split="test")]
     assert make_split(cases, SplitConfig(labels=" c003, c001,c003 "), 0).labelled == ("c001", "c003")
@@ -183,12 +167,3 @@ def test_a_split_survives_its_file():
 def test_a_broken_split_file_is_refused(text):
     with pytest.raises(InputError, match=r"split\.json"):
         Split.from_json(text)
-
-
-def test_the_official_split_of_glas_shares_patients_and_needs_the_flag():
-    cases = find_cases(shared("glas"), DataConfig(label_map="binary")).cases
-    assert "of 16 groups" in refused(cases).found
-    split = make_split(cases, SplitConfig(allow_shared_groups=True), 0)
-    assert (len(split.labelled), len(split.unlabelled), len(split.test)) == (9, 76, 80)
-    both = {c.group for c in cases if c.split == "train"} & {c.group for c in cases if c.split == "test"}
-    assert set(split.shared_groups) == both

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,16 +22,6 @@ def test_counts_and_measures_equal_a_loop_over_pixels(pair):
         np.testing.assert_allclose(
             (found.dice, found.iou, found.precision, found.recall), measures(prediction, reference, label), atol=1e-12
         )
-
-
-@pytest.mark.parametrize(
-    ("prediction", "reference", "presence", "value"),
-    [(0, 0, "both empty", math.nan), (0, 1, "missed", 0.0), (1, 0, "false alarm", 0.0), (1, 1, "both", 1.0)],
-)
-def test_empty_masks_follow_the_policy(prediction, reference, presence, value):
-    (found,) = overlap(np.full((4, 4), prediction, np.uint8), np.full((4, 4), reference, np.uint8), 2)
-    assert found.presence == presence
-    np.testing.assert_equal((found.dice, found.iou, found.precision, found.recall), (value,) * 4)
 
 
 def test_large_images_do_not_wrap_in_small_integers():

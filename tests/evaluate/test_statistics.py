@@ -1,28 +1,16 @@
+from itertools import product
+
 import numpy as np
 import pytest
 
-from nissl.errors import InputError
-from nissl.evaluate import bootstrap_interval, mean_over_classes, paired_difference
-
-
-def coverage(trials, draw, truth, seed):
-    rng = np.random.default_rng(seed)
-    intervals = [bootstrap_interval(*draw(rng), rng, resamples=1000) for _ in range(trials)]
-    return np.mean([low <= truth <= high for low, high in intervals])
-
-
-def test_interval_over_cases_covers_the_mean_of_a_known_population():
-    share = coverage(1000, lambda rng: (rng.beta(8, 2, size=20), None), truth=0.8, seed=0)
-    assert 0.92 <= share <= 0.98
-
-
-def test_interval_over_groups_covers_where_the_one_over_cases_does_not():
-    def patients(rng):
-        level = rng.normal(0.7, 0.1, size=20)
-        return (level[:, None] + rng.normal(0, 0.02, size=(20, 5))).ravel(), [str(g) for g in np.repeat(range(20), 5)]
-
-    assert 0.92 <= coverage(500, patients, truth=0.7, seed=1) <= 0.98
-    assert coverage(200, lambda rng: (patients(rng)[0], None), truth=0.7, seed=1) < 0.8
+from nissl.evaluate import (
+    bootstrap_interval,
+    mean_over_classes,
+    paired_difference,
+    seed_interval,
+    sign_flip_test,
+)
+from nissl.evaluate.table import units_of
 
 
 def test_groups_of_one_case_are_cases():
@@ -65,24 +53,51 @@ def test_one_case_or_one_group_has_no_interval():
 
 def test_paired_difference_sees_a_small_gain_on_cases_that_vary_much():
     rng = np.random.default_rng(0)
-    a = {f"case {i}": float(v) for i, v in enumerate(rng.beta(4, 2, size=30))}
-    b = {case: value + 0.02 + rng.normal(0, 0.01) for case, value in reversed(a.items())}
-    found = paired_difference(b, a, None, rng)
-    assert found.mean == pytest.approx(np.mean([b[case] - a[case] for case in a]))
-    assert 0 < found.low < 0.02 < found.high < 0.04
+    a = rng.beta(4, 2, size=30)
+    b = a + 0.02 + rng.normal(0, 0.01, size=30)
+    found = paired_difference(b - a, None, rng)
+    assert found.mean == pytest.approx(np.mean(b - a))
+    assert 0 < found.low < 0.02 < found.high < 0.04 and found.p_value < 1e-3
     assert (found.n_pairs, found.n_left_out) == (30, 0)
-    back = paired_difference(a, b, None, np.random.default_rng(0))
-    assert back.mean == pytest.approx(-found.mean)
+    back = paired_difference(a - b, None, np.random.default_rng(0))
+    assert back.mean == pytest.approx(-found.mean) and back.p_value == pytest.approx(found.p_value, abs=1e-3)
 
 
 def test_pairs_that_are_not_applicable_are_left_out_and_counted():
-    a, b = {"x": 0.5, "y": float("nan"), "z": 0.9}, {"x": 0.4, "y": 0.0, "z": 0.7}
-    found = paired_difference(a, b, {"x": "p", "y": "q", "z": "r"}, np.random.default_rng(0))
+    found = paired_difference(np.array([0.1, np.nan, 0.2]), ["p", "q", "r"], np.random.default_rng(0))
     assert (found.mean, found.n_pairs, found.n_left_out) == (pytest.approx(0.15), 2, 1)
 
 
-def test_unpaired_runs_are_refused():
-    with pytest.raises(InputError) as error:
-        paired_difference({"a": 0.5, "b": 0.6}, {"a": 0.5, "c": 0.6}, None, np.random.default_rng(0))
-    for part in ("2 of 3 cases", "b, c", "the same cases", "evaluate both runs"):
-        assert part in str(error.value)
+@pytest.mark.parametrize("units", [2, 5, 9])
+def test_the_sign_flip_test_counts_all_assignments_of_signs(units):
+    """By hand: every one of the 2^n assignments, of units of several cases and two classes."""
+    rng = np.random.default_rng(units)
+    values = rng.normal(0.3, 1, (3 * units, 2))
+    values[rng.random(values.shape) < 0.2] = np.nan
+    groups = [f"g{n % units}" for n in range(3 * units)]
+    observed, count = abs(mean_over_classes(values)), 0
+    for signs in product((-1, 1), repeat=units):
+        flipped = values * np.array([signs[n % units] for n in range(3 * units)])[:, None]
+        count += abs(mean_over_classes(flipped)) >= observed - 1e-12
+    assert sign_flip_test(values, groups, rng) == pytest.approx(count / 2**units)
+
+
+def test_the_sign_flip_test_needs_two_units_and_is_never_zero():
+    rng = np.random.default_rng(0)
+    assert np.isnan(sign_flip_test(np.array([0.3]), None, rng))
+    assert np.isnan(sign_flip_test(np.array([0.3, 0.4]), ["a", "a"], rng))
+    assert sign_flip_test(np.zeros(8), None, rng) == 1.0
+    assert 0 < sign_flip_test(np.full(60, 0.2), None, rng) < 1e-3
+
+
+def test_interval_over_seeds_is_students_and_covers():
+    low, high = seed_interval(np.array([0.7, 0.8, 0.9]))
+    assert (low, high) == pytest.approx((0.8 - 4.302653 * 0.1 / 3**0.5, 0.8 + 4.302653 * 0.1 / 3**0.5))
+    assert np.isnan(seed_interval(np.array([0.7]))).all()
+    rng = np.random.default_rng(0)
+    intervals = [seed_interval(rng.normal(0.8, 0.03, 5)) for _ in range(2000)]
+    assert 0.93 <= np.mean([low <= 0.8 <= high for low, high in intervals]) <= 0.97
+
+
+def test_a_case_without_group_is_a_unit_of_its_own():
+    assert units_of({"a": "p", "b": "", "c": "p", "d": ""}) == ["group p", "case b", "group p", "case d"]

@@ -112,7 +112,7 @@ def described(data, labelled, unlabelled, test):
         "budget.json": {
             "masks_seen": labelled,
             "validation": [],
-            "selection": "none: fixed number of steps, averaged weights, threshold 0.5",
+            "choices": [{"choice": "threshold", "made": "the most probable class", "split": None, "cases": 0}],
             "test_masks_opened": 0,
         },
         "network.json": {

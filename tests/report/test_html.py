@@ -191,7 +191,7 @@ def test_names_cannot_become_markup(run):
     (run / "metrics.csv").write_text((run / "metrics.csv").read_text().replace("slide 3", evil.replace('"', '""')))
     change(run, "data.json", name=evil, layout=evil, classes=["background", evil])
     change(run, "split.json", labelled=[evil], shared_groups=[evil], origin=evil)
-    change(run, "budget.json", masks_seen=[evil], selection=evil)
+    change(run, "budget.json", masks_seen=[evil], choices=[{"choice": evil, "made": evil, "split": evil, "cases": 1}])
     change(run, "env.json", command=evil, platform=evil)
     change(run, "network.json", name=evil)
     page = Page(write_report(run))

@@ -201,6 +201,9 @@ def test_f01_what_a_killed_run_was_writing_is_removed_when_it_goes_on(tmp_path):
 # What a run says of itself
 
 
+PIXELS = {"background": 900, "foreground": 124}
+
+
 @pytest.fixture
 def data(tmp_path):
     """Five cases in images/ and masks/."""
@@ -219,7 +222,7 @@ def load(data, config=CONFIG):
 @pytest.fixture
 def run(tmp_path, data):
     (tmp_path / "run").mkdir()
-    describe(tmp_path / "run", CONFIG, *load(data))
+    describe(tmp_path / "run", CONFIG, *load(data), PIXELS)
     return tmp_path / "run"
 
 
@@ -227,7 +230,8 @@ def test_the_description_comes_back(run, data):
     dataset, split = load(data)
     assert load_config(run / "config.toml") == CONFIG
     assert Split.from_json((run / "split.json").read_text()) == split
-    assert read_json(run / "budget.json")["masks_seen"] == list(split.labelled)
+    budget = read_json(run / "budget.json")
+    assert budget["masks_seen"] == list(split.labelled) and budget["class_pixels"] == PIXELS
     facts = read_json(run / "data.json")
     assert (facts["dims"], facts["channels"], len(facts["classes"])) == (2, 1, 2)
     assert [case["id"] for case in facts["cases"]] == [case.id for case in dataset.cases]
@@ -243,10 +247,10 @@ def test_only_files_that_the_training_opens_are_opened(run, data):
 
 
 def test_a_run_that_is_stopped_while_it_is_described_cannot_be_resumed(tmp_path, data, monkeypatch):
-    monkeypatch.setattr("nissl.train.record._sha256", lambda *_: 1 / 0)
+    monkeypatch.setattr("nissl.train.record.file_hash", lambda *_: 1 / 0)
     (tmp_path / "run").mkdir()
     with pytest.raises(ZeroDivisionError):
-        describe(tmp_path / "run", CONFIG, *load(data))
+        describe(tmp_path / "run", CONFIG, *load(data), PIXELS)
     assert contents(tmp_path / "run") == {}
 
 

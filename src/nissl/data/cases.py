@@ -20,7 +20,7 @@ from nissl.data.formats import SUFFIXES, Raster, open_raster, read_header, read_
 from nissl.data.labels import LabelMap, default_map
 from nissl.data.naming import DATA_FOLDER, Listing, is_dicom, list_files, pseudonym
 from nissl.data.regions import Recoloured, row_strips
-from nissl.errors import DataError, InputError, NisslError
+from nissl.errors import DataError, InputError, NisslError, TestSplitLocked
 
 SPACING_TOLERANCE = 1e-4
 """Largest relative difference of two spacings that counts as rounding."""
@@ -41,6 +41,8 @@ class CaseFile:
     """The side that cases.csv gives, if it does."""
     alias: str | None = None
     """What errors call the case in place of its files, where their names must not be shown."""
+    locked: bool = False
+    """Not to be opened by what is going on: a test case during a training."""
 
     @property
     def image_name(self) -> str:
@@ -385,9 +387,12 @@ def load_case(file: CaseFile, label_map: LabelMap, config: DataConfig = DataConf
     """Read the image of a case, and its mask if there is one.
 
     Raises:
+        TestSplitLocked: the case is for testing, and this is the training.
         DataError: a file cannot be read, holds values that cannot be used, or mask and image do not lie on each other.
 
     """
+    if file.locked:
+        raise TestSplitLocked(file.id)
     image = read_image(file.image, config, file.alias)
     mask = read_raster(file.mask, config.limit_gib, file.mask_alias) if file.mask else None
     for finding in (*image_faults(file, image), *(pair_faults(file, image, mask) if mask else ())):

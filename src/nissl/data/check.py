@@ -1,25 +1,40 @@
 """Check a data set: every fault in one pass, each with its file and its mend."""
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
 from nissl.config import DataConfig
 from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image, scan
+from nissl.data.duplicates import digest, nearest, small_picture
 from nissl.data.formats import Raster, read_raster
 from nissl.data.labels import LabelMap
 from nissl.data.naming import DATA_FOLDER
-from nissl.data.split import groups_on_sides, shared_fault
+from nissl.data.split import groups_on_sides, shared_fault, sides
 from nissl.errors import DataError
 
+ONE_SIDE = "keep one, or give them one group in cases.csv so that they stay on one side of the split"
+ACCEPT = "; --allow-shared-images accepts them knowingly"
 SMALLEST = 16
 """Pixels along an axis below which the default U-Net has nothing left at its lowest level."""
+
+
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Faults of a split that the user takes knowingly: they become warnings."""
+
+    shared_groups: bool = False
+    """Patients on both sides of the split."""
+    shared_images: bool = False
+    """The same image on both sides of the split."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +60,23 @@ class _Observation:
     dtype: str = ""
     channels: int = 0
     digest: bytes = b""
+    picture: Float32[np.ndarray, "values"] | None = None
     pixels_of_class: Int[np.ndarray, "classes"] | None = None
 
 
-def check(root: Path, config: DataConfig, progress: Callable[[int, int], None] | None = None) -> Report:
+def check(
+    root: Path,
+    config: DataConfig,
+    progress: Callable[[int, int], None] | None = None,
+    accepted: Accepted = Accepted(),
+) -> Report:
     """Read every file of a data set once and list all its faults; none of them stops the pass.
 
-    `progress` is called after each case with the number done and the number of cases.
+    Args:
+        root: the folder.
+        config: where the files are and what their values mean.
+        progress: called after each case with the number done and the number of cases.
+        accepted: faults of the split that are warnings only.
 
     Raises:
         InputError: the folder holds no data set at all, or the label map cannot be read.
@@ -65,9 +90,10 @@ def check(root: Path, config: DataConfig, progress: Callable[[int, int], None] |
         if progress:
             progress(done, len(scanned.cases))
     findings += _odd_ones(observations)
-    findings += _duplicates(observations)
+    findings += _duplicates(observations, accepted)
+    findings += _near_copies(observations)
     findings += _class_faults(observations, scanned.label_map, DATA_FOLDER if scanned.private else str(root))
-    findings += _leaks(scanned.cases)
+    findings += _leaks(scanned.cases, accepted)
     return Report(tuple(findings), {"layout": scanned.layout} | _facts(observations, scanned.label_map))
 
 
@@ -81,7 +107,7 @@ def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observ
     if image:
         seen.shape, seen.dtype = image.pixels.shape[1:], image.pixels.dtype.name
         seen.channels = len(image.pixels)
-        seen.digest = _digest(image)
+        seen.digest, seen.picture = digest(image.pixels), small_picture(image.pixels)
         seen.findings += _image_findings(file, image)
     if image and mask:
         seen.findings += pair_faults(file, image, mask)
@@ -101,13 +127,6 @@ def _found(read: Callable[[], Raster], findings: list[Finding]) -> Raster | None
     except DataError as error:
         findings.append(Finding.of(error))
         return None
-
-
-def _digest(image: Raster) -> bytes:
-    """Hash of the decoded pixels, so that a copy in another lossless format is found too."""
-    hashed = hashlib.blake2b(f"{image.pixels.shape} {image.pixels.dtype}".encode(), digest_size=16)
-    hashed.update(image.pixels.data)
-    return hashed.digest()
 
 
 def _image_findings(file: CaseFile, image: Raster) -> Iterator[Finding]:
@@ -142,26 +161,60 @@ def _odd_ones(observations: Sequence[_Observation]) -> Iterator[Finding]:
                 yield Finding("error", seen.file.image_name, f"{count(seen)} {what}", expected, fix)
 
 
-def _duplicates(observations: Sequence[_Observation]) -> Iterator[Finding]:
-    """Images with the very same pixels under several names."""
-    same: dict[bytes, list[CaseFile]] = defaultdict(list)
-    for seen in observations:
+def _duplicates(observations: Sequence[_Observation], accepted: Accepted) -> Iterator[Finding]:
+    """Images with the very same pixels under several names.
+
+    Copies that are, or in a random split may be, on both sides make a test of what was learnt by heart: an error.
+    """
+    together, tested = sides([seen.file for seen in observations])
+    same: dict[bytes, list[int]] = defaultdict(list)
+    for index, seen in enumerate(observations):
         if seen.digest:
-            same[seen.digest].append(seen.file)
-    for files in same.values():
-        if len(files) > 1:
-            found = f"the same pixels in {', '.join(file.id if file.alias else file.image.name for file in files)}"
-            fix = "keep one, or give them one group in cases.csv so that they stay on one side of the split"
-            yield Finding("warning", files[1].image_name, found, "each image once", fix)
+            same[seen.digest].append(index)
+    for copies in same.values():
+        if len(copies) > 1:
+            files = [observations[index].file for index in copies]
+            found = f"the same pixels in {', '.join(map(_called, files))}"
+            parted = len({together[index] for index in copies}) > 1 and any(tested[index] for index in copies)
+            level: Level = "error" if parted and not accepted.shared_images else "warning"
+            expected = "each image once, and never both in training and in test" if parted else "each image once"
+            yield Finding(level, files[1].image_name, found, expected, ONE_SIDE + (ACCEPT if parted else ""))
 
 
-def _leaks(cases: Sequence[CaseFile]) -> Iterator[Finding]:
+def _called(file: CaseFile) -> str:
+    """Name a case beside another one: by its file, or by its pseudonym."""
+    return file.id if file.alias else file.image.name
+
+
+def _near_copies(observations: Sequence[_Observation]) -> Iterator[Finding]:
+    """Images that look the same and are, or in a random split may be, one in training and one in test."""
+    together, tested = sides([seen.file for seen in observations])
+    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(together))}
+    known: set[bytes] = set()  # of exact copies, one is compared
+    pictures: dict[int, dict[int, Float32[np.ndarray, "values"]]] = defaultdict(dict)  # by length: 2-D, 3-D
+    for index, seen in enumerate(observations):
+        if seen.picture is not None and seen.digest not in known:
+            known.add(seen.digest)
+            pictures[len(seen.picture)][index] = seen.picture
+    for comparable in pictures.values():
+        members = list(comparable)
+        units = np.array([numbers[together[index]] for index in members])
+        can_test = np.array([tested[index] for index in members])
+        for one, other, alike in nearest(np.stack(list(comparable.values())), units, can_test):
+            file, like = (observations[members[index]].file for index in (one, other))
+            found = f"it looks the same as {_called(like)} (correlation {alike:.3f})"
+            expected = "test images that are no copies of training images"
+            yield Finding("warning", file.image_name, found, expected, f"look at both; if it is a copy, {ONE_SIDE}")
+
+
+def _leaks(cases: Sequence[CaseFile], accepted: Accepted) -> Iterator[Finding]:
     """Groups that the split of cases.csv has on both sides."""
     sides = [[case for case in cases if (case.split == "test") is test] for test in (False, True)]
     groups, shared = groups_on_sides(*sides)
     if shared:
         fault = shared_fault(shared, groups)
-        yield Finding("warning", fault.where, fault.found, fault.expected, fault.fix)
+        level: Level = "warning" if accepted.shared_groups else "error"
+        yield Finding(level, fault.where, fault.found, fault.expected, fault.fix)
 
 
 def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, place: str) -> Iterator[Finding]:

@@ -13,11 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from nissl.config import SplitConfig
-from nissl.data.cases import CaseFile
+from nissl.data.cases import CaseFile, Dataset
 from nissl.errors import InputError
 
 TEST_DRAW, BUDGET_DRAW = 1, 2
 """Names of the two draws, so that each has a stream of its own for one seed."""
+
+LISTED = 30
+"""Shared groups that a message names."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Split:
 
     `labelled` are the training cases whose masks the training sees; `unlabelled` are the training cases whose masks
     do not exist or are not looked at. An image without mask on the test side is in neither: it cannot be measured, and
-    training on it would be training on a test patient.
+    training on it would be training on a test patient. Only with `transductive` the images of the test side are among
+    the unlabelled, without their masks.
     """
 
     labelled: tuple[str, ...]
@@ -35,11 +39,16 @@ class Split:
     labels: str
     """The budget as it was asked for."""
     seed: int
+    """Of the draw of the masks that the training sees."""
     origin: Literal["cases.csv", "random"]
     groups_checked: int
     """Number of groups (patients) that were looked for on both sides."""
     shared_groups: tuple[str, ...] = ()
     """Groups that are on both sides, which only `--allow-shared-groups` accepts."""
+    test_seed: int | None = None
+    """Of the draw of the test cases; None where cases.csv gives them."""
+    transductive: tuple[str, ...] = ()
+    """Cases of the test side whose images are among the unlabelled, which only `--split.transductive` allows."""
 
     def to_json(self) -> str:
         """The content of split.json."""
@@ -82,8 +91,9 @@ def make_split(cases: Sequence[CaseFile], config: SplitConfig, seed: int) -> Spl
     if given:
         test_side = {case.id for case in ordered if case.split == "test"}
     else:
-        units = _draw_test_units(masked, config.test_fraction, seed)
-        test_side = {case.id for case in ordered if _unit(case) in units}
+        test_seed = seed if config.seed is None else config.seed
+        units = _draw_test_units(masked, config.test_fraction, test_seed)
+        test_side = {case.id for case in ordered if unit_of(case) in units}
     test = [case for case in masked if case.id in test_side]
     train = [case for case in ordered if case.id not in test_side]
     if not test:
@@ -92,25 +102,76 @@ def make_split(cases: Sequence[CaseFile], config: SplitConfig, seed: int) -> Spl
     if shared and not config.allow_shared_groups:
         raise shared_fault(shared, groups)
     labelled = _budget(config.labels, [case.id for case in train if case.mask], {case.id for case in test}, seed)
+    transductive = tuple(case.id for case in ordered if config.transductive and case.id in test_side)
     return Split(
         labelled=labelled,
-        unlabelled=tuple(case.id for case in train if case.id not in labelled),
+        unlabelled=tuple(sorted({case.id for case in train} - set(labelled) | set(transductive))),
         test=tuple(case.id for case in test),
         labels=config.labels,
         seed=seed,
         origin="cases.csv" if given else "random",
         groups_checked=groups,
         shared_groups=shared,
+        test_seed=None if given else test_seed,
+        transductive=transductive,
     )
 
 
-def _unit(case: CaseFile) -> tuple[str, str]:
+def caveats(shared_groups: Sequence[str], transductive: Sequence[str]) -> list[str]:
+    """Say in sentences what was accepted knowingly about a split and makes its numbers less than they seem."""
+    found = []
+    if shared_groups:
+        groups = f"{len(shared_groups)} group{'' if len(shared_groups) == 1 else 's'}"
+        found.append(
+            f"{groups} (patients) are in training and in test: {', '.join(map(str, shared_groups))}. "
+            "The score is better than it would be on new patients."
+        )
+    if transductive:
+        images = f"{len(transductive)} image{'' if len(transductive) == 1 else 's'}"
+        found.append(
+            f"{images} of the test side were among the unlabelled ones, without masks (transductive): where the "
+            "training looks at unlabelled images, the score does not hold for new ones."
+        )
+    return found
+
+
+def seal(dataset: Dataset, split: Split) -> Dataset:
+    """Return the cases as the training may have them: masks of the budget alone, and nothing of a test case.
+
+    A case that is neither labelled nor unlabelled is locked: whatever opens it raises `TestSplitLocked`. The others
+    lose the mask that is not in the budget, so that there is no way to it.
+    """
+    labelled, seen = set(split.labelled), {*split.labelled, *split.unlabelled}
+    cases = (
+        case
+        if case.id in labelled
+        else dataclasses.replace(case, mask=None)
+        if case.id in seen
+        else dataclasses.replace(case, locked=True)
+        for case in dataset.cases
+    )
+    return dataclasses.replace(dataset, cases=tuple(cases))
+
+
+def sides(cases: Sequence[CaseFile]) -> tuple[list[tuple[str, str]], list[bool]]:
+    """What stays together in the split of these cases, and whether each can be a test case.
+
+    Two cases are, or in a random split may be, one in training and one in test where the first differs and one of the
+    second is true. With a split in cases.csv that is certain; without, it depends on the seed.
+    """
+    if any(case.split for case in cases):
+        places = [("side", "test" if case.split == "test" else "train") for case in cases]
+        return places, [case.split == "test" and case.mask is not None for case in cases]
+    return [unit_of(case) for case in cases], [case.mask is not None for case in cases]
+
+
+def unit_of(case: CaseFile) -> tuple[str, str]:
     """What a random split keeps together: the group, or the case where no group is known."""
     return ("group", case.group) if case.group else ("case", case.id)
 
 
 def _draw_test_units(masked: Sequence[CaseFile], fraction: float, seed: int) -> set[tuple[str, str]]:
-    units = sorted({_unit(case) for case in masked})
+    units = sorted({unit_of(case) for case in masked})
     if len(units) < 2:
         expected = "masks of two groups or more, so that one can be kept for testing"
         raise InputError("cases.csv", f"all masks belong to group `{units[0][1]}`", expected, "mask another group")
@@ -127,7 +188,7 @@ def groups_on_sides(train: Sequence[CaseFile], test: Sequence[CaseFile]) -> tupl
 
 def shared_fault(shared: Sequence[str], groups: int) -> InputError:
     """State the fault of a split that has groups on both sides."""
-    listed = ", ".join(shared[:5]) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
+    listed = ", ".join(shared[:LISTED]) + (f" and {len(shared) - LISTED} more" if len(shared) > LISTED else "")
     return InputError(
         "cases.csv",
         f"{len(shared)} of {groups} groups both in training and in test: {listed}",

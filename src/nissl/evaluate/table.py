@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -52,7 +52,7 @@ class Scores:
 
     dice: float
     dice_ci: tuple[float, float]
-    """95 % bootstrap interval over cases, or over groups where every case has one."""
+    """95 % bootstrap interval over cases, or over groups where groups are known."""
     iou: float
     precision: float
     recall: float
@@ -64,7 +64,7 @@ class Scores:
     unit: Unit
     n_cases: int
     n_groups: int | None
-    """None where not every case has a group."""
+    """Groups, a case without one counting as its own; None where no case has a group."""
     n_both_empty: int
     """Cases (overall: cases and classes) in neither mask: left out of the means."""
     n_missed: int
@@ -81,11 +81,13 @@ class Summary:
     classes: dict[str, Scores]
     overall: Scores
     warnings: tuple[str, ...]
+    not_trained: tuple[str, ...] = ()
+    """Classes that no labelled mask showed: they count in the means, and were not learnt."""
     policy: str = EMPTY_POLICY
 
     def to_tree(self) -> dict[str, Any]:
         """Nested dictionaries of plain values for JSON, nan as None."""
-        tree = _without_nan(asdict(self))
+        tree = without_nan(asdict(self))
         assert isinstance(tree, dict)
         return tree
 
@@ -137,8 +139,19 @@ def score_case(
     return rows
 
 
-def summarise(rows: Sequence[CaseScore], rng: np.random.Generator) -> Summary:
+def summarise(
+    rows: Sequence[CaseScore],
+    rng: np.random.Generator,
+    not_trained: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+) -> Summary:
     """Summarise the rows of all cases: per class, and overall as the mean over classes.
+
+    Args:
+        rows: as `score_case` gives them.
+        rng: source of the draws of the intervals.
+        not_trained: classes that no labelled mask showed.
+        warnings: what else makes the numbers less than they seem.
 
     Raises:
         ValueError: there are no rows.
@@ -150,31 +163,33 @@ def summarise(rows: Sequence[CaseScore], rng: np.random.Generator) -> Summary:
     seed = int(rng.integers(2**63))  # the same draws for every class: with one class, `overall` is that class
     classes = {label: _scores(rows, [label], np.random.default_rng(seed)) for label in labels}
     overall = _scores(rows, labels, np.random.default_rng(seed))
-    return Summary(classes, overall, _warnings(overall))
+    untrained = tuple(f"The class `{name}` was not trained: no labelled mask shows it." for name in not_trained)
+    return Summary(classes, overall, (*warnings, *untrained, *_warnings(overall)), tuple(not_trained))
 
 
 def _scores(rows: Sequence[CaseScore], labels: Sequence[str], rng: np.random.Generator) -> Scores:
     """Means over the cases, then over the labels."""
     chosen = [row for row in rows if row.label in labels]
     groups = {row.case: row.group for row in chosen}
-    grouped = all(groups.values())
+    grouped = any(groups.values())
+    members = units_of(groups) if grouped else None
     units = {row.unit for row in chosen}
     unit: Unit = units.pop() if len(units) == 1 else "mixed"
-    dice = _matrix(chosen, "dice", labels)
-    mean = {name: mean_over_classes(_matrix(chosen, name, labels)) for name in ("iou", "precision", "recall")}
-    distance = {name: mean_over_classes(_matrix(chosen, name, labels)) for name in ("hd95", "asd")}
+    dice = score_matrix(chosen, "dice", labels)
+    mean = {name: mean_over_classes(score_matrix(chosen, name, labels)) for name in ("iou", "precision", "recall")}
+    distance = {name: mean_over_classes(score_matrix(chosen, name, labels)) for name in ("hd95", "asd")}
     absent = [row.presence for row in chosen]
     counts = {label: [Overlap(r.tp, r.fp, r.fn) for r in chosen if r.label == label] for label in labels}
     trivial = {label: [_everywhere(row) for row in chosen if row.label == label] for label in labels}
     return Scores(
         dice=mean_over_classes(dice),
-        dice_ci=bootstrap_interval(dice, list(groups.values()) if grouped else None, rng),
+        dice_ci=bootstrap_interval(dice, members, rng),
         **mean,
         pooled_dice=_mean([pooled(counts[label]).dice for label in labels]),
         **(distance if unit != "mixed" else dict.fromkeys(distance, math.nan)),
         unit=unit,
         n_cases=len(groups),
-        n_groups=len(set(groups.values())) if grouped else None,
+        n_groups=len(set(members)) if members else None,
         n_both_empty=absent.count("both empty"),
         n_missed=absent.count("missed"),
         n_false_alarm=absent.count("false alarm"),
@@ -183,13 +198,19 @@ def _scores(rows: Sequence[CaseScore], labels: Sequence[str], rng: np.random.Gen
     )
 
 
+def units_of(groups: Mapping[str, str]) -> list[str]:
+    """What is independent, for each case in order: its group or, where it has none, the case itself."""
+    return [f"group {group}" if group else f"case {case}" for case, group in groups.items()]
+
+
 def _everywhere(row: CaseScore) -> Overlap:
     """Counts of the prediction that calls every pixel this class."""
     reference = row.tp + row.fn
     return Overlap(reference, row.pixels - reference, 0)
 
 
-def _matrix(rows: Sequence[CaseScore], field: str, labels: Sequence[str]) -> Float[np.ndarray, "cases classes"]:
+def score_matrix(rows: Sequence[CaseScore], field: str, labels: Sequence[str]) -> Float[np.ndarray, "cases classes"]:
+    """One field of the rows by case, in the order of the rows, and class."""
     cases = {case: index for index, case in enumerate(dict.fromkeys(row.case for row in rows))}
     matrix = np.full((len(cases), len(labels)), np.nan)
     for row in rows:
@@ -213,11 +234,12 @@ def _warnings(overall: Scores) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Nested plain values with None in the place of nan, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -227,7 +249,7 @@ def scores_to_csv(rows: Sequence[CaseScore]) -> str:
     writer = csv.DictWriter(text, [field.name for field in fields(CaseScore)], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: "" if value is None else value for key, value in _without_nan(asdict(row)).items()})
+        writer.writerow({key: "" if value is None else value for key, value in without_nan(asdict(row)).items()})
     return text.getvalue()
 
 

@@ -4,13 +4,17 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nissl.data.split import caveats
 from nissl.evaluate import EMPTY_POLICY
 from nissl.files import write_whole
 from nissl.report import curves
 from nissl.report.contents import Contents, Tree, read_run
 from nissl.report.gallery import Gallery, case_dice, hang, ranked
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PRINTED_NAMES = {"unet": "U-Net", "vnet": "V-Net"}
 # Stages that never look at the images without masks.
@@ -44,31 +48,40 @@ def write_report(run: Path, data: Path | None = None) -> Path:
     return path
 
 
-def render(contents: Contents, gallery: Gallery) -> str:
-    """Fill the page; every text is escaped, and the page may load and run nothing."""
+def environment() -> "Environment":
+    """Templates of the pages; every text is escaped, and a name that is missing is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    templates = Environment(
         loader=PackageLoader("nissl.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"fixed": fixed, "percent": percent, "counted": counted, "thousands": thousands}
-    return environment.get_template("report.html.j2").render(
-        network=_name(contents),
-        title=contents.data.get("name") or contents.run.resolve().name,
-        headline=headline(contents),
-        warnings=warnings(contents),
-        notes=(*contents.notes, *gallery.notes),
-        gallery=gallery,
-        rows=table_rows(contents.metrics),
-        policy=contents.metrics.get("policy", EMPTY_POLICY),
-        plots=_plots(contents),
-        surroundings=surroundings(contents),
-        verdict=verdict(contents.pretrain.get("layers", [])),
-        c=contents,
+    templates.filters |= {"fixed": fixed, "percent": percent, "counted": counted, "thousands": thousands}
+    return templates
+
+
+def render(contents: Contents, gallery: Gallery) -> str:
+    """Fill the page; every text is escaped, and the page may load and run nothing."""
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            network=_name(contents),
+            title=contents.data.get("name") or contents.run.resolve().name,
+            headline=headline(contents),
+            warnings=warnings(contents),
+            notes=(*contents.notes, *gallery.notes),
+            gallery=gallery,
+            rows=table_rows(contents.metrics),
+            policy=contents.metrics.get("policy", EMPTY_POLICY),
+            plots=_plots(contents),
+            surroundings=surroundings(contents),
+            verdict=verdict(contents.pretrain.get("layers", [])),
+            c=contents,
+        )
     )
 
 
@@ -104,13 +117,8 @@ def _uses_unlabelled(contents: Contents) -> bool:
 
 def warnings(contents: Contents) -> list[str]:
     """List what makes the numbers of this run less than they seem."""
-    found = []
-    shared = contents.split.get("shared_groups", [])
-    if shared:
-        found.append(
-            f"{counted(len(shared), 'group')} (patients) are in training and in test: {', '.join(map(str, shared))}. "
-            "The score is better than it would be on new patients."
-        )
+    split = contents.split
+    found = caveats(split.get("shared_groups", []), split.get("transductive", []))
     overall = contents.metrics.get("overall", {})
     dice, trivial = overall.get("dice"), overall.get("trivial_dice")
     if dice is not None and trivial is not None and dice <= trivial:
@@ -120,7 +128,7 @@ def warnings(contents: Contents) -> list[str]:
     unused = len(contents.split.get("unlabelled", []))
     if unused and not _uses_unlabelled(contents):
         found.append(f"{counted(unused, 'image')} without masks had no part in this training.")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _course(contents: Contents) -> list[str]:

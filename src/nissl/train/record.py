@@ -1,14 +1,13 @@
 """What a run folder says of its run, written before the work starts and compared when it goes on."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -16,20 +15,35 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import tomli_w
 import torch
 
 from nissl.config import Config, load_config, to_tree
 from nissl.data.cases import Dataset, Scan
-from nissl.data.dataset import NORMALISATION
-from nissl.data.dicom import slices
+from nissl.data.dataset import NORMALISATION, Store
+from nissl.data.duplicates import file_hash
 from nissl.data.split import Split
 from nissl.errors import DataError, InputError
 from nissl.files import write_whole
+from nissl.progress import warn
 from nissl.train.run import choose_device, read_json, write_json
 
 LOCK, OWNER = ".nissl.lock", ".nissl.owner"
 """Held, and removed, while a run works in the folder."""
+
+CHOICES = [
+    {"choice": "checkpoint", "made": "the averaged weights of the last step", "split": None, "cases": 0},
+    {"choice": "length", "made": "the number of steps that was given", "split": None, "cases": 0},
+    {"choice": "threshold", "made": "the most probable class", "split": None, "cases": 0},
+    {
+        "choice": "settings",
+        "made": "as given: what they were chosen on, Nissl cannot know",
+        "split": None,
+        "cases": None,
+    },
+]
+"""What a run has to choose, how, and on how many cases of which split. There is no way to choose on the test split."""
 
 FACTS = ("dims", "channels", "classes")
 """Of the data, beside the cases: what fixes the network and the meaning of its output."""
@@ -95,14 +109,18 @@ def _owner(out: Path) -> str:
         return "its owner is unknown"
 
 
-def describe(out: Path, config: Config, dataset: Dataset, split: Split) -> None:
-    """Write what the run is made of, before it starts or goes on with changes."""
+def describe(out: Path, config: Config, dataset: Dataset, split: Split, class_pixels: Mapping[str, int]) -> None:
+    """Write what the run is made of, before it starts or goes on with changes.
+
+    `class_pixels` are those of the labelled masks.
+    """
     data = _data(dataset, split)  # takes long; a run that is stopped here has not begun
     budget = {
         "masks_seen": split.labelled,
-        "validation": [],
-        "selection": "none: a fixed number of steps, averaged weights, the most probable class",
+        "class_pixels": class_pixels,
+        "choices": CHOICES,
         "test_masks_opened": 0,
+        "test_images_in_pool": len(split.transductive),
     }
     write_whole(out / "split.json", split.to_json())
     write_json(out / "data.json", data)
@@ -121,6 +139,28 @@ def without_names(config: Config, scan: Scan) -> Config:
     return dataclasses.replace(config, data=data, split=dataclasses.replace(config.split, labels=labels))
 
 
+def count_classes(labelled: Store, dataset: Dataset) -> dict[str, int]:
+    """Count the pixels of each class in the labelled masks as the network sees them; warn of a class that is absent.
+
+    Raises:
+        DataError: all masks are empty, so that there is nothing to learn.
+
+    """
+    names = dataset.label_map.names
+    counts = np.zeros(len(names), np.int64)
+    for index in range(len(labelled)):
+        found = labelled.counts(index)
+        counts[: len(found)] += found
+    masks = "the only mask" if len(labelled) == 1 else f"all {len(labelled)} masks"
+    if not counts[1:].any():
+        fix = "choose more --labels, other ids or another --seed, or draw the structures"
+        raise DataError(dataset.place, f"no foreground in {masks} of the budget", "structures to learn", fix)
+    for name, count in zip(names, counts, strict=True):
+        if not count:
+            warn(f"class `{name}` is absent from {masks} of the budget: not trained")
+    return {name: int(count) for name, count in zip(names, counts, strict=True)}
+
+
 def _data(dataset: Dataset, split: Split) -> dict[str, Any]:
     """List the cases; only files that the training opens are hashed."""
     labelled, seen = set(split.labelled), set(split.labelled + split.unlabelled)
@@ -136,8 +176,8 @@ def _data(dataset: Dataset, split: Split) -> dict[str, Any]:
             {
                 "id": case.id,
                 "group": case.group,
-                "image_sha256": _sha256(case.image, case.image_name) if case.id in seen else None,
-                "mask_sha256": _sha256(case.mask, case.mask_name) if case.id in labelled and case.mask else None,
+                "image_sha256": file_hash(case.image, case.image_name) if case.id in seen else None,
+                "mask_sha256": file_hash(case.mask, case.mask_name) if case.id in labelled and case.mask else None,
             }
             for case in dataset.cases
         ],
@@ -198,14 +238,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
     return flat
-
-
-def _sha256(path: Path, shown: str) -> str:
-    """Hash of a file, or of the slices of a folder in the order of their names."""
-    whole = hashlib.sha256()
-    try:
-        for file in slices(path) if path.is_dir() else [path]:
-            whole.update(file.read_bytes())
-    except OSError as error:
-        raise DataError(shown, f"{error.strerror}", "a file that can be read", "put it back") from None
-    return whole.hexdigest()

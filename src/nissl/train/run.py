@@ -28,6 +28,8 @@ CONVERT = (
     'tensors alone are converted without running anything by: python -c "import torch; from safetensors.torch import '
     "save_file; save_file(torch.load('OLD.pt', weights_only=True), 'NEW.safetensors')\""
 )
+SERIES = "series.json"
+"""In a folder that holds the runs of several seeds: their list."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +64,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(
-            path, "no such file", "the folder of a run made by `nissl train`", "check the folder, or train first"
-        ) from error
+        found, fix = "no such file", "check the folder, or train first"
+        if (path.parent / SERIES).is_file():
+            found, fix = "no such file: the folder holds the runs of several seeds", "name one of them, such as seed-0"
+        raise InputError(path, found, "the folder of a run made by `nissl train`", fix) from error
     except ValueError as error:
         fix = "restore the file from a copy, or train again"
         raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", fix) from error
