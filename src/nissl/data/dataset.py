@@ -374,18 +374,21 @@ def loader(stream: Steps[T], start: int, stop: int, workers: int) -> Iterator[T]
         generator=torch.Generator(),  # else torch draws from its global state, and a resumed run differs
     )
     iterator = iter(batches)
-    for step in range(start, stop):
-        try:
-            batch = next(iterator)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise ResourceError(
-                f"cases {', '.join(stream.ids(step))}",
-                "a process that prepares batches was killed, most often for lack of memory",
-                "it lives as long as the training",
-                "set data.workers to 0, or data.cache_gib lower, and resume",
-            ) from error
-        if isinstance(batch, NisslError):
-            raise batch
-        yield batch
+    try:
+        for step in range(start, stop):
+            try:
+                batch = next(iterator)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise ResourceError(
+                    f"cases {', '.join(stream.ids(step))}",
+                    "a process that prepares batches was killed, most often for lack of memory",
+                    "it lives as long as the training",
+                    "set data.workers to 0, or data.cache_gib lower, and resume",
+                ) from error
+            if isinstance(batch, NisslError):
+                raise batch
+            yield batch
+    finally:
+        del iterator  # its processes end now: those that end with the interpreter print an error of torch over ours
