@@ -1,4 +1,4 @@
-"""Time of `nissl check` on a folder of 1,000 small images with masks: 128 x 128, simulated, PNG. Prints one JSON line."""
+"""Time of `nissl check` on 1,000 small images with masks: 128 x 128, simulated, PNG. Prints one JSON line."""
 
 import contextlib
 import io
