@@ -137,7 +137,10 @@ def check(data: Path | str, config: DataConfig | None = None, accepted: Accepted
 
 def place(data: Path, config: Config) -> str:
     """How a message calls the folder of the data: by its path, unless there is DICOM in it."""
-    return "DATA" if scan(data, config.data).private else str(data)
+    try:
+        return "DATA" if scan(data, config.data).private else str(data)
+    except InputError:  # it is gone
+        return str(data)
 
 
 def predict(run: Path | str, images: Path | str, out: Path | str, device: str = "auto") -> FolderResult:

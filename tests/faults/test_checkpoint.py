@@ -329,11 +329,11 @@ def die_in_write(moment, name):
             return call
 
         def of_the_state(arguments):
-            handle = arguments[0] if moment == "replace" else f"/proc/self/fd/{arguments[0]}"
+            handle = f"/proc/self/fd/{arguments[0]}" if moment == "fsync" else arguments[0]
             return str(Path(handle).resolve().name).startswith(f".{name}.")
 
         if moment == "write":
-            os.fdopen = dying(os.fdopen, of_the_state)
+            Path.open = dying(Path.open, of_the_state)
         elif moment == "fsync":
             os.fsync = dying(os.fsync, of_the_state)
         else:

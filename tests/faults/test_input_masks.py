@@ -105,29 +105,6 @@ def train(root, out, *flags, code=0):
     assert cli.run(arguments) == code
 
 
-def test_f23_training_stops_where_all_masks_of_the_budget_are_empty(tmp_path, capsys):
-    root = write_tiny(tmp_path / "data")
-    for name in ("field001", "field003"):
-        write_mask(root / "masks" / f"{name}.png", np.zeros((32, 32), np.uint8))
-    train(root, tmp_path / "run", "--labels", "field001,field003", code=3)
-    assert "all 2 masks of the budget are empty" in capsys.readouterr().err and not (tmp_path / "run").exists()
-    train(root, tmp_path / "run", "--labels", "field001,field004")
-
-
-def test_f23_a_class_that_only_test_masks_show_is_called_not_trained(tmp_path, capsys):
-    root = write_tiny(tmp_path / "data")
-    for name in ("field002", "field005"):  # the test cases
-        mask = read_raster(root / "masks" / f"{name}.png").pixels[0]
-        mask[:5, :5] = 2
-        write_mask(root / "masks" / f"{name}.png", mask)
-    train(root, tmp_path / "run", "--label-map", "0=background,1=cell,2=nerve")
-    assert "not trained: nerve" in capsys.readouterr().err
-    assert cli.run(["evaluate", str(tmp_path / "run")]) == 0
-    assert "warning: not trained: nerve" in capsys.readouterr().out
-    assert cli.run(["report", str(tmp_path / "run")]) == 0
-    assert "not trained: nerve" in (tmp_path / "run" / "report.html").read_text()
-
-
 def test_f24_an_image_of_one_pixel_is_two_warnings(root):
     write_image(root / "images" / "c.png", np.zeros((1, 1, 1), np.uint8))
     assert [finding.level for finding in check(root, DataConfig()).findings] == ["warning", "warning"]

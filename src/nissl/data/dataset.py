@@ -387,21 +387,24 @@ def loader(stream: Steps[T], start: int, stop: int, workers: int) -> Iterator[T]
     if workers and signal.getsignal(signal.SIGCHLD) is not handler:
         # Torch has set one that raises wherever the main process is when a worker dies; `next` finds out as well.
         signal.signal(signal.SIGCHLD, handler)
-    for step in range(start, stop):
-        try:
-            batch = next(iterator)
-        except (RuntimeError, OSError, EOFError) as error:
-            # A batch that a dead worker had ready cannot be fetched: then a connection fails.
-            gone = "DataLoader worker" in str(error) or not isinstance(error, RuntimeError)
-            if not workers or not gone or "in DataLoader worker process" in str(error):  # raised by what it ran
-                raise
-            at_hand = range(step, min(stop, step + AHEAD * workers + 1))
-            raise ResourceError(
-                f"cases {', '.join(sorted({name for each in at_hand for name in stream.ids(each)}))}",
-                "a process that prepares batches was killed, most often for lack of memory",
-                "it lives as long as the training",
-                "set data.workers to 0, or data.cache_gib lower, and resume",
-            ) from error
-        if isinstance(batch, NisslError):
-            raise batch
-        yield batch
+    try:
+        for step in range(start, stop):
+            try:
+                batch = next(iterator)
+            except (RuntimeError, OSError, EOFError) as error:
+                # A batch that a dead worker had ready cannot be fetched: then a connection fails.
+                gone = "DataLoader worker" in str(error) or not isinstance(error, RuntimeError)
+                if not workers or not gone or "in DataLoader worker process" in str(error):  # raised by what it ran
+                    raise
+                at_hand = range(step, min(stop, step + AHEAD * workers + 1))
+                raise ResourceError(
+                    f"cases {', '.join(sorted({name for each in at_hand for name in stream.ids(each)}))}",
+                    "a process that prepares batches was killed, most often for lack of memory",
+                    "it lives as long as the training",
+                    "set data.workers to 0, or data.cache_gib lower, and resume",
+                ) from error
+            if isinstance(batch, NisslError):
+                raise batch
+            yield batch
+    finally:
+        del iterator  # its processes end now: those that end with the interpreter print an error of torch over ours
