@@ -206,11 +206,6 @@ class Store:
             raise ValueError(f"{self.files[index].id} was read without its mask")
         return self._counts[index]
 
-    def absent(self) -> tuple[str, ...]:
-        """Names of the classes that no mask shows as the training sees it; the background is not among them."""
-        seen = np.sum([self.counts(index) for index in range(len(self))], axis=0)
-        return tuple(name for name, count in zip(self._label_map.names[1:], seen[1:], strict=True) if not count)
-
     def _fit(self, index: int, case: Case) -> Case:
         image, mask = case.image, case.mask
         image = image if image.dtype in KEPT else image.astype(np.float32)
