@@ -2,28 +2,20 @@
 
 import dataclasses
 import json
-import re
 import shutil
 
 import numpy as np
 import pytest
 from scipy import stats
-from tests.tiny_data import FLAGS, tiny_config, write_tiny
+from tests.five_seeds import command, five_seeds, read, without_split
+from tests.tiny_data import FLAGS, tiny_config
 
-from nissl import cli, series
-from nissl.config import SplitConfig, load_config
+from nissl import series
+from nissl.config import SplitConfig
 from nissl.data.cases import find_cases
 from nissl.data.split import make_split
 from nissl.errors import InputError
 from nissl.train.series import is_finished, is_series, runs_of, settings_of
-
-
-def command(*arguments):
-    return cli.run([str(argument) for argument in arguments])
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 def contents(folder):
@@ -32,57 +24,12 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Without a given split: the test cases are drawn."""
-    root = write_tiny(tmp_path_factory.mktemp("tiny") / "data", count=12)
-    (root / "cases.csv").unlink()
-    return root
+    return without_split(tmp_path_factory.mktemp("tiny") / "data")
 
 
 @pytest.fixture(scope="module")
 def five(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "five"
-    assert command("train", data, "--out", out, *FLAGS, "--seeds", "5") == 0
-    assert command("evaluate", out) == 0 and command("report", out) == 0
-    return out
-
-
-def test_f16_five_seeds_are_five_ordinary_runs_on_the_same_test_cases(five):
-    runs = [five / f"seed-{seed}" for seed in range(5)]
-    splits = [read(run / "split.json") for run in runs]
-    assert {path.name for path in five.iterdir() if path.is_dir()} == {run.name for run in runs}
-    assert len({tuple(split["test"]) for split in splits}) == 1 and {split["test_seed"] for split in splits} == {0}
-    assert len({tuple(split["labelled"]) for split in splits}) > 1, "each seed draws its masks"
-    assert [load_config(run / "config.toml").seed for run in runs] == [0, 1, 2, 3, 4]
-    assert command("evaluate", runs[3]) == 0 and command("report", runs[3]) == 0
-
-
-def test_f16_mean_and_both_intervals_are_those_of_the_runs(five, capsys):
-    tree = read(five / "metrics.json")
-    dice = [read(five / f"seed-{seed}" / "metrics.json")["overall"]["dice"] for seed in range(5)]
-    assert list(tree["runs"].values()) == dice and tree["overall"]["dice"] == pytest.approx(np.mean(dice))
-    assert tree["overall"]["dice_ci_seeds"] == pytest.approx(stats.t.interval(0.95, 4, np.mean(dice), stats.sem(dice)))
-    assert tree["overall"]["dice_sd"] == pytest.approx(np.std(dice, ddof=1))
-    low, high = tree["overall"]["dice_ci_cases"]
-    assert low < tree["overall"]["dice"] < high and tree["n_cases"] == 2
-    assert command("evaluate", five) == 0
-    shown = capsys.readouterr().out
-    assert "mean over 5 seeds, 2 cases" in shown and "95 % over seeds" in shown and "95 % over cases" in shown
-    assert "warning: Only 2 test cases" in shown and all(f"{value:.3f}" in shown for value in dice)
-    assert command("evaluate", five, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["overall"] == tree["overall"]
-
-
-def test_f16_the_page_claims_no_single_seed_and_links_to_every_run(five):
-    page = (five / "report.html").read_text()
-    tree = read(five / "metrics.json")
-    low, high = tree["overall"]["dice_ci_seeds"]
-    assert f"mean over 5 seeds: 95 % interval {low:.2f} to {high:.2f} over seeds" in page
-    links = re.findall(r'href="([^"]*)"', page)
-    assert links == [f"seed-{seed}/report.html" for seed in range(5)]
-    assert all((five / link).is_file() for link in links) and "nor the best" in page
-    assert "Content-Security-Policy" in page and "<script" not in page
-    for seed in range(5):
-        assert f"one run with one seed</b> ({seed})" in (five / f"seed-{seed}" / "report.html").read_text()
+    return five_seeds(data, tmp_path_factory.mktemp("runs") / "five")
 
 
 def test_an_interrupted_series_goes_on_and_finished_runs_stay_as_they_are(five, data, tmp_path, capsys):

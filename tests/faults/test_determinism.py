@@ -1,16 +1,22 @@
 """Determinism: the same seed gives the same bits, whatever else draws random numbers."""
 
+import json
 import random
+import re
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from tests.five_seeds import command, five_seeds, read, without_split
 from tests.tiny_data import FLAGS, write_tiny
 from tests.train.tiny import NET, TRAIN, Changed, Images, Recipe, crash_at, differing, log_of, state_of, write_files
 
 from nissl import cli, nets
+from nissl.config import load_config
 from nissl.errors import DataError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
@@ -111,3 +117,66 @@ def test_f15_draws_from_global_state_change_nothing_in_any_pretraining(files, tm
     for net, images in zip(nets_of_both, (Images(files), Changed(Images(files), draw))):
         recipe.pretraining().run(net, images)
     assert differing(*(net.state_dict() for net in nets_of_both)) == []
+
+
+# Seeds
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("series")
+    return five_seeds(without_split(folder / "data"), folder / "five")
+
+
+def test_f16_five_seeds_are_five_ordinary_runs_on_the_same_test_cases(five):
+    runs = [five / f"seed-{seed}" for seed in range(5)]
+    splits = [read(run / "split.json") for run in runs]
+    assert {path.name for path in five.iterdir() if path.is_dir()} == {run.name for run in runs}
+    assert len({tuple(split["test"]) for split in splits}) == 1 and {split["test_seed"] for split in splits} == {0}
+    assert len({tuple(split["labelled"]) for split in splits}) > 1, "each seed draws its masks"
+    assert [load_config(run / "config.toml").seed for run in runs] == [0, 1, 2, 3, 4]
+    assert command("evaluate", runs[3]) == 0 and command("report", runs[3]) == 0
+
+
+def test_f16_mean_and_both_intervals_are_those_of_the_runs(five, capsys):
+    tree = read(five / "metrics.json")
+    dice = [read(five / f"seed-{seed}" / "metrics.json")["overall"]["dice"] for seed in range(5)]
+    assert list(tree["runs"].values()) == dice and tree["overall"]["dice"] == pytest.approx(np.mean(dice))
+    assert tree["overall"]["dice_ci_seeds"] == pytest.approx(stats.t.interval(0.95, 4, np.mean(dice), stats.sem(dice)))
+    assert tree["overall"]["dice_sd"] == pytest.approx(np.std(dice, ddof=1))
+    low, high = tree["overall"]["dice_ci_cases"]
+    assert low < tree["overall"]["dice"] < high and tree["n_cases"] == 2
+    assert command("evaluate", five) == 0
+    shown = capsys.readouterr().out
+    assert "mean over 5 seeds, 2 cases" in shown and "95 % over seeds" in shown and "95 % over cases" in shown
+    assert "warning: Only 2 test cases" in shown and all(f"{value:.3f}" in shown for value in dice)
+    assert command("evaluate", five, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["overall"] == tree["overall"]
+
+
+def test_f16_the_page_claims_no_single_seed_and_links_to_every_run(five):
+    page = (five / "report.html").read_text()
+    tree = read(five / "metrics.json")
+    low, high = tree["overall"]["dice_ci_seeds"]
+    assert f"mean over 5 seeds: 95 % interval {low:.2f} to {high:.2f} over seeds" in page
+    links = re.findall(r'href="([^"]*)"', page)
+    assert links == [f"seed-{seed}/report.html" for seed in range(5)]
+    assert all((five / link).is_file() for link in links) and "nor the best" in page
+    assert "Content-Security-Policy" in page and "<script" not in page
+    for seed in range(5):
+        assert f"one run with one seed</b> ({seed})" in (five / f"seed-{seed}" / "report.html").read_text()
+
+
+# A GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is at hand")
+def test_f14_the_same_seed_on_a_gpu_gives_the_same_weights_or_the_operation_is_named(tmp_path):
+    data, told = write_tiny(tmp_path / "data"), []
+    for name in ("one", "two"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert command("train", data, "--out", tmp_path / name, *FLAGS, "--device", "cuda") == 0
+        told += [str(warning.message) for warning in caught]
+    hashes = {load_checkpoint(tmp_path / name / WEIGHTS)[1]["sha256"] for name in ("one", "two")}
+    assert len(hashes) == 1 or any("does not have a deterministic" in text for text in told)

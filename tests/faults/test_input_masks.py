@@ -164,3 +164,27 @@ def test_f26_labels_never_wrap(tmp_path, kind, top, dtype):
     read = read_raster(path).pixels
     assert read.dtype == dtype
     np.testing.assert_array_equal(read[0], labels)
+
+
+CODINGS = {
+    "0 and 255": (lambda mask: write(mask * 255), "255", "binary"),
+    "palette": (lambda mask: Image.fromarray(mask).convert("P"), "", "0,1"),
+    "colours": (lambda mask: write(np.stack([mask * 255, mask * 0, mask * 0])), "#ff0000", "#000000=a,#ff0000=b"),
+    "0, 1 and 3": (lambda mask: write(mask + 2 * (np.cumsum(mask, axis=0) > 4) * mask), "3", "0=a,1=b,3=c"),
+}
+
+
+def write(pixels):
+    return Image.fromarray(pixels.astype(np.uint8) if pixels.ndim == 2 else np.moveaxis(pixels, 0, -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_f22_check_reads_every_coding_by_its_map_and_lists_what_it_meets_without(root, coding, capsys):
+    make, listed, label_map = CODINGS[coding]
+    for path in sorted((root / "masks").iterdir()):
+        make(read_raster(path).pixels[0]).save(path)
+    capsys.readouterr()
+    assert cli.run(["check", str(root)]) == (3 if listed else 0)
+    told = capsys.readouterr().out
+    assert listed in told and ("--label-map" in told) == bool(listed)
+    assert cli.run(["check", str(root), "--data.label-map", label_map]) == 0
