@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import tifffile
 from tests.dicom_files import header, place, write_file, write_series
-from tests.faults.mutants import dicom
+from tests.faults.mutants import dicom, grown
 from tests.tiny_data import FLAGS, write_tiny
 
 from nissl import cli
-from nissl.data.formats import SUFFIXES, read_header, read_raster, write_image, write_mask
+from nissl.data.formats import SUFFIXES, open_raster, read_header, read_raster, write_image, write_mask
 from nissl.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -356,3 +356,13 @@ def test_f29_a_file_that_would_expand_is_refused_from_its_header(bomb, tmp_path)
         assert "at most 0.1 GiB" in messages[-1] and "--data.limit-gib" in messages[-1]
     print(f"{bomb.__name__}: {path.stat().st_size / 1e3:.0f} kB, memory grew by {int(growth) / 1e6:.1f} MB")
     assert int(growth) < 50e6
+
+
+def test_f29_a_picture_that_claims_more_than_its_tile_is_refused_where_parts_are_read(tmp_path):
+    """A region decodes one tile, which would take 1.2 GB."""
+    jpeg_beyond_its_tile(tmp_path / "bomb.tif")
+    before = grown()
+    with pytest.raises(DataError, match=r"bomb\.tif\n  found: .*20000 x 20000 pixels"):
+        with open_raster(tmp_path / "bomb.tif") as raster:
+            raster.pixels[:, :8, :8]
+    assert grown() - before < 50e6
