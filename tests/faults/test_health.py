@@ -18,6 +18,7 @@ from tests.tiny_data import FLAGS, write_tiny
 from tests.train.several import environment, finish, start
 from tests.train.tiny import (
     CPU,
+    NET,
     PRETRAIN,
     TRAIN,
     Changed,
@@ -32,7 +33,7 @@ from tests.train.tiny import (
 )
 from torch import nn
 
-from nissl import cli
+from nissl import cli, nets
 from nissl.errors import ResourceError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
@@ -83,6 +84,22 @@ def test_f36_not_a_number_in_an_image_reaches_neither_weights_nor_running_statis
     assert all(tensor.isfinite().all() for tensor in state_of(trainer).values())
     assert trainer.average.n_averaged == 18
     assert [line["step"] for line in log_of(tmp_path / "run") if "skipped" in line] == [4, 6]
+
+
+@pytest.mark.parametrize("network", nets.NETWORKS)
+def test_f36_not_a_number_in_an_image_leaves_every_network_whole(tmp_path, network):
+    def spoil_one(step, batch):
+        if step == 1:
+            batch.images[0, 0, 2, 2] = float("nan")
+        return batch
+
+    recipe = Recipe(
+        write_files(tmp_path / "data", side=32), net=replace(NET, name=network), config=replace(TRAIN, steps=3)
+    )
+    trainer = recipe.trainer(tmp_path / "run", spoil_one)
+    trainer.run()
+    assert all(tensor.isfinite().all() for tensor in state_of(trainer).values())
+    assert [line["step"] for line in log_of(tmp_path / "run") if "skipped" in line] == [2]
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
