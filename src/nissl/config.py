@@ -184,6 +184,17 @@ class MethodConfig:
 
     name: Annotated[str, _short("method")] = "supervised"
     """`supervised`."""
+    weight: float | None = None
+    """Weight of the terms that need no masks, once it has risen. Left open, the method's own."""
+    ramp: float = 0.4
+    """Share of the steps over which that weight rises."""
+    decay: float = 0.99
+    """Decay of the averaged teacher, in methods that have one."""
+
+    def __post_init__(self) -> None:
+        _require(self.weight is None or self.weight >= 0, "method.weight", self.weight, "0 or more")
+        _require(0 <= self.ramp <= 1, "method.ramp", self.ramp, "a share from 0 to 1")
+        _require(0 <= self.decay < 1, "method.decay", self.decay, "0 or more and below 1")
 
 
 @dataclasses.dataclass(frozen=True)

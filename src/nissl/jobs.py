@@ -170,7 +170,7 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
     seed = _seed(config.seed, STAGE_2)
     schedule = Schedule(seed, config.train.batch, world.rank, world.size)
     stream = Stream(stores.labelled, stores.unlabelled, config.augment, schedule)
-    method = METHODS[config.method.name](networks)
+    method = METHODS[config.method.name](networks, config.method)
     trainer = Trainer(method, stream, config.train, out, seed, job.device, world, config.data.workers)
     if resumed and (warning := trainer.resume()):
         warn(warning)
@@ -293,10 +293,14 @@ def _stores(job: _Job) -> _Stores:
     """Read each file that the run will use, so that a fault shows at once and not after hours.
 
     Raises:
+        InputError: the method wants images without masks, and there are none.
         DataError: a file cannot be read or used, or is of another kind than the others.
 
     """
     config, dataset, split = job.config, job.dataset, job.split
+    if METHODS[config.method.name].uses_unlabelled and not split.unlabelled:
+        found, fix = "no training image without a mask", "lower --labels, or use --method supervised"
+        raise InputError(f"method.name {config.method.name}", found, "images without masks to learn from", fix)
     semi, looks = METHODS[config.method.name].uses_unlabelled, _pretraining(config, 0).steps > 0
     data = dataclasses.replace(config.data, cache_gib=config.data.cache_gib / (1 + semi + looks))
 

@@ -1,19 +1,24 @@
 """What a method is: it names its losses, and the one loop does the rest."""
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nissl.config import MethodConfig
 from nissl.data.dataset import Batch
 
 
 class Method(nn.Module):
     """A way to learn from few masks.
 
+    Whatever it draws comes from torch's global generator, which the loop seeds at each step.
+
     Args:
         networks: as many as `count` says, each initialised (and pre-trained) with a seed of its own.
+        config: settings of stage 2.
 
     """
 
@@ -21,10 +26,13 @@ class Method(nn.Module):
     """Networks that the method trains."""
     uses_unlabelled: ClassVar[bool] = False
     """Whether a batch must bring images without masks."""
+    weight: ClassVar[float] = 1.0
+    """Weight of the terms that need no masks, where the settings leave it open."""
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
+    def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
+        self.config = config
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the named terms of the loss; the loop sums and logs them.
@@ -35,6 +43,12 @@ class Method(nn.Module):
 
         """
         raise NotImplementedError(f"{type(self).__name__} states no losses")
+
+    def rising(self, progress: float) -> float:
+        """Weight of the terms that need no masks: a Gaussian ramp (Laine and Aila 2017), exp(-5 (1 - t)^2)."""
+        full = self.weight if self.config.weight is None else self.config.weight
+        done = min(1.0, progress / self.config.ramp) if self.config.ramp else 1.0
+        return full * math.exp(-5 * (1 - done) ** 2)
 
     def after_step(self) -> None:
         """Do what follows an optimiser step, such as moving an averaged teacher; nothing by default."""
