@@ -27,6 +27,7 @@ from nissl.evaluate import Comparison, Summary, score_case, scores_to_csv, summa
 from nissl.evaluate.runs import compare_runs
 from nissl.files import write_whole
 from nissl.methods import METHODS
+from nissl.methods.shared import parts
 from nissl.plasticity import plastic_layers
 from nissl.predict.folder import FolderResult, predict_folder
 from nissl.predict.memory import Retreat
@@ -90,6 +91,8 @@ def train(
         class_pixels = count_classes(stores.labelled, dataset)
         network = _measure_network(networks[0], config, dataset)
         excluded(networks[0], config.pretrain.layers)
+        if METHODS[config.method.name].needs_parts:
+            parts(networks[0], config.method.name)
         if world.first and resume:
             note_session(out, config, changed)
         if world.first and (changed or not resume):

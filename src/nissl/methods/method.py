@@ -26,6 +26,8 @@ class Method(nn.Module):
     """Networks that the method trains."""
     uses_unlabelled: ClassVar[bool] = False
     """Whether a batch must bring images without masks."""
+    needs_parts: ClassVar[bool] = False
+    """Whether the network must have an encoder, a decoder and a head that the method can reach into."""
     weight: ClassVar[float] = 1.0
     """Weight of the terms that need no masks, where the settings leave it open."""
 

@@ -68,8 +68,7 @@ class Trainer:
         if self.world.size > 1:
             synchronise(self.method)
         self.method.to(self.device)
-        for network in self.method.networks:
-            lay_out(network)
+        lay_out(self.method)
         self.optimiser = make_optimiser(self.method, self.config)
         self.average = AveragedModel(self.method.predictor(), avg_fn=self._averaged, use_buffers=True)
         self._bad = 0
@@ -259,9 +258,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
-def lay_out(network: nn.Module) -> None:
+def lay_out(module: nn.Module) -> None:
     """Keep the convolutions' weights channels-last, in which they run fastest."""
-    for parameter in network.parameters():
+    for parameter in module.parameters():
         if parameter.ndim in CHANNELS_LAST:
             parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
 

@@ -1,0 +1,66 @@
+"""Methods that reach into a network: what they find there, and how one without parts is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.tiny_data import FLAGS, write_tiny
+from tests.train.tiny import CPU, TRAIN, Recipe, make_stream, write_files
+
+from nissl import cli, nets
+from nissl.config import NetConfig
+from nissl.errors import InputError
+from nissl.methods import METHODS
+from nissl.methods.auxiliary import Sizes, fixed_draws, sizes
+from nissl.train.loop import Trainer
+
+REACHING = [name for name, kind in METHODS.items() if kind.needs_parts]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_sizes_of_a_network_are_found_and_it_is_left_alone(dims):
+    net = nets.build(NetConfig(widths=(4, 6, 8), dropout=(0.1, 0.2, 0.3)), dims, 2, 5, seed=0).train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state = torch.get_rng_state()
+    assert sizes(net, "urpc") == Sizes(dims, (8, 6, 4), 5)
+    assert net.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_fixed_draws_are_alike_and_change_nothing_outside():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    drawn = []
+    for _ in range(2):
+        with fixed_draws():
+            drawn.append(torch.rand(3))
+    assert torch.equal(*drawn) and torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", REACHING)
+def test_a_network_without_parts_is_refused(name):
+    with pytest.raises(InputError, match=f"{name} with VNet"):
+        METHODS[name]([nets.build(NetConfig(name="vnet"), 2, 1, 2, seed=0)])
+
+
+@pytest.mark.parametrize("name", REACHING)
+def test_a_network_without_parts_is_refused_from_the_command_line_before_the_run_begins(tmp_path, capsys, name):
+    data, out = write_tiny(tmp_path / "data"), tmp_path / "run"
+    assert cli.run(["train", str(data), "--out", str(out), *FLAGS, "--method", name, "--net", "vnet"]) == 2
+    told = capsys.readouterr().err
+    for part in (f"{name} with VNet", "encoder, decoder and head", "--net unet"):
+        assert part in told
+    assert "Traceback" not in told and not (out / "config.toml").exists()
+
+
+@pytest.mark.parametrize("name", REACHING)
+def test_what_a_method_adds_is_laid_out_as_the_network_also_in_a_resumed_run(tmp_path, name):
+    """Of networks as they are built: convolutions in another layout would round differently."""
+    files = write_files(tmp_path / "data")
+    recipe = Recipe(files, method=name, config=replace(TRAIN, steps=1))
+    networks = [nets.build(recipe.net, 2, 1, 2, seed=0)]
+    trainer = Trainer(METHODS[name](networks), make_stream(files), recipe.config, tmp_path, 0, CPU)
+    kernels = [weight for weight in trainer.method.parameters() if weight.ndim == 4]
+    assert len(kernels) > len([weight for weight in networks[0].parameters() if weight.ndim == 4])
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
