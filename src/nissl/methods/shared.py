@@ -1,7 +1,9 @@
 """What several methods share: an averaged teacher, noise, and the parts of a network that a method reaches into."""
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -72,3 +74,33 @@ def parts(net: nn.Module, method: str) -> tuple[nn.Module, nn.Module, nn.Module]
     encoder, decoder, head = found
     assert isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module) and isinstance(head, nn.Module)
     return encoder, decoder, head
+
+
+def box(size: Sequence[int], sides: Sequence[float], places: Sequence[float]) -> Bool[Tensor, "*space"]:
+    """Mark a box in an image of a size: its sides as shares of the image's, its places from 0 to 1 (1 excluded)."""
+    inside = torch.zeros(*size, dtype=torch.bool)
+    cut = []
+    for whole, side, place in zip(size, sides, places, strict=True):
+        length = int(whole * side)
+        start = int(place * (whole - length + 1))
+        cut.append(slice(start, start + length))
+    inside[tuple(cut)] = True
+    return inside
+
+
+def masked_dice(
+    logits: Float[Tensor, "batch classes *space"],
+    labels: Integer[Tensor, "batch *space"],
+    where: Bool[Tensor, "batch *space"],
+) -> Float[Tensor, ""]:
+    """Soft Dice as in `segmentation_losses`, by the marked pixels alone; an image without any of them costs nothing.
+
+    Not MONAI's MaskedDiceLoss, which takes the softmax after it has masked the logits.
+    """
+    from monai.losses import DiceLoss  # MONAI takes 3 s to import
+    from monai.networks import one_hot
+
+    marked = where[:, None].float()
+    truth = one_hot(labels[:, None], logits.shape[1])
+    loss: Tensor = DiceLoss()(logits.float().softmax(1) * marked, truth * marked)
+    return loss

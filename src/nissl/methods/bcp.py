@@ -1,0 +1,96 @@
+"""Bidirectional copy-paste: boxes of labelled images in unlabelled ones, and the other way round."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nissl.config import MethodConfig
+from nissl.data.dataset import Batch
+from nissl.methods.method import Method
+from nissl.methods.shared import Teacher, box, masked_dice, unlabelled
+
+SIDE = 2 / 3
+"""Side of the pasted box, as a share of the image's (the paper's beta)."""
+FIRST = 0.25
+"""Share of the steps in which only labelled images are mixed: the authors' first stage has 10,000 of 40,000 steps."""
+
+
+class BidirectionalCopyPaste(Method):
+    """Mixed images learn by masks and by an averaged teacher's pseudo-labels (Bai et al. 2023, CVPR, "BCP").
+
+    One box of 2/3 of each side, anywhere, is drawn for a step. Inwards, unlabelled images are pasted into labelled
+    ones; outwards, labelled into unlabelled. Dice and cross-entropy are taken inside and outside of the box apart:
+    the labelled side counts 1, the other alpha = 0.5 (`weight`; it does not ramp), and the two directions are averaged.
+    In the first steps (`FIRST`) labelled images are pasted into each other, with the masks of both.
+
+    Different from the authors' code: each image serves in both directions, with the next of the batch as partner for
+    the other one (alone in the batch, itself); the teacher averages from the first step on; pseudo-labels are the
+    likeliest class as it is, without keeping the largest component of each, since cells and glands are many.
+    """
+
+    uses_unlabelled = True
+    weight = 0.5
+    """The paper's alpha."""
+
+    def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
+        super().__init__(networks, config)
+        self.teacher = Teacher(self.networks[0], config.decay)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
+        """Return `dice` and `cross_entropy` by masks and, after the first steps, `pseudo_…` by pseudo-labels."""
+        net, inside = self.networks[0], draw_box(batch.images.shape[2:]).to(batch.images.device)
+        images, masks = batch.images.roll(1, 0), batch.masks.roll(1, 0)
+        if progress < FIRST:
+            logits = net(paste(batch.images, images, inside))
+            return mean([region_losses(logits, batch.masks, inside), region_losses(logits, masks, ~inside)], 1.0)
+        fresh = unlabelled(batch)
+        labels = self.teacher(fresh).argmax(1)
+        inwards = net(paste(fresh, images, inside))
+        outwards = net(paste(batch.images, fresh.roll(1, 0), inside))
+        known = [region_losses(inwards, masks, ~inside), region_losses(outwards, batch.masks, inside)]
+        guessed = [region_losses(inwards, labels, inside), region_losses(outwards, labels.roll(1, 0), ~inside)]
+        pseudo = mean(guessed, self.rising(1.0))
+        return mean(known, 1.0) | {f"pseudo_{name}": term for name, term in pseudo.items()}
+
+    def after_step(self) -> None:
+        """Move the teacher."""
+        self.teacher.update(self.networks[0])
+
+
+def draw_box(size: Sequence[int]) -> Bool[Tensor, "*space"]:
+    """Draw the place of the pasted box."""
+    return box(size, [SIDE] * len(size), torch.rand(len(size)).tolist())
+
+
+def paste(
+    front: Float[Tensor, "batch channels *space"],
+    back: Float[Tensor, "batch channels *space"],
+    inside: Bool[Tensor, "*space"],
+) -> Float[Tensor, "batch channels *space"]:
+    """Take the box from the one and the rest from the other."""
+    return torch.where(inside, front, back)
+
+
+def region_losses(
+    logits: Float[Tensor, "batch classes *space"],
+    labels: Integer[Tensor, "batch *space"],
+    inside: Bool[Tensor, "*space"],
+) -> dict[str, Float[Tensor, ""]]:
+    """Return Dice and cross-entropy by the pixels of a region, which is the same in all images."""
+    from monai.networks import one_hot  # MONAI takes 3 s to import
+
+    logits = logits.float()
+    # Classes as shares: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
+    surprise = functional.cross_entropy(logits, one_hot(labels[:, None], logits.shape[1]), reduction="none")
+    return {
+        "dice": masked_dice(logits, labels, inside.expand(labels.shape)),
+        "cross_entropy": (surprise * inside).sum() / (len(labels) * inside.sum()).clamp(min=1),
+    }
+
+
+def mean(terms: Sequence[dict[str, Float[Tensor, ""]]], weight: float) -> dict[str, Float[Tensor, ""]]:
+    """Average terms of the same names, and weigh them."""
+    return {name: weight * torch.stack([each[name] for each in terms]).mean() for name in terms[0]}

@@ -1,0 +1,132 @@
+"""UniMatch: what is sure in an image as it is must hold for its strongly changed copies, and for changed features."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nissl.config import MethodConfig
+from nissl.data.dataset import Batch
+from nissl.methods.method import Method
+from nissl.methods.shared import box, masked_dice, parts, unlabelled
+from nissl.methods.supervised import segmentation_losses
+
+CONFIDENT = 0.95
+"""Probability of the likeliest class from which on a pixel teaches (the authors' setting for ACDC)."""
+DROPPED = 0.5
+"""Share of the encoder's channels that the changed features lack."""
+JITTERED, BLURRED, PASTED = 0.8, 0.5, 0.5
+"""Shares of the images whose intensities change, that are blurred, and that get a box of another image."""
+
+
+class UniMatch(Method):
+    """Weak-to-strong consistency of images, twice, and of features (Yang et al. 2023, CVPR, "UniMatch").
+
+    The unlabelled images, as they come from the augmentation, give pseudo-labels: the likeliest class where its
+    probability is at least `CONFIDENT`. By them learn two strong views (intensities, blur, boxes of other images) and
+    the same features with half of their channels dropped, weighted 0.25, 0.25 and 0.5; nothing ramps. As in the
+    authors' code for medical images these three losses are Dice alone, on the confident pixels.
+
+    Different from that code: each view passes on its own, normalised by its own batch; boxes come from images of the
+    same batch, whose pseudo-labels are at hand; Dice is per image, so that a batch split over processes is the same.
+
+    Raises:
+        InputError: the network has no encoder, decoder and head.
+
+    """
+
+    uses_unlabelled = True
+    weight = 2.0
+    """In the authors' code L_x + L_u, where L_x is the mean of Dice and cross-entropy; here it is their sum."""
+
+    def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
+        super().__init__(networks, config)
+        parts(self.networks[0], "unimatch")
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
+        """Return the terms of `supervised`, and `strong_1`, `strong_2` and `features`."""
+        net, images, weight = self.networks[0], unlabelled(batch), self.rising(1.0)
+        encoder, decoder, head = parts(net, "unimatch")
+        terms = segmentation_losses(net(batch.images), batch.masks)
+        features = encoder(images)
+        with torch.no_grad():
+            labels, sure = pseudo_labels(head(decoder(features)[-1]))
+        for name in ("strong_1", "strong_2"):
+            view = apply(images, [draw() for _ in images])
+            partner = torch.randperm(len(images)).to(images.device)
+            inside = torch.stack([draw_box(images.shape[2:]) for _ in images]).to(images.device)
+            known = torch.where(inside, labels[partner], labels), torch.where(inside, sure[partner], sure)
+            mixed = torch.where(inside[:, None], view[partner], view)
+            terms[name] = 0.25 * weight * masked_dice(net(mixed), *known)
+        logits = head(decoder([dropped(level) for level in features])[-1])
+        return terms | {"features": 0.5 * weight * masked_dice(logits, labels, sure)}
+
+
+def pseudo_labels(
+    logits: Float[Tensor, "batch classes *space"],
+) -> tuple[Integer[Tensor, "batch *space"], Bool[Tensor, "batch *space"]]:
+    """Return the likeliest class of each pixel, and whether it is sure."""
+    probability, labels = logits.float().softmax(1).max(1)
+    return labels, probability >= CONFIDENT
+
+
+def dropped(features: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
+    """Drop whole channels, each image's own."""
+    drop = functional.dropout2d if features.ndim == 4 else functional.dropout3d
+    return drop(features, DROPPED)
+
+
+@dataclass(frozen=True)
+class Strong:
+    """How the intensities of one image change."""
+
+    contrast: float = 1.0
+    """Factor about the mean, which is zero in a normalised image."""
+    brightness: float = 0.0
+    """Shift, in standard deviations of the image."""
+    blur: float = 0.0
+    """Standard deviation of a Gaussian, in pixels."""
+
+
+def draw() -> Strong:
+    """Draw for one image: contrast 0.5 to 1.5 and brightness -0.5 to 0.5, blur 0.1 to 2 (ranges of the paper).
+
+    The paper's factor of brightness, 0.5 to 1.5, is that shift where the mean is as large as the deviation.
+    """
+    jitter, contrast, brightness, blur, sigma = torch.rand(5).tolist()
+    sharp = Strong(0.5 + contrast, brightness - 0.5) if jitter < JITTERED else Strong()
+    return Strong(sharp.contrast, sharp.brightness, 0.1 + 1.9 * sigma if blur < BLURRED else 0.0)
+
+
+def apply(
+    images: Float[Tensor, "batch channels *space"], draws: Sequence[Strong]
+) -> Float[Tensor, "batch channels *space"]:
+    """Change normalised images, one draw for each; exact where a draw changes nothing."""
+    from monai.networks.layers import gaussian_1d, separable_filtering  # MONAI takes 3 s to import
+
+    changed = []
+    for image, one in zip(images, draws, strict=True):
+        image = image * one.contrast + one.brightness
+        if one.blur > 0:
+            kernel = gaussian_1d(torch.tensor(one.blur), approx="sampled", normalize=True)
+            with torch.autocast(image.device.type, enabled=False):  # images keep their precision
+                image = separable_filtering(image[None], [kernel] * (image.ndim - 1), mode="replicate")[0]
+        changed.append(image)
+    return torch.stack(changed)
+
+
+def draw_box(size: Sequence[int]) -> Bool[Tensor, "*space"]:
+    """Draw where another image is pasted: nowhere, or 0.02 to 0.4 of the image (CutMix, bounds of the paper).
+
+    Sides, as shares of the image's, differ by a factor of 1 / 0.3 at most; none is longer than the image.
+    """
+    pasted, area, *rest = torch.rand(2 + 2 * len(size)).tolist()
+    if pasted >= PASTED:
+        return torch.zeros(*size, dtype=torch.bool)
+    stretch = [(share - 0.5) * math.log(1 / 0.3) for share in rest[: len(size)]]
+    middle = math.log(0.02 + 0.38 * area) / len(size) - sum(stretch) / len(size)
+    return box(size, [min(1.0, math.exp(middle + one)) for one in stretch], rest[len(size) :])
