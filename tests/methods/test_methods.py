@@ -52,19 +52,21 @@ def test_the_predictor_makes_logits_and_is_part_of_the_method(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_following_the_loss_downhill_lowers_it(name):
+def test_following_the_loss_downhill_fits_the_masks(name):
+    """The loss itself may grow: terms without masks come in on the way."""
     method, seen = make(name).train(), batch()
     optimiser = torch.optim.AdamW(method.parameters(), lr=1e-2)
     torch.manual_seed(0)
-    losses = []
-    for _ in range(20):
-        loss = sum(method(seen, 1.0).values())  # a weight that rises would raise the loss
+    fits = []
+    for step in range(20):
+        with torch.no_grad():
+            fits.append(float(sum(segmentation_losses(method.predictor()(seen.images), seen.masks).values())))
+        loss = sum(method(seen, step / 20).values())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         method.after_step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert fits[-1] < 0.8 * fits[0]
 
 
 def test_a_method_must_state_its_losses():
