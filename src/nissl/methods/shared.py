@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import AveragedModel
 
 from nissl.data.dataset import Batch
@@ -16,6 +17,9 @@ class Teacher(nn.Module):
 
     The average is teacher <- d teacher + (1 - d) student with d = min(decay, 1 - 1 / (step + 1)), so that it starts as
     the student's mean. Running statistics are averaged as well; counters are copied.
+
+    In training, its dropout is on and all else is as in evaluation: it normalises by its running statistics, which
+    are the student's average and which its own passes must not move.
     """
 
     def __init__(self, student: nn.Module, decay: float) -> None:
@@ -23,6 +27,14 @@ class Teacher(nn.Module):
         self.decay = decay
         self.average = AveragedModel(student, avg_fn=self._averaged, use_buffers=True)
         self.average.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Turn dropout on or off, and nothing else."""
+        super().train(mode)
+        for module in self.average.modules():
+            module.training = mode and isinstance(module, _DropoutNd)
+        return self
 
     def update(self, student: nn.Module) -> None:
         """Move towards the student, after its step."""
@@ -30,7 +42,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch classes *space"]:
-        """Return logits without a graph, in the mode (training or evaluation) that the teacher is in."""
+        """Return logits without a graph, with dropout in training and without in evaluation."""
         logits: Tensor = self.average(images)
         return logits
 
