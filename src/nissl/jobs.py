@@ -32,7 +32,6 @@ from nissl.predict.folder import FolderResult, predict_folder
 from nissl.predict.memory import Retreat
 from nissl.predict.tiles import predict_mask
 from nissl.pretrain import PRETRAININGS, Images, Pretraining
-from nissl.pretrain.pretraining import excluded
 from nissl.progress import Advance, track, warn
 from nissl.report import write_report
 from nissl.train.checkpoint import has_checkpoint
@@ -89,7 +88,7 @@ def train(
         networks, stores = _networks(job), _stores(job)
         class_pixels = count_classes(stores.labelled, dataset)
         network = _measure_network(networks[0], config, dataset)
-        excluded(networks[0], config.pretrain.layers)
+        _pretraining(config, 0).check(networks[0])
         if world.first and resume:
             note_session(out, config, changed)
         if world.first and (changed or not resume):
