@@ -145,7 +145,8 @@ class PretrainConfig:
 
     name: Annotated[str, _short("pretrain")] = "none"
     """`none`, `hebbian`, or one of its controls: `unit-norm` (same parametrisation, untrained), `warm`
-    (normalisation statistics only), `shuffled` (trained filters with their entries shuffled)."""
+    (normalisation statistics only), `shuffled` (trained filters with their entries shuffled). `vae` (reconstruction)
+    and `superpixel` (pseudo-masks) back-propagate instead: of the settings here they take layers, steps and batch."""
     rule: Annotated[Literal["swta", "hpca", "softhebb", "oja", "hebb"], _short("rule")] = "hpca"
     """Which Hebbian rule."""
     layers: Annotated[Literal["all", "encoder", "decoder"], _short("layers")] = "all"

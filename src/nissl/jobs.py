@@ -27,13 +27,11 @@ from nissl.evaluate import Comparison, Summary, score_case, scores_to_csv, summa
 from nissl.evaluate.runs import compare_runs
 from nissl.files import write_whole
 from nissl.methods import METHODS
-from nissl.methods.shared import parts
 from nissl.plasticity import plastic_layers
 from nissl.predict.folder import FolderResult, predict_folder
 from nissl.predict.memory import Retreat
 from nissl.predict.tiles import predict_mask
 from nissl.pretrain import PRETRAININGS, Images, Pretraining
-from nissl.pretrain.pretraining import excluded
 from nissl.progress import Advance, track, warn
 from nissl.report import write_report
 from nissl.train.checkpoint import has_checkpoint
@@ -90,9 +88,9 @@ def train(
         networks, stores = _networks(job), _stores(job)
         class_pixels = count_classes(stores.labelled, dataset)
         network = _measure_network(networks[0], config, dataset)
-        excluded(networks[0], config.pretrain.layers)
+        _pretraining(config, 0).check(networks[0])
         if METHODS[config.method.name].needs_parts:
-            parts(networks[0], config.method.name)
+            nets.parts(networks[0], f"--method {config.method.name}")
         if world.first and resume:
             note_session(out, config, changed)
         if world.first and (changed or not resume):

@@ -49,7 +49,7 @@ def test_a_network_without_parts_is_refused_from_the_command_line_before_the_run
     data, out = write_tiny(tmp_path / "data"), tmp_path / "run"
     assert cli.run(["train", str(data), "--out", str(out), *FLAGS, "--method", name, "--net", "vnet"]) == 2
     told = capsys.readouterr().err
-    for part in (f"{name} with VNet", "encoder, decoder and head", "--net unet"):
+    for part in (f"VNet, with --method {name}", "encoder, decoder and head", "--net unet"):
         assert part in told
     assert "Traceback" not in told and not (out / "config.toml").exists()
 

@@ -13,6 +13,7 @@ from nissl.config import NetConfig, PretrainConfig
 from nissl.errors import InputError
 from nissl.plasticity import RULES, plastic_layers
 from nissl.pretrain import PRETRAININGS, Pretraining, pretrain
+from nissl.pretrain.gradient import BackPropagation
 from nissl.pretrain.pretraining import excluded, head
 from nissl.pretrain.unit_norm import UnitNorm, normalise
 from nissl.train.loop import lay_out, plain_state
@@ -21,6 +22,9 @@ NET = NetConfig(widths=(4, 8), dropout=(0.3, 0.3))
 CONFIG = PretrainConfig(steps=3, batch=2, rate=0.1)
 HANDOVERS = ["fold", "unit-norm"]
 LEARNING = ["hebbian", "shuffled"]
+GRADIENT = [name for name, kind in PRETRAININGS.items() if issubclass(kind, BackPropagation)]
+"""Those that back-propagate a loss without masks, to compare the Hebbian family with."""
+FORWARD = [name for name in PRETRAININGS if name not in GRADIENT]
 
 
 @pytest.fixture
@@ -98,7 +102,7 @@ def test_the_network_stays_one_that_trains_and_has_a_plain_state(name, dims, han
 
 
 @pytest.mark.parametrize("handover", HANDOVERS)
-@pytest.mark.parametrize("name", PRETRAININGS)
+@pytest.mark.parametrize("name", FORWARD)
 def test_no_backpropagation_is_run(name, handover, no_backward):
     pretrain(fresh(), Pictures(), configure(name, handover=handover))
 
@@ -135,7 +139,7 @@ def test_only_what_sees_images_moves_the_normalisation_statistics(name):
     net, images = fresh(), Pictures()
     before = statistics(net)
     report = pretrain(net, images, configure(name))
-    sees = name in (*LEARNING, "warm")
+    sees = name in (*LEARNING, *GRADIENT, "warm")
     assert bool(images.asked) is sees and report.images == (6 if sees else 0)
     assert moved(before, statistics(net)) == (list(before) if sees else [])
 
@@ -304,7 +308,7 @@ def test_progress_is_told_of_each_step(name):
     told = []
     pretraining = PRETRAININGS[name](configure(name), 0, told.append)
     pretraining.run(fresh(), Pictures())
-    assert len(told) == pretraining.steps == (CONFIG.steps if name in (*LEARNING, "warm") else 0)
+    assert len(told) == pretraining.steps == (CONFIG.steps if name in (*LEARNING, *GRADIENT, "warm") else 0)
 
 
 def captured(net, images):

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nissl.methods.shared import parts
-from nissl.nets import multiple
+from nissl.nets import multiple, parts
 
 SEED = 0
 """Of the parts that a method adds: they start alike in every run, and what differs between seeds is the network."""
@@ -32,7 +31,7 @@ def sizes(net: nn.Module, method: str) -> Sizes:
         InputError: the network has no encoder, decoder and head.
 
     """
-    encoder, decoder, head = parts(copy.deepcopy(net).eval(), method)
+    encoder, decoder, head = parts(copy.deepcopy(net).eval(), f"--method {method}")
     kernel = next(parameter for parameter in encoder.parameters() if parameter.ndim > 3)
     dims = kernel.ndim - 2
     features = decoder(encoder(kernel.new_zeros(1, kernel.shape[1], *[multiple(net)] * dims)))

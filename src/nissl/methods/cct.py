@@ -12,8 +12,9 @@ from nissl.config import MethodConfig
 from nissl.data.dataset import Batch
 from nissl.methods.auxiliary import fixed_draws
 from nissl.methods.method import Method
-from nissl.methods.shared import parts, unlabelled
+from nissl.methods.shared import unlabelled
 from nissl.methods.supervised import segmentation_losses
+from nissl.nets import parts
 from nissl.nets.unet import Features
 
 SPREAD = 0.1
@@ -79,14 +80,14 @@ class CCT(Method):
 
     def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
         super().__init__(networks, config)
-        _, decoder, head = parts(self.networks[0], "cct")
+        _, decoder, head = parts(self.networks[0], "--method cct")
         self.perturbations = PERTURBATIONS
         with fixed_draws():
             self.auxiliaries = nn.ModuleList(AuxiliaryDecoder(decoder, head) for _ in self.perturbations)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return `dice` and `cross_entropy` of the main decoder, and `consistency`."""
-        encoder, decoder, head = parts(self.networks[0], "cct")
+        encoder, decoder, head = parts(self.networks[0], "--method cct")
         terms = segmentation_losses(self.networks[0](batch.images), batch.masks)
         features = encoder(unlabelled(batch))
         pairs = zip(self.perturbations, self.auxiliaries, strict=True)

@@ -12,8 +12,9 @@ from nissl.config import MethodConfig
 from nissl.data.dataset import Batch
 from nissl.methods.auxiliary import fixed_draws, sizes
 from nissl.methods.method import Method
-from nissl.methods.shared import parts, unlabelled
+from nissl.methods.shared import unlabelled
 from nissl.methods.supervised import segmentation_losses
+from nissl.nets import parts
 from nissl.nets.unet import CONVOLUTION
 
 STEEPNESS = 1500
@@ -54,7 +55,7 @@ class DTC(Method):
         self, images: Float[Tensor, "batch channels *space"]
     ) -> tuple[Float[Tensor, "batch classes *space"], Float[Tensor, "batch foreground *space"]]:
         """Return logits, and signed distances from -1 to 1 of each foreground class."""
-        encoder, decoder, head = parts(self.networks[0], "dtc")
+        encoder, decoder, head = parts(self.networks[0], "--method dtc")
         finest = decoder(encoder(images))[-1]
         return head(finest), torch.tanh(self.distance(finest).float())
 

@@ -1,4 +1,4 @@
-"""What several methods share: an averaged teacher, noise, and the parts of a network that a method reaches into."""
+"""What several methods share: an averaged teacher and noise."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import AveragedModel
 
 from nissl.data.dataset import Batch
-from nissl.errors import InputError
 
 
 class Teacher(nn.Module):
@@ -67,25 +66,6 @@ def unlabelled(batch: Batch) -> Float[Tensor, "batch channels *space"]:
     if batch.unlabelled is None:
         raise ValueError("this method needs images without masks in the batch")
     return batch.unlabelled
-
-
-def parts(net: nn.Module, method: str) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Encoder, decoder and head of a network that has them, as the U-Net does.
-
-    The encoder gives the features of each level, the finest first; the decoder makes of them its own, the finest last,
-    from which the head makes logits.
-
-    Raises:
-        InputError: the network has no such parts.
-
-    """
-    found = [getattr(net, name, None) for name in ("encoder", "decoder", "head")]
-    if not all(isinstance(part, nn.Module) for part in found):
-        wanted = "parts named encoder, decoder and head, as those of `unet`"
-        raise InputError("method.name", f"{method} with {type(net).__name__}", wanted, "use --net unet")
-    encoder, decoder, head = found
-    assert isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module) and isinstance(head, nn.Module)
-    return encoder, decoder, head
 
 
 def box(size: Sequence[int], sides: Sequence[float], places: Sequence[float]) -> Bool[Tensor, "*space"]:

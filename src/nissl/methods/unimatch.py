@@ -12,8 +12,9 @@ from torch.nn import functional
 from nissl.config import MethodConfig
 from nissl.data.dataset import Batch
 from nissl.methods.method import Method
-from nissl.methods.shared import box, masked_dice, parts, unlabelled
+from nissl.methods.shared import box, masked_dice, unlabelled
 from nissl.methods.supervised import segmentation_losses
+from nissl.nets import parts
 
 CONFIDENT = 0.95
 """Probability of the likeliest class from which on a pixel teaches (the authors' setting for ACDC)."""
@@ -40,17 +41,18 @@ class UniMatch(Method):
     """
 
     uses_unlabelled = True
+    needs_parts = True
     weight = 2.0
     """In the authors' code L_x + L_u, where L_x is the mean of Dice and cross-entropy; here it is their sum."""
 
     def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
         super().__init__(networks, config)
-        parts(self.networks[0], "unimatch")
+        parts(self.networks[0], "--method unimatch")
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms of `supervised`, and `strong_1`, `strong_2` and `features`."""
         net, images, weight = self.networks[0], unlabelled(batch), self.rising(1.0)
-        encoder, decoder, head = parts(net, "unimatch")
+        encoder, decoder, head = parts(net, "--method unimatch")
         terms = segmentation_losses(net(batch.images), batch.masks)
         features = encoder(images)
         with torch.no_grad():

@@ -12,8 +12,9 @@ from nissl.config import MethodConfig
 from nissl.data.dataset import Batch
 from nissl.methods.auxiliary import fixed_draws, sizes
 from nissl.methods.method import Method
-from nissl.methods.shared import parts, unlabelled
+from nissl.methods.shared import unlabelled
 from nissl.methods.supervised import segmentation_losses
+from nissl.nets import parts
 from nissl.nets.unet import CONVOLUTION, LINEAR_MODE
 
 SCALES = 4
@@ -50,7 +51,7 @@ class URPC(Method):
 
     def pyramid(self, images: Float[Tensor, "batch channels *space"]) -> list[Float[Tensor, "batch classes *space"]]:
         """Return each scale's logits, brought linearly to the images' size; the network's own are the last."""
-        encoder, decoder, head = parts(self.networks[0], "urpc")
+        encoder, decoder, head = parts(self.networks[0], "--method urpc")
         levels = decoder(encoder(images))[-SCALES:]
         size, mode = images.shape[2:], LINEAR_MODE[images.ndim - 2]
         coarse = [own(level) for own, level in zip(self.heads, levels[:-1], strict=True)]

@@ -50,6 +50,25 @@ def multiple(net: nn.Module) -> int:
     return int(getattr(net, "multiple", FOREIGN_MULTIPLE))
 
 
+def parts(net: nn.Module, who: str) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Encoder, decoder and head of a network that has them, as the U-Net does; `who` asks, such as `--method urpc`.
+
+    The encoder gives the features of each level, the finest first; the decoder makes of them its own, the finest last,
+    from which the head makes logits.
+
+    Raises:
+        InputError: the network has no such parts.
+
+    """
+    found = [getattr(net, name, None) for name in ("encoder", "decoder", "head")]
+    if not all(isinstance(part, nn.Module) for part in found):
+        wanted = "parts named encoder, decoder and head, as those of `unet`"
+        raise InputError("net.name", f"{type(net).__name__}, with {who}", wanted, "use --net unet")
+    encoder, decoder, head = found
+    assert isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module) and isinstance(head, nn.Module)
+    return encoder, decoder, head
+
+
 def _imported(path: str) -> Any:
     module, _, name = path.partition(":")
     try:

@@ -5,7 +5,9 @@ from torch import nn
 from nissl.config import PretrainConfig
 from nissl.pretrain.hebbian import Hebbian, Shuffled
 from nissl.pretrain.pretraining import Images, Pretraining, Report
+from nissl.pretrain.superpixel import Superpixel
 from nissl.pretrain.unit_norm import UnitNormControl
+from nissl.pretrain.vae import VariationalAutoEncoder
 from nissl.pretrain.warm import Warm
 
 PRETRAININGS: dict[str, type[Pretraining]] = {
@@ -14,6 +16,8 @@ PRETRAININGS: dict[str, type[Pretraining]] = {
     "warm": Warm,
     "shuffled": Shuffled,
     "hebbian": Hebbian,
+    "vae": VariationalAutoEncoder,
+    "superpixel": Superpixel,
 }
 
 

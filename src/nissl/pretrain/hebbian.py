@@ -19,8 +19,6 @@ from nissl.pretrain.pretraining import Images, Pretraining, Report, buffers_kept
 from nissl.pretrain.unit_norm import keep_unit_norm, normalise
 from nissl.pretrain.warm import listening
 
-POINTS = 50
-"""Points of the curves."""
 SETTLING = 20
 """Forward passes after folding, in which the normalisation statistics follow the new scale of the weights."""
 OPTIMISERS = {"relative": RelativeStep, "sgd": torch.optim.SGD, "adam": torch.optim.Adam}
@@ -70,7 +68,7 @@ class Hebbian(Pretraining):
             net(piece)
         self._plasticity.step(self.optimiser)
         normalise(self._layers.values())
-        if (step + 1) % max(1, config.steps // POINTS) and step + 1 < config.steps:
+        if not self.at_point:
             return ""
         change = _changes(self._layers.values(), self._start)
         self.curves.append({"step": step + 1, "change": change})

@@ -16,6 +16,8 @@ from nissl.plasticity import plastic_layers
 
 BAD_STEPS = 3
 """Steps in a row without a finite update after which a stage stops."""
+POINTS = 50
+"""Points of the curves."""
 
 
 class Images(Protocol):
@@ -36,7 +38,7 @@ class Report:
     layers: Sequence[dict[str, Any]] = ()
     """Per layer: name, relative_change, sparsity, dead_units, units, variance_explained."""
     curves: Sequence[dict[str, Any]] = ()
-    """Now and then: step, and the relative change of each layer."""
+    """Now and then: step, and either the relative change of each layer, or the loss and its terms."""
 
 
 @dataclass
@@ -44,7 +46,8 @@ class Pretraining:
     """Base of all: does nothing, which is the control `none`.
 
     A pre-training overrides `steps`, `begin`, `learn`, `finish` and `restructure`; `run` is the same for all. Between
-    two steps its whole state is the network, `optimiser` and the counts, so that who saves these can go on later.
+    two steps its whole state is the network, `extra`, `optimiser` and the counts, so that who saves these can go on
+    later.
 
     Args:
         config: settings of stage 1.
@@ -64,11 +67,27 @@ class Pretraining:
     """Images that this process showed to the network, counted each time."""
     curves: list[dict[str, Any]] = field(default_factory=list, init=False)
     optimiser: torch.optim.Optimizer | None = field(default=None, init=False)
+    extra: nn.Module = field(default_factory=nn.Module, init=False)
+    """Layers that learn in stage 1 only and are dropped at its end; made by `begin`."""
 
     @property
     def steps(self) -> int:
         """Steps that it will make."""
         return 0
+
+    @property
+    def at_point(self) -> bool:
+        """Whether the step in progress is one that the curves show."""
+        return (self.done + 1) % max(1, self.steps // POINTS) == 0 or self.done + 1 == self.steps
+
+    def check(self, net: nn.Module) -> None:
+        """Refuse a network that it cannot train.
+
+        Raises:
+            InputError: the network lacks a part.
+
+        """
+        excluded(net, self.config.layers)
 
     def restructure(self, net: nn.Module) -> None:
         """Give the network the form that it has after the pre-training, without training; nothing by default."""

@@ -36,14 +36,20 @@ class Warm(Pretraining):
 @contextmanager
 def listening(net: nn.Module) -> Iterator[None]:
     """Training mode without dropout and without a graph: normalisation layers take in what passes."""
+    with without_dropout(net), torch.no_grad():
+        yield
+
+
+@contextmanager
+def without_dropout(net: nn.Module) -> Iterator[None]:
+    """Training mode, but for dropout; the mode of each module is put back."""
     before = {module: module.training for module in net.modules()}
     net.train()
     for module in net.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in before.items():
             module.training = training

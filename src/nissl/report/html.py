@@ -202,8 +202,11 @@ def _plots(contents: Contents) -> dict[str, str]:
     if len(contents.log) > 1:
         plots["loss"] = curves.loss_curve(contents.log)
         plots["rate"] = curves.rate_curve(contents.log)
-    if contents.pretrain.get("curves"):
-        plots["change"] = curves.change_curve(contents.pretrain["curves"])
+    course = contents.pretrain.get("curves", [])
+    if course and "change" in course[0]:
+        plots["change"] = curves.change_curve(course)
+    elif course:
+        plots["pretrain_loss"] = curves.loss_curve(course)
     if contents.scores:
         dice = [case_dice(rows) for rows in ranked(contents.scores).values()]
         plots["cases"] = curves.case_plot(dice, contents.metrics.get("overall", {}).get("trivial_dice"))

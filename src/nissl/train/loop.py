@@ -22,7 +22,7 @@ from nissl.errors import InputError, ResourceError, out_of_memory
 from nissl.files import write_whole
 from nissl.methods import Method
 from nissl.progress import track, warn
-from nissl.train.checkpoint import load_newest, pack_optimiser, save_checkpoint, unpack_optimiser
+from nissl.train.checkpoint import load_newest, pack_optimiser, save_checkpoint, under, unpack_optimiser
 from nissl.train.distributed import World, synchronise
 from nissl.train.run import STATE, WEIGHTS
 from nissl.train.schedule import learning_rate, make_optimiser
@@ -86,8 +86,8 @@ class Trainer:
         """
         tensors, facts, fault = load_newest(self.folder / STATE)
         try:
-            self.method.load_state_dict(_under("method.", tensors))
-            self.average.load_state_dict(_under("average.", tensors))
+            self.method.load_state_dict(under("method.", tensors))
+            self.average.load_state_dict(under("average.", tensors))
             unpack_optimiser(self.optimiser, tensors, facts["groups"])
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
             found = f"the state of another network, method or optimiser ({str(error).splitlines()[-1].strip()})"
@@ -291,10 +291,6 @@ def _on(batch: Batch, device: torch.device) -> Batch:
 def _put_back(module: nn.Module, buffers: Sequence[Tensor]) -> None:
     for buffer, before in zip(module.buffers(), buffers, strict=True):
         buffer.copy_(before)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _finite(value: float) -> float | None:

@@ -11,7 +11,7 @@ from torch import nn
 from nissl.pretrain import Images, Pretraining
 from nissl.pretrain.pretraining import Report
 from nissl.progress import track, warn
-from nissl.train.checkpoint import has_checkpoint, load_newest, pack_optimiser, save_checkpoint, unpack_optimiser
+from nissl.train.checkpoint import has_checkpoint, load_newest, pack_optimiser, save_checkpoint, under, unpack_optimiser
 from nissl.train.distributed import World
 from nissl.train.signals import Interrupted, stop_signals
 
@@ -86,13 +86,14 @@ class Stage1:
         if fault:
             warn(f"{fault}\n  the checkpoint before it, of step {facts['done']}, is used")
         self.seconds = facts["seconds"]
-        state = {name.removeprefix("net."): tensor for name, tensor in tensors.items() if name.startswith("net.")}
+        state = under("net.", tensors)
         if facts["report"]:
             self.pretraining.restructure(self.net)
             self.net.load_state_dict(state)
             return Report(**facts["report"])
         self.pretraining.begin(self.net)
         self.net.load_state_dict(state)
+        self.pretraining.extra.load_state_dict(under("extra.", tensors))
         if self.pretraining.optimiser:
             unpack_optimiser(self.pretraining.optimiser, tensors, facts["groups"])
         for name in COUNTS:
@@ -108,9 +109,10 @@ class Stage1:
         facts = counts | {"groups": groups, "seconds": self.seconds, "report": asdict(report) if report else None}
         self.path.parent.mkdir(exist_ok=True)
         state = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        state |= {f"extra.{name}": tensor for name, tensor in self.pretraining.extra.state_dict().items()}
         save_checkpoint(self.path, state | packed, facts, keep=self._keep)
         self._keep = True
 
 
 COUNTS = ("done", "seen", "parts", "curves")
-"""What a pre-training counts on its way, beside the network and its optimiser."""
+"""What a pre-training counts on its way, beside the network, its extra layers and its optimiser."""

@@ -1,0 +1,82 @@
+"""Masks made of superpixels: stage 1 by segmenting what the image itself offers, a comparator of the Hebbian one."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from nissl.nets import parts
+from nissl.nets.unet import CONVOLUTION
+from nissl.pretrain.gradient import BackPropagation
+
+SEGMENTS = 100
+"""Superpixels asked for in an image or volume as the network sees it."""
+COMPACTNESS = 0.1
+"""Weight of nearness against likeness, for images scaled to 0..1 (scikit-image's advice for grey values)."""
+
+
+class Superpixel(BackPropagation):
+    """Predict, for each pixel, how bright its superpixel is among those of the image, in `GROUPS` groups.
+
+    The image is cut into SLIC superpixels (Achanta et al. 2012), which are sorted by mean brightness into groups of
+    about as many superpixels each; a head of its own predicts the group, with Dice and cross-entropy as in stage 2.
+
+    The published comparator (Ciampi et al. 2024) takes one region grown from a random pixel as the mask. The image
+    does not tell which pixel was drawn, so that the best answer there is an average over all of them. Here the
+    mask follows from the image: what is learnt is which pixels belong together, and their place in the whole image.
+    Superpixels as labels without an annotator are those of Ouyang et al. (2020), who also show the network an example.
+    """
+
+    GROUPS = 4
+    """Groups of brightness: the classes of stage 1."""
+
+    def layers(self, net: nn.Module) -> nn.Module:
+        """Make the 1x1 convolution from the finest features to the groups."""
+        _, _, head = parts(net, f"--pretrain {self.config.name}")
+        assert isinstance(head.weight, Tensor) and isinstance(head.in_channels, int)
+        return CONVOLUTION[head.weight.ndim - 2](head.in_channels, self.GROUPS, 1)
+
+    def terms(
+        self, net: nn.Module, images: Float[Tensor, "part channels *space"], first: int
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the sum of Dice and cross-entropy as `dice_cross_entropy`."""
+        encoder, decoder, _ = parts(net, f"--pretrain {self.config.name}")
+        logits = self.extra(decoder(encoder(images))[-1])
+        groups = torch.stack([brightness_groups(image, self.GROUPS) for image in images.cpu()]).to(images.device)
+        # Classes as shares: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
+        shares = F.one_hot(groups, self.GROUPS).movedim(-1, 1).to(logits)
+        return {"dice_cross_entropy": _dice_cross_entropy()(logits, shares)}
+
+
+def brightness_groups(image: Float[Tensor, "channels *space"], groups: int) -> Int64[Tensor, "*space"]:
+    """Group of each pixel, 0 the darkest: the superpixels' means over pixels and channels, cut at their quantiles.
+
+    Superpixels of one brightness share a group, so that an image without structure is all 0. NaN and infinity count as
+    0, the mean of a normalised image: the loss shows them, in every process at the same time.
+    """
+    from skimage.segmentation import slic  # takes a second to import
+
+    # In double precision: means of different superpixels of one brightness come out the same.
+    pixels = image.nan_to_num(0.0, 0.0, 0.0).double().numpy()
+    labels = slic(
+        pixels, SEGMENTS, COMPACTNESS, channel_axis=0, convert2lab=False, start_label=0, enforce_connectivity=True
+    )
+    places = labels.ravel()
+    sums = np.bincount(places, weights=pixels.mean(axis=0).ravel())
+    sizes = np.bincount(places)
+    present = sizes > 0
+    means = np.round(sums / np.maximum(sizes, 1), 6)
+    cuts = np.quantile(means[present], np.arange(1, groups) / groups)
+    return torch.from_numpy(np.searchsorted(cuts, means, side="left")[labels])
+
+
+@functools.cache
+def _dice_cross_entropy() -> Callable[[Tensor, Tensor], Tensor]:
+    from monai.losses import DiceCELoss
+
+    loss: Callable[[Tensor, Tensor], Tensor] = DiceCELoss(softmax=True)
+    return loss
