@@ -206,5 +206,5 @@ def test_the_weight_may_be_set_and_does_not_ramp():
 
 def test_a_network_without_parts_is_refused():
     net = nets.build(NetConfig(name="vnet"), 2, 1, 2, 0)
-    with pytest.raises(InputError, match="unimatch with VNet"):
+    with pytest.raises(InputError, match="VNet, with --method unimatch"):
         METHODS["unimatch"]([net])
