@@ -47,9 +47,15 @@ def test_the_same_student_and_teacher_without_noise_agree(silent, name):
 
 
 @pytest.mark.parametrize("name", ["mean-teacher", "uamt"])
-def test_student_and_teacher_see_noise_of_their_own(name):
-    """Not even the same network gives both the same."""
-    assert make(name).eval()(batch(), 1.0)["consistency"].item() > 0
+def test_student_and_teacher_each_see_noise_of_their_own(name):
+    method, seen, inputs = make(name).eval(), batch(), []
+    for network in (method.networks[0], method.teacher.average.module):
+        network.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    assert method(seen, 1.0)["consistency"].item() > 0
+    assert torch.equal(inputs[0], seen.images)
+    noises = [given - seen.unlabelled for given in inputs[1:]]
+    assert all(0 < noise.abs().max() <= 0.2 + 1e-6 for noise in noises)
+    assert not any(torch.equal(noises[0], noise) for noise in noises[1:])
 
 
 @pytest.mark.parametrize("name", ["mean-teacher", "uamt"])
