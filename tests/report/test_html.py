@@ -281,3 +281,13 @@ def layer(change, dead=0):
 )
 def test_the_verdict_on_stage_1_is_plain(layers, words):
     assert words in verdict(layers)
+
+
+def test_a_stage_1_that_has_a_loss_is_drawn_by_it_and_gets_no_verdict(run):
+    stage = json.loads((run / "pretrain.json").read_text())
+    points = [{"step": step, "loss": 1 / step, "terms": {"reconstruction": 1 / step}} for step in range(1, 31)]
+    stage |= {"name": "vae", "rule": None, "layers": [], "curves": points}
+    (run / "pretrain.json").write_text(json.dumps(stage))
+    page = page_without_overlays(run)
+    assert page.pictures("Loss of stage 1") and not page.pictures("Relative change")
+    assert "Did it learn anything?" not in page.text and "vae: 300 steps" in page.text

@@ -178,6 +178,8 @@ SAME = {
     "plasticity swta 3-D": lambda p: plasticity(p.deep, p.world, SWTA(5.0, standardise=True)),
     "pretraining swta": lambda p: pretraining(p.flat, p.world, name="hebbian", rule="swta", samples=0),
     "pretraining hpca, thinned": lambda p: pretraining(p.flat, p.world, name="hebbian", rule="hpca", samples=256),
+    "pretraining vae": lambda p: pretraining(p.flat, p.world, name="vae"),
+    "pretraining superpixel": lambda p: pretraining(p.flat, p.world, name="superpixel"),
     "pretraining warm": lambda p: pretraining(p.flat, p.world, name="warm"),
     "training": lambda p: training(p.flat, p.world, p.folder / "training"),
     "training, sgd": lambda p: training(p.flat, p.world, p.folder / "sgd", optimiser="sgd"),

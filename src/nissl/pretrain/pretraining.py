@@ -193,7 +193,7 @@ def _not_finite(step: int, images: Images) -> ResourceError:
         f"step {step + 1} of the pre-training{cases}",
         f"no finite step in {BAD_STEPS} steps in a row",
         "finite images and responses",
-        "run `nissl check` on the data, or lower --pretrain.rate, and resume",
+        "run `nissl check` on the data, or lower --pretrain.rate where the pre-training takes it, and resume",
     )
 
 
