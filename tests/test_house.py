@@ -19,6 +19,7 @@ ROOMS = (
     "report",
     "jobs",
     "series",
+    "bench",
     "demo",
     "cli",
     "__main__",

@@ -160,6 +160,32 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """Run a grid of data sets, label budgets, arms and seeds; stop and start again at any time."""
+
+    grid: Folder
+    """TOML file of the grid."""
+    out: Path
+    """Folder of the bench: new or empty, or that of the same grid, which then goes on."""
+    workers: int = 1
+    """Processes that train side by side."""
+
+    def __call__(self) -> int:
+        """Run the verb."""
+        from nissl.bench.runner import bench
+
+        try:
+            outcome = bench(self.grid, self.out, self.workers)
+        except SystemExit:
+            print(f"stopped; go on with: nissl bench {self.grid} --out {self.out}", file=sys.stderr)
+            raise
+        for result in outcome.failed:
+            print(f"failed: {result.run}: {result.message}", file=sys.stderr)
+        print(f"{len(outcome.results)} cells, {len(outcome.failed)} failed\nresults: {outcome.table}")
+        return ResourceError.exit_code if outcome.failed else 0
+
+
+@dataclass(frozen=True)
 class Predict:
     """Write masks for a folder of new images, in their geometry and format."""
 
@@ -237,6 +263,7 @@ Verb = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[MakeReport, tyro.conf.subcommand("report")]
     | Annotated[Fetch, tyro.conf.subcommand("fetch")]
@@ -282,7 +309,7 @@ def _answer(arguments: list[str]) -> int:
         sys.stdout.flush()  # here, where a closed pipe can still be answered
 
 
-def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Compare | Predict | MakeReport | Fetch":
+def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Compare | Bench | Predict | MakeReport | Fetch":
     """Parse the flags; a settings file, or the run that is resumed, gives the defaults that flags win over."""
     base = _base(arguments[1:]) if arguments[:1] == ["train"] else None
     if base is None:

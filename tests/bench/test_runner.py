@@ -1,0 +1,207 @@
+"""A bench stops and starts at any time, runs nothing twice and loses no cell."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.bench.grids import TINY, write_grid
+from tests.tiny_data import write_tiny
+
+import nissl
+from nissl import cli
+from nissl.bench.grid import cells, load_grid
+from nissl.bench.runner import bench
+from nissl.data.cases import find_cases
+from nissl.data.split import Split
+
+LONG = TINY.replace("steps = 3,", "steps = 60, save_every = 1000,").replace('["1", "50%"]', '["1"]')
+LONG = LONG[: LONG.rindex("[[arms]]")]
+"""Two cells of one arm, long enough to be stopped on the way."""
+WEIGHTS = "checkpoints/last.safetensors"
+
+
+def command(*arguments):
+    return cli.run([str(argument) for argument in arguments])
+
+
+def hashes(out):
+    runs = out / "runs"
+    return {str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in runs.rglob(WEIGHTS)}
+
+
+def rows(out):
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def env(run):
+    return json.loads((run / "env.json").read_text())
+
+
+def started(folder, *options):
+    arguments = [sys.executable, "-m", "nissl", "bench", folder / "grid.toml", "--out", folder / "out", *options]
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(list(map(str, arguments)), stderr=subprocess.PIPE, text=True, env=settings)
+
+
+def wait_for(holds, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
+        time.sleep(0.02)
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bench")
+    write_tiny(root / "tiny")
+    write_grid(root)
+    bench(root / "grid.toml", root / "out")
+    return root
+
+
+def test_two_workers_make_what_one_makes(folder, capsys):
+    assert command("bench", folder / "grid.toml", "--out", folder / "two", "--workers", "2") == 0
+    shown = capsys.readouterr()
+    assert "8 cells, 0 failed" in shown.out and str(folder / "two" / "results.csv") in shown.out
+    assert "8 of 8 cells to run on 2 workers" in shown.err and "2 from 3 steps of a cell" in shown.err
+    assert "cells: 8/8" in shown.err
+    assert len(hashes(folder / "out")) == 8 and hashes(folder / "two") == hashes(folder / "out")
+
+
+def test_a_cell_is_an_ordinary_run(folder):
+    cell = cells(load_grid(folder / "grid.toml"))[5]
+    run = nissl.train(cell.path, folder / "alone", cell.config)
+    nissl.evaluate(run)
+    made = folder / "out" / "runs" / cell.id
+    assert (made / WEIGHTS).read_bytes() == (run / WEIGHTS).read_bytes()
+    assert (made / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
+
+
+def test_results_have_a_row_for_each_cell(folder):
+    made = cells(load_grid(folder / "grid.toml"))
+    found = rows(folder / "out")
+    assert [row["run"] for row in found] == [f"runs/{cell.id}" for cell in made]
+    for row, cell in zip(found, made):
+        overall = json.loads((folder / "out" / row["run"] / "metrics.json").read_text())["overall"]
+        assert (row["data"], row["budget"], row["arm"], row["seed"]) == ("tiny", cell.budget, cell.arm, str(cell.seed))
+        assert row["status"] == "done" and row["message"] == ""
+        assert float(row["dice"]) == overall["dice"] and float(row["pooled_dice"]) == overall["pooled_dice"]
+        assert int(row["masks_seen"]) == (1 if cell.budget == "1" else 3)
+        assert (row["steps"], row["n_cases"], row["images_stage_2"]) == ("3", "2", "6")
+        assert int(row["images_stage_1"]) == (4 if "HPCA" in cell.arm else 0)
+        assert float(row["seconds_stage_2"]) > 0 and (float(row["seconds_stage_1"]) > 0) == ("HPCA" in cell.arm)
+
+
+def test_results_are_read_from_the_runs_and_not_from_an_older_table(folder, capsys):
+    before = (folder / "out" / "results.csv").read_text()
+    (folder / "out" / "results.csv").write_text(before.replace("done", "failed"))
+    dates = [path.stat().st_mtime_ns for path in sorted((folder / "out" / "runs").rglob("*.json"))]
+    assert command("bench", folder / "grid.toml", "--out", folder / "out") == 0
+    assert (folder / "out" / "results.csv").read_text() == before
+    assert [path.stat().st_mtime_ns for path in sorted((folder / "out" / "runs").rglob("*.json"))] == dates
+    assert "to run" not in capsys.readouterr().err
+
+
+def test_the_test_cases_are_those_of_every_seed(tmp_path):
+    write_tiny(tmp_path / "tiny", count=12)
+    (tmp_path / "tiny" / "cases.csv").unlink()
+    text = TINY.replace('["1", "50%"]', '["2"]').replace("seeds = 2", "seeds = 3")
+    bench(write_grid(tmp_path, text[: text.rindex("[[arms]]")]), tmp_path / "out")
+    made = [Split.from_json(path.read_text()) for path in (tmp_path / "out").rglob("split.json")]
+    assert len(made) == 3 and len({split.test for split in made}) == 1 and len({split.labelled for split in made}) > 1
+
+
+def test_a_bench_that_is_stopped_goes_on_and_runs_nothing_twice(tmp_path):
+    write_tiny(tmp_path / "tiny")
+    path = write_grid(tmp_path, LONG)
+    first, second = (tmp_path / "out" / "runs" / cell.id for cell in cells(load_grid(path)))
+    process = started(tmp_path)
+    wait_for(lambda: (first / "metrics.json").is_file() and len(lines(second / "log.jsonl")) > 5, process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "stopped; go on with: nissl bench" in said
+    assert [row["status"] for row in rows(tmp_path / "out")] == ["done", "missing"]
+    half, kept = len(lines(second / "log.jsonl")), env(first)
+    assert 5 < half < 60 and (second / "checkpoints" / "state.safetensors").is_file()
+    outcome = bench(path, tmp_path / "out")
+    assert [result.status for result in outcome.results] == ["done", "done"]
+    assert env(first) == kept and "continued" not in kept and len(env(second)["continued"]) == 1
+    assert [json.loads(line)["step"] for line in lines(second / "log.jsonl")] == list(range(1, 61))
+    cell = cells(load_grid(path))[1]
+    alone = nissl.train(cell.path, tmp_path / "alone", cell.config)
+    assert (second / WEIGHTS).read_bytes() == (alone / WEIGHTS).read_bytes()
+
+
+def test_the_cell_of_a_killed_worker_has_failed_and_the_others_go_on(tmp_path):
+    write_tiny(tmp_path / "tiny")
+    path = write_grid(tmp_path, LONG)
+    first = tmp_path / "out" / "runs" / cells(load_grid(path))[0].id
+    process = started(tmp_path)
+    wait_for(lambda: len(lines(first / "log.jsonl")) > 5, process)
+    os.kill(int((first / ".nissl.owner").read_text().split()[1]), signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 4 and "ended by SIGKILL: most often a lack of memory" in said
+    assert [row["status"] for row in rows(tmp_path / "out")] == ["failed", "done"]
+    assert not bench(path, tmp_path / "out").failed
+
+
+def test_a_failed_cell_is_told_and_tried_again(tmp_path, capsys):
+    write_tiny(tmp_path / "tiny")
+    text = TINY.replace('["1", "50%"]', '["1", "100%"]').replace("seeds = 2", "seeds = 1")
+    path = write_grid(tmp_path, text[: text.rindex("[[arms]]")])
+    one, every = cells(load_grid(path))
+    seen = nissl.train(one.path, tmp_path / "alone", one.config) / "split.json"
+    labelled = Split.from_json(seen.read_text()).labelled
+    unseen = next(c.mask for c in find_cases(one.path).cases if c.mask and c.split == "train" and c.id not in labelled)
+    whole = unseen.read_bytes()
+    unseen.write_bytes(whole[: len(whole) // 2])
+    assert command("bench", path, "--out", tmp_path / "out") == 4
+    assert "2 cells, 1 failed" in (shown := capsys.readouterr()).out and f"failed: runs/{every.id}" in shown.err
+    good, bad = rows(tmp_path / "out")
+    assert (good["status"], bad["status"], bad["dice"]) == ("done", "failed", "") and unseen.name in bad["message"]
+    unseen.write_bytes(whole)
+    assert command("bench", path, "--out", tmp_path / "out") == 0
+    assert [row["status"] for row in rows(tmp_path / "out")] == ["done", "done"]
+
+
+def test_a_folder_keeps_to_its_grid(folder, tmp_path, capsys):
+    def refused(text, *told):
+        before = (folder / "out" / "cells.json").read_bytes()
+        assert command("bench", write_grid(folder, text), "--out", folder / "out") == 2
+        shown = capsys.readouterr().err
+        assert all(part in shown for part in told), shown
+        assert (folder / "out" / "cells.json").read_bytes() == before
+
+    try:
+        refused(
+            TINY.replace("steps = 3,", "steps = 4,"), "cell tiny/1/none-supervised/seed-0: train.steps: was 3, is 4"
+        )
+        refused(TINY.replace("seeds = 2", "seeds = 1"), "4 cells of this bench are not in the grid", "seed-1")
+        (tmp_path / "else").mkdir()
+        (tmp_path / "else" / "file").touch()
+        assert command("bench", folder / "grid.toml", "--out", tmp_path / "else") == 2
+        assert "not empty: file" in capsys.readouterr().err
+        assert command("bench", write_grid(folder), "--out", tmp_path / "none", "--workers", "0") == 2
+    finally:
+        write_grid(folder)
+
+
+def test_a_grid_may_grow(folder):
+    before = hashes(folder / "out")
+    try:
+        grown = bench(write_grid(folder, TINY.replace("seeds = 2", "seeds = [0, 1, 5]")), folder / "out")
+    finally:
+        write_grid(folder)
+    assert len(grown.results) == 12 and not grown.failed
+    assert before.items() <= hashes(folder / "out").items()
