@@ -106,3 +106,8 @@ def test_a_path_that_names_nothing_shows_how_to_write_one():
     with pytest.raises(InputError) as caught:
         build("unett")
     assert "unet, vnet" in caught.value.expected and "monai.networks.nets:BasicUNet" in caught.value.fix
+
+
+def test_images_that_a_network_cannot_take_are_refused_by_name():
+    with pytest.raises(InputError, match=r"vnet for images of 3 channels.*\n.*\n.*--colour gray"):
+        nets.build(NetConfig(name="vnet"), 2, 3, 2, seed=0)

@@ -28,7 +28,12 @@ def build(config: NetConfig, dims: int, in_channels: int, classes: int, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which also seeds the GPUs
         if config.name in NETWORKS:
-            return NETWORKS[config.name](dims, in_channels, classes, config)
+            try:
+                return NETWORKS[config.name](dims, in_channels, classes, config)
+            except ValueError as error:  # MONAI's V-Net takes 1, 2, 4, 8 or 16 channels
+                found = f"{config.name} for images of {in_channels} channels: {error}"
+                fix = "use --net unet, or bring the images to one channel with --colour gray"
+                raise InputError("net.name", found, "a network that takes these images", fix) from error
         kind = _imported(config.name)
         try:
             inspect.signature(kind).bind(spatial_dims=dims, in_channels=in_channels, out_channels=classes)
