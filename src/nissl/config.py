@@ -184,8 +184,8 @@ class MethodConfig:
     """Stage 2: how the few masks, and the images without, are learnt from."""
 
     name: Annotated[str, _short("method")] = "supervised"
-    """`supervised` learns from masks alone; `entropy`, `mean-teacher`, `uamt`, `cps`, `urpc`, `cct`, `dtc`, `unimatch` and
-    `bcp` also from the images without masks."""
+    """`supervised` learns from masks alone; `entropy`, `mean-teacher`, `uamt`, `cps`, `urpc`, `cct`, `dtc`, `unimatch`
+    and `bcp` also from the images without masks."""
     weight: float | None = None
     """Weight of the terms that need no masks, once it has risen. Left open, the method's own."""
     ramp: float = 0.4
