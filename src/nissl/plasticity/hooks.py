@@ -80,8 +80,8 @@ class Plasticity:
         deltas = dict(self._negative_means())
         self.forget()
         # One NaN would stay in the weights, and in an optimiser's averages, for good.
-        sizes = torch.stack([delta.abs().amax().float() for delta in deltas.values()])
-        if not bool(torch.isfinite(sizes).all()):
+        totals = torch.stack([delta.sum().double() for delta in deltas.values()])  # a NaN or infinity stays in a sum
+        if not bool(torch.isfinite(totals).all()):
             raise FloatingPointError("an update is not finite")
         for name, delta in deltas.items():
             weight = self.layers[name].weight
