@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from tests.shared import shared
+from tests.three_cases import noise, square, write_three
 
 from nissl.config import DataConfig
 from nissl.data.check import Accepted, check
@@ -10,26 +11,9 @@ from nissl.data.formats import write_image, write_mask
 from nissl.errors import InputError
 
 
-def noise(seed, shape=(1, 32, 40), dtype=np.uint8):
-    return np.random.default_rng(seed).integers(0, 255, shape).astype(dtype)
-
-
-def square(top=1, shape=(32, 40)):
-    mask = np.zeros(shape, np.uint8)
-    mask[..., 8:20, 8:20] = top
-    return mask
-
-
 @pytest.fixture
 def root(tmp_path):
-    """Three sound cases, the third without mask."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "masks").mkdir()
-    for n, name in enumerate("abc"):
-        write_image(tmp_path / "images" / f"{name}.png", noise(n))
-    for name in "ab":
-        write_mask(tmp_path / "masks" / f"{name}.png", square(), None)
-    return tmp_path
+    return write_three(tmp_path)
 
 
 def listed(root, **settings):

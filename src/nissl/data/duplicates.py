@@ -33,6 +33,10 @@ BLOCK = 1024
 """Images compared with all others at a time, so that 100,000 images need 0.4 GB and not 40."""
 
 
+PIECE = 2**20
+"""Bytes of a file that are hashed at a time: a slide is larger than it need be in memory."""
+
+
 def digest(pixels: Num[np.ndarray, "channels *space"]) -> bytes:
     """Hash of the decoded pixels, so that a copy in another lossless format is found too."""
     hashed = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
@@ -49,8 +53,10 @@ def file_hash(path: Path, shown: str = "") -> str:
     """
     whole = hashlib.sha256()
     try:
-        for file in slices(path) if path.is_dir() else [path]:
-            whole.update(file.read_bytes())
+        for part in slices(path) if path.is_dir() else [path]:
+            with part.open("rb") as file:
+                while piece := file.read(PIECE):
+                    whole.update(piece)
     except OSError as error:
         raise DataError(shown or path, f"{error.strerror}", "a file that can be read", "put it back") from None
     return whole.hexdigest()

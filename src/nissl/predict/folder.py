@@ -1,6 +1,5 @@
 """Masks for all images of a folder, with a record of what made them."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from nissl.data.cases import CaseFile, image_faults, open_image
 from nissl.data.dicom import is_series
+from nissl.data.duplicates import file_hash
 from nissl.data.formats import GIB, SUFFIXES, TIFF, mask_suffix, read_header, stem, suffix, write_mask
 from nissl.data.naming import Listing, list_files
 from nissl.data.regions import write_mask_tiff
@@ -87,7 +87,7 @@ def _predict_all(model: Model, files: Listing, out: Path, record: dict[str, Any]
                 record["failed"][name] = error.found
                 failed.append(error)
             else:
-                entry: dict[str, Any] = {"mask": target.name, "sha256": _digest(target)}
+                entry: dict[str, Any] = {"mask": target.name, "sha256": file_hash(target)}
                 entry |= {"out_of_memory": work.retreat.taken} if work.retreat.taken else {}
                 record["images"][name] = entry | ({"position": files.position(path)} if files.private else {})
                 written.append(target)
@@ -163,14 +163,6 @@ def _record(run: Path, model: Model) -> dict[str, Any]:
         "precision": model.config.train.precision,
         **tiling,
     }
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
