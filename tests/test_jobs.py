@@ -14,12 +14,13 @@ from tests.tiny_data import NET, tiny_config, write_tiny
 
 import nissl
 from nissl import jobs, nets
-from nissl.config import Config, DataConfig, NetConfig, load_config
+from nissl.config import Config, DataConfig, MethodConfig, NetConfig, load_config
 from nissl.data.formats import read_raster, write_image, write_mask
 from nissl.errors import DataError, InputError
 from nissl.evaluate import scores_from_csv
 from nissl.plasticity import plastic_layers
 from nissl.train.checkpoint import load_checkpoint
+from nissl.train.loop import Trainer
 from nissl.train.run import WEIGHTS
 
 RUN_FILES = {
@@ -336,3 +337,32 @@ def test_a_mask_of_several_classes_is_learnt_and_scored_by_class(tmp_path):
     run = jobs.train(data, tmp_path / "run", dataclasses.replace(config, data=labels))
     tree = jobs.evaluate(run).to_tree()
     assert set(tree["classes"]) == {"low", "high"} and all(set(scores) >= KEYS for scores in tree["classes"].values())
+
+
+def _learning(method, batch):
+    train = dataclasses.replace(tiny_config().train, batch=batch, steps=2)
+    return dataclasses.replace(tiny_config(), method=MethodConfig(method), train=train)
+
+
+@pytest.mark.parametrize(("method", "labelled", "unlabelled"), [("supervised", 4, 0), ("entropy", 2, 2), ("cps", 2, 2)])
+def test_a_step_sees_as_many_images_with_every_method(data, tmp_path, monkeypatch, method, labelled, unlabelled):
+    seen = []
+    step = Trainer._step
+
+    def counted(trainer, model, batch):
+        seen.append((len(batch.images), 0 if batch.unlabelled is None else len(batch.unlabelled)))
+        return step(trainer, model, batch)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    config = _learning(method, 4)
+    run = jobs.train(data, tmp_path / "run", config)
+    assert seen == [(labelled, unlabelled)] * 2
+    networks = 2 if method == "cps" else 1
+    assert read(run / "pretrain.json")["images"] == networks * config.pretrain.steps * config.pretrain.batch
+
+
+def test_an_odd_number_of_images_cannot_be_halved(data, tmp_path):
+    config = _learning("entropy", 3)
+    with pytest.raises(InputError, match="even number"):
+        jobs.train(data, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()

@@ -206,7 +206,7 @@ class TrainConfig:
     steps: Annotated[int, _short("steps")] = 1000
     """Optimiser steps; there are no epochs, both streams of images cycle on their own."""
     batch: Annotated[int, _short("batch")] = 8
-    """Labelled images in a step, over all processes."""
+    """Images in a step, over all processes: all with masks, or one half of them without where the method uses such."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""
     learning_rate: float = 2e-3

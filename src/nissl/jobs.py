@@ -71,6 +71,7 @@ def train(
     config = config or (load_config(out / "config.toml") if resume else Config())
     _known("method.name", config.method.name, METHODS)
     _known("pretrain.name", config.pretrain.name, PRETRAININGS)
+    _per_stream(config)
     scanned = list_cases(data, config.data)
     if scanned.private:
         config = without_names(config, scanned)
@@ -163,13 +164,13 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
     """Pre-train and train."""
     out, config, world = job.out, job.config, job.world
     resumed = has_checkpoint(out / STATE)
-    for index, net in enumerate(networks):
-        if resumed:
+    if resumed:
+        for index, net in enumerate(networks):
             _pretraining(config, index).restructure(net)
-        else:
-            _pretrain(job, net, stores.images, index)
+    else:
+        _pretrain(job, networks, stores.images)
     seed = _seed(config.seed, STAGE_2)
-    schedule = Schedule(seed, config.train.batch, world.rank, world.size)
+    schedule = Schedule(seed, _per_stream(config), world.rank, world.size)
     stream = Stream(stores.labelled, stores.unlabelled, config.augment, schedule)
     method = METHODS[config.method.name](networks, config.method)
     trainer = Trainer(method, stream, config.train, out, seed, job.device, world, config.data.workers)
@@ -180,20 +181,23 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
         _save_filters(out / "filters.npy", trainer.average.module)
 
 
-def _pretrain(job: _Job, net: nn.Module, store: Store | None, index: int) -> None:
-    """Pre-train one network in place; the first also leaves its report."""
+def _pretrain(job: _Job, networks: Sequence[nn.Module], store: Store | None) -> None:
+    """Pre-train the networks in place; the report left behind is that of the first, with the cost of all."""
     out, config, world = job.out, job.config, job.world
-    net.to(job.device)
-    lay_out(net)
-    if world.size > 1:
-        synchronise(net)
-    pretraining = _pretraining(config, index)
-    path = out / STATE.with_name(f"stage1-{index}.safetensors")
-    stage = Stage1(pretraining, net, path, config.train.save_every, job.device, world)
-    report = stage.run(_images(job, store, index))
-    if world.first and index == 0:
-        write_json(out / "pretrain.json", dataclasses.asdict(report) | {"seconds": stage.seconds})
-        _save_filters(out / "filters_start.npy", net)
+    reports, seconds = [], 0.0
+    for index, net in enumerate(networks):
+        net.to(job.device)
+        lay_out(net)
+        if world.size > 1:
+            synchronise(net)
+        path = out / STATE.with_name(f"stage1-{index}.safetensors")
+        stage = Stage1(_pretraining(config, index), net, path, config.train.save_every, job.device, world)
+        reports.append(stage.run(_images(job, store, index)))
+        seconds += stage.seconds
+    if world.first:
+        cost = {"images": sum(report.images for report in reports), "seconds": seconds}
+        write_json(out / "pretrain.json", dataclasses.asdict(reports[0]) | cost)
+        _save_filters(out / "filters_start.npy", networks[0])
 
 
 def evaluate(
@@ -323,6 +327,24 @@ def _stores(job: _Job) -> _Stores:
                     raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
     return stores
+
+
+def _per_stream(config: Config) -> int:
+    """Images that a step draws from those with masks and, where the method uses them, from those without.
+
+    A step sees as many images with every method, so that comparing two methods compares nothing else.
+
+    Raises:
+        InputError: an odd number cannot be halved.
+
+    """
+    batch, method = config.train.batch, config.method.name
+    if not METHODS[method].uses_unlabelled:
+        return batch
+    if batch % 2:
+        expected = f"an even number: with {method} one half of a step's images has masks"
+        raise InputError("train.batch", str(batch), expected, f"use {batch + 1}")
+    return batch // 2
 
 
 def _images(job: _Job, store: Store | None, index: int) -> Images:

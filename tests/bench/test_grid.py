@@ -137,3 +137,11 @@ def test_what_is_no_grid_file_is_refused(folder, tmp_path):
 def test_a_number_of_seeds_and_their_list_are_one(folder):
     by_number = cells(load_grid(write_grid(folder)))
     assert cells(load_grid(write_grid(folder, TINY.replace("seeds = 2", "seeds = [0, 1]")))) == by_number
+
+
+def test_a_data_set_may_have_budgets_of_its_own(folder):
+    own = TINY.replace('path = "tiny"\n', 'path = "tiny"\nbudgets = ["2"]\n')
+    assert {cell.budget for cell in cells(load_grid(write_grid(folder, own)))} == {"2"}
+    with pytest.raises(InputError, match="line 5") as caught:
+        load_grid(write_grid(folder, own.replace('["2"]', '["6"]')))
+    assert "data set tiny" in str(caught.value) and "1 to 5 masks" in str(caught.value)

@@ -7,6 +7,7 @@ seeds = 6
 path = "data/glas"                  # as seen from this file
 label_map = "binary"
 allow_shared_groups = true
+budgets = ["20%"]                   # of this data set alone, in place of those above
 train = { batch = 4 }               # any setting, for this data set alone
 
 [settings]                          # any setting, for all cells
@@ -67,6 +68,8 @@ class Source:
     path: Path
     settings: Tree
     """What holds for this data set alone, as nested tables of `Config`."""
+    budgets: tuple[str, ...] = ()
+    """Its own label budgets; none takes those of the grid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +156,7 @@ def cells(grid: Grid) -> tuple[Cell, ...]:
     made = []
     for source in grid.data:
         configs = [from_tree(Config, _merged(grid, source, arm), str(grid.path)) for arm in grid.arms]
-        for budget in grid.budgets:
+        for budget in source.budgets or grid.budgets:
             for seed in grid.seeds:
                 for arm, config in zip(grid.arms, configs, strict=True):
                     test_seed = 0 if config.split.seed is None else config.split.seed
@@ -221,18 +224,19 @@ class _Reader:
         if not isinstance(tables, dict) or not tables:
             raise self.fault((("data",), ""), "no data set", "a table [data.NAME] with its path", "name the data")
         found = []
-        known = ("path", *SHORT, *(field.name for field in dataclasses.fields(Config)))
+        known = ("path", "budgets", *SHORT, *(field.name for field in dataclasses.fields(Config)))
         for name, table in tables.items():
             place: Keys = ("data", name)
             if not isinstance(table, dict) or not isinstance(table.get("path"), str):
                 raise self.fault((place, ""), "no path", f"[data.{name}] with path = '...'", "say where the data are")
             self.require_keys(place, table, known)
-            settings: Tree = {key: value for key, value in table.items() if key not in ("path", *SHORT)}
+            settings: Tree = {key: value for key, value in table.items() if key not in ("path", "budgets", *SHORT)}
             for key, (part, field) in SHORT.items():
                 if key in table:
                     settings = _over(settings, {part: {field: table[key]}})
             self._require_free(place, settings)
-            found.append(Source(name, self._folder((*place, "path"), table["path"]), settings))
+            own = self.budgets(table["budgets"], (*place, "budgets")) if "budgets" in table else ()
+            found.append(Source(name, self._folder((*place, "path"), table["path"]), settings, own))
         self._require_distinct([((("data", one.name), ""), one.name) for one in found])
         return tuple(found)
 
@@ -247,18 +251,18 @@ class _Reader:
         found = f"no such folder: {text} (looked for {folder})"
         raise self.fault((keys, ""), found, "the folder of a data set, as seen from the grid file", fix)
 
-    def budgets(self, values: Any) -> tuple[str, ...]:
+    def budgets(self, values: Any, place: Keys = ("budgets",)) -> tuple[str, ...]:
         """Read `budgets`: shares, numbers or lists of ids."""
-        self._require_list("budgets", values, (str, int), 'label budgets, such as ["5%", "10%"]')
+        self._require_list(place, values, (str, int), 'label budgets, such as ["5%", "10%"]')
         found = tuple(str(value).strip() for value in values)
-        self._require_distinct([((("budgets",), value), value) for value in found])
+        self._require_distinct([((place, value), value) for value in found])
         return found
 
     def seeds(self, values: Any) -> tuple[int, ...]:
         """Read `seeds`: how many, or which."""
         if type(values) is int and values > 0:
             return tuple(range(values))
-        self._require_list("seeds", values, (int,), "a number of seeds, 1 or more, or a list of them")
+        self._require_list(("seeds",), values, (int,), "a number of seeds, 1 or more, or a list of them")
         for value in values:
             if value < 0:
                 raise self.fault((("seeds",), str(value)), f"the seed {value}", "0 or more", "choose another")
@@ -274,7 +278,7 @@ class _Reader:
 
     def arms(self, tables: Any) -> tuple[Arm, ...]:
         """Read `[[arms]]`."""
-        self._require_list("arms", tables, (dict,), "a table [[arms]] for each way to learn")
+        self._require_list(("arms",), tables, (dict,), "a table [[arms]] for each way to learn")
         found = []
         for index, table in enumerate(tables):
             place: Keys = ("arms", index)
@@ -336,12 +340,13 @@ class _Reader:
             except InputError as error:
                 raise self.fault((own, ""), f"{error.where}: {error.found}", error.expected, error.fix) from error
             scanned[config.data] = listed
-            for budget in grid.budgets:
+            for budget in source.budgets or grid.budgets:
                 settings = dataclasses.replace(config.split, labels=budget, seed=config.split.seed or 0)
                 try:
                     split = make_split(listed, settings, grid.seeds[0])
                 except InputError as error:
-                    place = (("budgets",), budget) if error.where == "--labels" else (own, "")
+                    written: Keys = (*own, "budgets") if source.budgets else ("budgets",)
+                    place = (written, budget) if error.where == "--labels" else (own, "")
                     found = f"data set {source.name}: {error.found}"
                     raise self.fault(place, found, error.expected, error.fix) from error
                 if METHODS[config.method.name].uses_unlabelled and not split.unlabelled:
@@ -350,10 +355,10 @@ class _Reader:
                     fix = "lower the budget, or leave out the arm"
                     raise self.fault((("arms", index, "method"), ""), found, expected, fix)
 
-    def _require_list(self, key: str, values: Any, kinds: tuple[type, ...], expected: str) -> None:
+    def _require_list(self, keys: Keys, values: Any, kinds: tuple[type, ...], expected: str) -> None:
         if not isinstance(values, list) or not values or not all(type(value) in kinds for value in values):
             found = "missing" if values is None else "an empty list" if values == [] else repr(values)
-            raise self.fault(((key,), ""), f"`{key}`: {found}", expected, f"correct `{key}`")
+            raise self.fault((keys, ""), f"`{keys[-1]}`: {found}", expected, f"correct `{keys[-1]}`")
 
     def _require_free(self, keys: Keys, tree: Tree) -> None:
         """Refuse settings that a grid gives in another place."""

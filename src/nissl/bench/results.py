@@ -11,7 +11,6 @@ from typing import Any, Literal
 from nissl.bench.grid import Cell
 from nissl.errors import NisslError
 from nissl.files import write_whole
-from nissl.methods import METHODS
 from nissl.train.loop import LOG
 from nissl.train.run import read_json
 from nissl.train.series import is_finished
@@ -80,7 +79,6 @@ def result_of(out: Path, cell: Cell) -> Result:
         return Result(**known, status="failed" if message else "missing", message=message)
     metrics, pretraining = read_json(run / "metrics.json"), read_json(run / "pretrain.json")
     scores, config = metrics["overall"], cell.config
-    streams = 2 if METHODS[config.method.name].uses_unlabelled else 1
     return Result(
         **known,
         status="done",
@@ -88,7 +86,7 @@ def result_of(out: Path, cell: Cell) -> Result:
         masks_seen=len(read_json(run / "budget.json")["masks_seen"]),
         steps=config.train.steps,
         images_stage_1=pretraining["images"],
-        images_stage_2=streams * config.train.batch * config.train.steps,
+        images_stage_2=config.train.batch * config.train.steps,
         seconds_stage_1=round(pretraining["seconds"], 2),
         seconds_stage_2=round(sum(step_seconds(run)), 2),
     )
