@@ -173,7 +173,9 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
     schedule = Schedule(seed, _per_stream(config), world.rank, world.size)
     stream = Stream(stores.labelled, stores.unlabelled, config.augment, schedule)
     method = METHODS[config.method.name](networks, config.method)
-    trainer = Trainer(method, stream, config.train, out, seed, job.device, world, config.data.workers)
+    apart = [parameter for net in networks for parameter in _pretraining(config, 0).trained(net)]
+    share = config.pretrain.fine_tuning_rate
+    trainer = Trainer(method, stream, config.train, out, seed, job.device, world, config.data.workers, apart, share)
     if resumed and (warning := trainer.resume()):
         warn(warning)
     trainer.run()
