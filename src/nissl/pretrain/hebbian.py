@@ -68,7 +68,8 @@ class Hebbian(Pretraining):
         with Plasticity(net, make_rule(config), still, False, config.transposed, samples) as plasticity:
             for piece in pieces:
                 net(whitened(piece) if config.whiten else piece)
-            plasticity.step(self.optimiser)
+            if plasticity.saw:  # a network may have a layer that it does not use, whose turn it is
+                plasticity.step(self.optimiser)
         normalise(self._layers.values())
         if not self.at_point:
             return ""

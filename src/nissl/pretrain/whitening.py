@@ -9,6 +9,8 @@ SIDE = {2: 5, 3: 3}
 """Side of the patches whose correlations are taken away."""
 FLOOR = 0.01
 """Directions of less variance than this share of the mean one are noise and are not made louder."""
+TINY = 1e-12
+"""Variance of images that are flat."""
 CONVOLUTION = {2: F.conv2d, 3: F.conv3d}
 
 
@@ -26,7 +28,7 @@ def whitened(images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "b
     rows = patches.movedim(1, dims + 1).reshape(-1, channels * side**dims).double()
     rows = rows - rows.mean(0)
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-    scale = (values.clamp(min=0) + FLOOR * values.mean()).rsqrt()
+    scale = (values.clamp(min=0) + FLOOR * values.mean()).clamp(min=TINY).rsqrt()
     matrix = ((vectors * scale) @ vectors.T).view(channels, side**dims, channels, *[side] * dims)
     filters = matrix[:, side**dims // 2].to(images.dtype)
     border = [side // 2] * (2 * dims)
