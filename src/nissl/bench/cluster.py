@@ -8,6 +8,7 @@ shared file system; a token in the bench's folder tells the workers that the ben
 import asyncio
 import json
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -147,7 +148,8 @@ class Cluster(Crew):
                 with suppress(filelock.Timeout, OSError), filelock.FileLock(lock, timeout=max(0, until - monotonic())):
                     lock.unlink(missing_ok=True)
         self._workers.clear()
-        self._client.close(timeout=ANSWER)
+        with suppress(OSError, asyncio.TimeoutError):  # of a scheduler that is gone
+            self._client.close(timeout=ANSWER)
 
     def _meet(self) -> None:
         """Wait until a worker can make cells; refuse the cluster if one of those that are there cannot."""
@@ -231,14 +233,24 @@ def _connected(address: str) -> "Client":
     except ImportError as error:
         expected = "Dask, which carries cells to other machines"
         raise InputError("--cluster", "Dask is not installed", expected, "pip install 'nissl[cluster]'") from error
-    try:
-        return Client(address, timeout=ANSWER, set_as_default=False)
-    except (OSError, ValueError) as error:
-        fix = "start it with `dask scheduler`, which prints its address, and check the host and port"
-        found = f"{address}: no scheduler answers ({str(error) or type(error).__name__})"
-        raise InputError(
-            "--cluster", found, "the address of a Dask scheduler, such as tcp://10.0.0.1:8786", fix
-        ) from error
+    came: list[Client | Exception] = []
+
+    def connect() -> None:
+        try:
+            came.append(Client(address, timeout=ANSWER, set_as_default=False))
+        except Exception as error:
+            came.append(error)
+
+    # Dask's own limit does not hold where a scheduler takes the connection and then says nothing (2026.8).
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(2 * ANSWER)
+    if came and not isinstance(came[0], Exception):
+        return came[0]
+    why = (str(came[0]) or type(came[0]).__name__) if came else f"nothing was heard for {2 * ANSWER:.0f} s"
+    expected = "the address of a Dask scheduler, such as tcp://10.0.0.1:8786"
+    fix = "start it with `dask scheduler`, which prints its address, and check the host and port"
+    raise InputError("--cluster", f"{address}: no scheduler answers ({why})", expected, fix)
 
 
 def _result(task: "Future") -> Any:
