@@ -116,6 +116,7 @@ class Processes(Crew):
         """Stop the processes: those at a cell finish their step and save their state."""
         for worker in self._workers:
             worker.process.terminate()
+            worker.link.close()  # to one at its last step the signal says nothing: it ends with the cell
         while self._workers:
             self._buried(self._workers[-1])
 

@@ -35,10 +35,10 @@ def work(link: Connection, out: Path, threads: int) -> None:
     while True:
         try:
             cell = link.recv()
-        except EOFError:
+            make(cell, out)
+            link.send(cell.id)
+        except (EOFError, BrokenPipeError, ConnectionResetError):  # `make` itself raises none
             return
-        make(cell, out)
-        link.send(cell.id)
 
 
 def make(cell: Cell, out: Path) -> None:
