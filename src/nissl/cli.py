@@ -167,17 +167,20 @@ class Bench:
     """TOML file of the grid."""
     out: Path
     """Folder of the bench: new or empty, or that of the same grid, which then goes on."""
-    workers: int = 1
-    """Processes that train side by side."""
+    workers: int | None = None
+    """Processes of this machine that train side by side; one, where nothing is said."""
+    cluster: str | None = None
+    """Address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers make the runs."""
 
     def __call__(self) -> int:
         """Run the verb."""
         from nissl.bench.runner import bench
 
         try:
-            outcome = bench(self.grid, self.out, self.workers)
+            outcome = bench(self.grid, self.out, self.workers, self.cluster)
         except SystemExit:
-            print(f"stopped; go on with: nissl bench {self.grid} --out {self.out}", file=sys.stderr)
+            where = f" --cluster {self.cluster}" if self.cluster else ""
+            print(f"stopped; go on with: nissl bench {self.grid} --out {self.out}{where}", file=sys.stderr)
             raise
         for result in outcome.failed:
             print(f"failed: {result.run}: {result.message}", file=sys.stderr)

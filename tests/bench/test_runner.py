@@ -1,64 +1,18 @@
 """A bench stops and starts at any time, runs nothing twice and loses no cell."""
 
-import csv
-import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
-from tests.bench.grids import TINY, write_grid
+from tests.bench.grids import LONG, TINY, WEIGHTS, command, env, hashes, lines, rows, started, wait_for, write_grid
 from tests.tiny_data import write_tiny
 
 import nissl
-from nissl import cli
 from nissl.bench.grid import cells, load_grid
 from nissl.bench.runner import bench
 from nissl.data.cases import find_cases
 from nissl.data.split import Split
-
-LONG = TINY.replace("steps = 3,", "steps = 60, save_every = 1000,").replace('["1", "50%"]', '["1"]')
-LONG = LONG[: LONG.rindex("[[arms]]")]
-"""Two cells of one arm, long enough to be stopped on the way."""
-WEIGHTS = "checkpoints/last.safetensors"
-
-
-def command(*arguments):
-    return cli.run([str(argument) for argument in arguments])
-
-
-def hashes(out):
-    runs = out / "runs"
-    return {str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in runs.rglob(WEIGHTS)}
-
-
-def rows(out):
-    with (out / "results.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def env(run):
-    return json.loads((run / "env.json").read_text())
-
-
-def started(folder, *options):
-    arguments = [sys.executable, "-m", "nissl", "bench", folder / "grid.toml", "--out", folder / "out", *options]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(list(map(str, arguments)), stderr=subprocess.PIPE, text=True, env=settings)
-
-
-def wait_for(holds, process, seconds=240):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
-        time.sleep(0.02)
-
-
-def lines(path):
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +97,30 @@ def test_a_bench_that_is_stopped_goes_on_and_runs_nothing_twice(tmp_path):
     cell = cells(load_grid(path))[1]
     alone = nissl.train(cell.path, tmp_path / "alone", cell.config)
     assert (second / WEIGHTS).read_bytes() == (alone / WEIGHTS).read_bytes()
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_running_cells_save_their_state_and_the_bench_goes_on(tmp_path):
+    write_tiny(tmp_path / "tiny")
+    path = write_grid(tmp_path, LONG.replace("steps = 60,", "steps = 300,"))
+    runs = [tmp_path / "out" / "runs" / cell.id for cell in cells(load_grid(path))]
+    process = started(tmp_path, "--workers", "2")
+    wait_for(lambda: all(len(lines(run / "log.jsonl")) > 5 for run in runs), process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == 130 and "stopped; go on with: nissl bench" in said, said
+    halves = [len(lines(run / "log.jsonl")) for run in runs]
+    assert all(5 < half < 300 for half in halves)
+    assert all((run / "checkpoints" / "state.safetensors").is_file() for run in runs)
+    assert [row["status"] for row in rows(tmp_path / "out")] == ["missing", "missing"]
+    assert command("bench", path, "--out", tmp_path / "out", "--workers", "2") == 0
+    for run, half in zip(runs, halves):
+        assert [json.loads(line)["step"] for line in lines(run / "log.jsonl")] == list(range(1, 301))
+        assert len(env(run)["continued"]) == 1
+        log = (tmp_path / "out" / "logs" / run.relative_to(tmp_path / "out" / "runs")).with_suffix(".log").read_text()
+        assert f"training: {half + 1}/300" in log
+    bench(path, tmp_path / "alone")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "alone")
 
 
 @pytest.mark.slow

@@ -7,38 +7,32 @@ DIR/results.csv               a row for each cell
 """
 
 import json
-import multiprocessing
-import os
-import signal
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import filelock
 import torch
 
-from nissl import jobs
+from nissl.bench.cluster import Cluster
+from nissl.bench.crew import Crew, Processes
 from nissl.bench.estimate import estimate
 from nissl.bench.grid import Cell, cells, load_grid
-from nissl.bench.results import FAILED, Result, folder_of, one_line, read_results, write_results
+from nissl.bench.results import Result, folder_of, read_results, write_results
+from nissl.bench.work import enter_failure
 from nissl.config import to_tree
 from nissl.errors import InputError
 from nissl.evaluate.runs import differing
 from nissl.files import write_whole
-from nissl.progress import track
+from nissl.progress import track, warn
 from nissl.train.record import LOCK
 from nissl.train.run import read_json, write_json
 from nissl.train.signals import Interrupted, stop_signals
 
-CELLS, GRID, LOGS = "cells.json", "grid.toml", "logs"
-PAUSE = 0.2
-"""Seconds between two looks for a signal."""
+CELLS, GRID = "cells.json", "grid.toml"
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class Outcome:
         return [result for result in self.results if result.status == "failed"]
 
 
-def bench(grid: Path | str, out: Path | str, workers: int = 1) -> Outcome:
+def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster: str | None = None) -> Outcome:
     """Train and measure every cell of a grid that is not done yet.
 
     Finished cells stay as they are, interrupted ones go on, failed ones are tried again. The threads of the machine are
@@ -64,31 +58,43 @@ def bench(grid: Path | str, out: Path | str, workers: int = 1) -> Outcome:
     Args:
         grid: the grid file (see `nissl.bench.grid`).
         out: folder of the bench: new or empty, or that of the same grid or a part of it.
-        workers: processes that train side by side, each one cell at a time.
+        workers: processes of this machine that train side by side, each one cell at a time; None is one.
+        cluster: address of a Dask scheduler, whose workers then make the cells; they see `out` and the data under the
+            same absolute paths.
 
     Raises:
-        InputError: as of `load_grid`; or the folder holds something else, is in use, or has cells of other settings.
+        InputError: as of `load_grid`; or the folder holds something else, is in use, or has cells of other settings; or
+            the cluster does not answer or cannot make cells.
         DataError: as of `load_grid`.
+        ResourceError: the cluster went away. The same call goes on, on another one or without.
         Interrupted: SIGINT or SIGTERM came; running cells have saved their state.
 
     """
-    if workers < 1:
+    if cluster is not None and workers is not None:
+        raise InputError("--workers", "given beside --cluster", "one of them", "leave it out: the cluster has its own")
+    if workers is not None and workers < 1:
         raise InputError("--workers", str(workers), "1 or more", "leave it out for one")
     loaded, out = load_grid(grid), Path(out)
     all_cells = cells(loaded)
-    threads = max(1, torch.get_num_threads() // workers)
     with _held(out):
         _require_same(out, all_cells)
-        write_whole(out / GRID, loaded.text)
-        write_json(out / CELLS, _described(all_cells))
-        results = {cell: result for cell, result in zip(all_cells, read_results(out, all_cells), strict=True)}
-        table = write_results(out, list(results.values()))
-        todo = [cell for cell, result in results.items() if result.status != "done"]
-        if todo:
-            print(f"{len(todo)} of {len(results)} cells to run on {workers} workers", file=sys.stderr, flush=True)
-            print(estimate(todo, list(results.values()), workers, threads), file=sys.stderr, flush=True)
-            _Bench(out, results, threads).run(todo, workers)
+        with _crew(out, [source.path for source in loaded.data], workers or 1, cluster) as crew:
+            write_whole(out / GRID, loaded.text)
+            write_json(out / CELLS, _described(all_cells))
+            results = dict(zip(all_cells, read_results(out, all_cells), strict=True))
+            table = write_results(out, list(results.values()))
+            todo = [cell for cell, result in results.items() if result.status != "done"]
+            if todo:
+                print(f"{len(todo)} of {len(results)} cells to run on {crew.size} workers", file=sys.stderr, flush=True)
+                print(estimate(todo, list(results.values()), crew.size, crew.threads), file=sys.stderr, flush=True)
+                _Bench(out, results, crew).run(todo)
     return Outcome(table, tuple(results.values()))
+
+
+def _crew(out: Path, folders: Sequence[Path], workers: int, cluster: str | None) -> Crew:
+    if cluster is not None:
+        return Cluster(cluster, out, folders)
+    return Processes(out, workers, max(1, torch.get_num_threads() // workers))
 
 
 @contextmanager
@@ -134,148 +140,56 @@ def _require_same(out: Path, all_cells: Sequence[Cell]) -> None:
 
 
 @dataclass
-class _Worker:
-    """A worker process and what it is at."""
-
-    process: SpawnProcess
-    link: Connection
-    cell: Cell | None = None
-
-
-@dataclass
 class _Bench:
     """The bench while it runs."""
 
     out: Path
     results: dict[Cell, Result]
-    threads: int
-    crew: list[_Worker] = field(default_factory=list)
+    crew: Crew
+    losses: Counter[Cell] = field(default_factory=Counter)
+    """How often a cell has lost its worker without having come further in between."""
+    reached: dict[Cell, int] = field(default_factory=dict)
+    """How far it had come when it last did."""
 
-    def run(self, todo: Sequence[Cell], workers: int) -> None:
+    def run(self, todo: Sequence[Cell]) -> None:
         """Run cells; each is handed to one worker, by this process alone, so that none is taken twice."""
-        waiting = deque(todo)
+        waiting, away = deque(todo), 0
         finished = len(self.results) - len(todo)
         try:
             with stop_signals() as caught, track(len(self.results), "cells", finished) as advance:
-                self.crew = [self._hire() for _ in range(min(workers, len(todo)))]
-                while self.crew:
-                    for worker in self.crew:
-                        if worker.cell is None and waiting and not caught:
-                            self._give(worker, waiting.popleft())
-                    self.crew = [worker for worker in self.crew if worker.cell or self._dismiss(worker)]
-                    for worker in self._heard():
-                        assert worker.cell is not None
-                        advance(self._record(worker.cell))
-                        worker.cell = None
+                while waiting or away:
                     if caught:
-                        break
-                    self._replace(len(waiting))
-                if caught:
-                    raise Interrupted(128 + caught[-1])
+                        raise Interrupted(128 + caught[-1])
+                    for _ in range(min(self.crew.free(), len(waiting))):
+                        self.crew.give(waiting.popleft())
+                        away += 1
+                    for ending in self.crew.heard():
+                        away -= 1
+                        if ending.lost and self._may_go_on(ending.cell):
+                            warn(f"{ending.cell.id}: {ending.lost}; another worker goes on with it")
+                            waiting.append(ending.cell)
+                            continue
+                        if ending.lost:
+                            enter_failure(folder_of(self.out, ending.cell), ending.lost)
+                        advance(self._record(ending.cell))
         finally:
-            self._stop()
+            self.crew.stop()
             for cell in list(self.results):
                 if self.results[cell].status != "done":
                     self.results[cell] = read_results(self.out, [cell])[0]
             write_results(self.out, list(self.results.values()))
 
-    def _hire(self) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, self.out, self.threads))
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
-
-    def _give(self, worker: _Worker, cell: Cell) -> None:
-        worker.cell = cell
-        with suppress(OSError):  # it has ended, which `_heard` finds
-            worker.link.send(cell)
-
-    def _dismiss(self, worker: _Worker) -> bool:
-        """Let a worker go that has nothing to do; never true, for it is not of the crew any more."""
-        worker.link.close()
-        worker.process.join()
-        return False
-
-    def _heard(self) -> list[_Worker]:
-        """Workers that are done with their cell, well or not; a killed one's cell is entered as failed."""
-        by_link = {worker.link: worker for worker in self.crew}
-        heard = []
-        for link in wait(list(by_link), timeout=PAUSE):
-            worker = by_link[link]  # type: ignore[index]
-            try:
-                worker.link.recv()
-            except (EOFError, OSError):
-                worker.process.join()
-                assert worker.cell is not None
-                enter_failure(folder_of(self.out, worker.cell), _ending(worker.process.exitcode))
-            heard.append(worker)
-        return heard
-
-    def _replace(self, waiting: int) -> None:
-        """Hire for workers that were killed, while there is work for them."""
-        for place, worker in enumerate(self.crew):
-            if waiting and not worker.process.is_alive():
-                worker.link.close()
-                self.crew[place] = self._hire()
+    def _may_go_on(self, cell: Cell) -> bool:
+        """Say whether a cell that has lost its worker is given to another: not if it seems to be what kills them."""
+        saved = [path.stat().st_mtime_ns for path in folder_of(self.out, cell).glob("checkpoints/*.safetensors")]
+        reached = max(saved, default=0)
+        if reached > self.reached.get(cell, 0):
+            self.losses[cell] = 0
+        self.reached[cell] = reached
+        self.losses[cell] += 1
+        return self.losses[cell] < self.crew.tries
 
     def _record(self, cell: Cell) -> str:
         result = self.results[cell] = read_results(self.out, [cell])[0]
         write_results(self.out, list(self.results.values()))
         return f"{cell.id}: " + (f"Dice {result.dice:.3f}" if result.dice is not None else result.status)
-
-    def _stop(self) -> None:
-        """End all workers: those at work finish their step and save their state."""
-        for worker in self.crew:
-            worker.process.terminate()
-        for worker in self.crew:
-            worker.process.join()
-
-
-def _ending(code: int | None) -> str:
-    if code is not None and code < 0:
-        why = ": most often a lack of memory" if -code == getattr(signal, "SIGKILL", None) else ""
-        return f"the worker process was ended by {signal.Signals(-code).name}{why}"
-    return f"the worker process ended with exit code {code}"
-
-
-def work(link: Connection, out: Path, threads: int) -> None:
-    """Make the cells that come over the link, until it is closed: the whole life of a worker process."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C reaches the first process alone, which then asks the workers to stop
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    torch.set_num_threads(threads)
-    while True:
-        try:
-            cell = link.recv()
-        except EOFError:
-            return
-        make(cell, out)
-        link.send(cell.id)
-
-
-def make(cell: Cell, out: Path) -> None:
-    """Train and measure a cell in this process; what goes wrong is written to its folder."""
-    run, log = folder_of(out, cell), (out / LOGS / cell.id).with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file, redirect_stderr(file):
-        print(f"{_now()} {cell.id}", file=sys.stderr)
-        try:
-            (run / FAILED).unlink(missing_ok=True)
-            begun = (run / "config.toml").is_file()
-            jobs.train(cell.path, run, cell.config, resume=begun)
-            jobs.evaluate(run, device=cell.config.device)
-        except Exception as error:  # whatever it is, the other cells go on
-            print(f"failed: {error}", file=sys.stderr)
-            enter_failure(run, one_line(error))
-
-
-def enter_failure(run: Path, message: str) -> None:
-    """Write down that a cell failed, and why."""
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / FAILED, {"message": message, "date": _now()})
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,133 @@
+"""What a worker process does: make cells, one after the other."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from datetime import datetime, timezone
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import sleep
+
+import filelock
+import torch
+
+from nissl import jobs
+from nissl.bench.grid import Cell
+from nissl.bench.results import FAILED, folder_of, one_line, read_results
+from nissl.config import Config, from_tree, to_tree
+from nissl.train.run import write_json
+
+LOGS = "logs"
+GRACE = 300.0
+"""Seconds that a step and its saving may take when a worker is asked to stop; after that it is ended."""
+
+
+def work(link: Connection, out: Path, threads: int) -> None:
+    """Make the cells that come over the link, until it is closed: the whole life of a local worker process."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C reaches the first process alone, which then asks the workers to stop
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            cell = link.recv()
+            make(cell, out)
+            link.send(cell.id)
+        except (EOFError, BrokenPipeError, ConnectionResetError):  # `make` itself raises none
+            return
+
+
+def make(cell: Cell, out: Path) -> None:
+    """Train and measure a cell in this process; what goes wrong is written to its folder."""
+    run, log = folder_of(out, cell), log_of(out, cell)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file, redirect_stderr(file), _alone(lock_of(out, cell)):
+        if read_results(out, [cell])[0].status == "done":  # by the worker that was waited for
+            return
+        print(f"{_now()} {cell.id}", file=sys.stderr)
+        try:
+            (run / FAILED).unlink(missing_ok=True)
+            begun = (run / "config.toml").is_file()
+            jobs.train(cell.path, run, cell.config, resume=begun)
+            jobs.evaluate(run, device=cell.config.device)
+        except Exception as error:  # whatever it is, the other cells go on
+            print(f"failed: {error}", file=sys.stderr)
+            enter_failure(run, one_line(error))
+
+
+def log_of(out: Path, cell: Cell) -> Path:
+    """What a run says while it works."""
+    return (out / LOGS / cell.id).with_suffix(".log")
+
+
+def lock_of(out: Path, cell: Cell) -> Path:
+    """Held while a worker is at a cell, its measurement included."""
+    return (out / LOGS / cell.id).with_suffix(".lock")
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other worker is at the cell: one that was believed dead, or that outlived its bench."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"{_now()} another worker is at this cell: waiting for it to end", file=sys.stderr, flush=True)
+        lock.acquire(poll_interval=1.0)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held; whoever waits for it makes another
+        lock.release()
+
+
+def enter_failure(run: Path, message: str) -> None:
+    """Write down that a cell failed, and why."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / FAILED, {"message": message, "date": _now()})
+
+
+def as_text(cell: Cell) -> str:
+    """A cell in a line of JSON, for a worker of a cluster; its data by their absolute path."""
+    tree = {"data": cell.data, "budget": cell.budget, "arm": cell.arm, "seed": cell.seed}
+    return json.dumps(tree | {"path": str(cell.path.absolute()), "config": to_tree(cell.config)})
+
+
+def from_text(text: str) -> Cell:
+    """Read what `as_text` wrote."""
+    tree = json.loads(text)
+    config = from_tree(Config, tree.pop("config"), "cell")
+    return Cell(path=Path(tree.pop("path")), config=config, **tree)
+
+
+def main() -> None:
+    """Make the cell that comes over stdin: the whole life of a process on a cluster (see `nissl.bench.carry`).
+
+    `python -m nissl.bench.work OUT THREADS`; the lines of stdin are the cell and the command that asked for it.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    out, threads = Path(sys.argv[1]), int(sys.argv[2])
+    cell, sys.argv = from_text(sys.stdin.readline()), json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    torch.set_num_threads(threads)
+    make(cell, out)
+
+
+def _end_with_stdin() -> None:
+    """Stop this process, saving its state, when stdin is closed: on purpose, or because who holds it was killed."""
+    sys.stdin.read()
+    signal.raise_signal(signal.SIGTERM)
+    sleep(GRACE)
+    os._exit(128 + signal.SIGTERM)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    main()
