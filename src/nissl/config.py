@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+Loss = Literal["dice+cross-entropy", "dice"]
 
 
 def _short(name: str) -> Any:
@@ -101,6 +102,8 @@ class AugmentConfig:
     or down, and not in 3-D, where the axes of a scan tell classes apart, such as front and back of an organ."""
     rotate: float | None = None
     """Largest rotation, in degrees, about every axis. Left open, 180 in 2-D and 15 in 3-D."""
+    transpose: bool = False
+    """Exchange the axes at random: with `flip`, all turns by 90 degrees, without interpolation between them."""
     scale: float = 0.2
     """Largest relative change of size."""
     contrast: float = 0.25
@@ -190,6 +193,10 @@ class MethodConfig:
     """Weight of the terms that need no masks, once it has risen. Left open, the method's own."""
     ramp: float = 0.4
     """Share of the steps over which that weight rises."""
+    ramp_shape: Literal["gaussian", "linear"] = "gaussian"
+    """How it rises: `gaussian` from a hundredth of it, slowly at first, or `linear` from nothing."""
+    loss: Loss = "dice+cross-entropy"
+    """How a prediction is compared with a mask, and with a pseudo-label where the method takes it for a mask."""
     decay: float = 0.99
     """Decay of the averaged teacher, in methods that have one."""
 
@@ -214,7 +221,8 @@ class TrainConfig:
     weight_decay: float = 1e-2
     """Weight decay."""
     schedule: Literal["cosine", "step"] = "cosine"
-    """`cosine`: falls to zero along a half cosine; `step`: halves at each quarter of the training."""
+    """`cosine`: falls to zero along a half cosine; `step`: halves whenever, since the warm-up, another quarter of the
+    steps has passed."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises linearly from zero."""
     clip: float = 1.0
