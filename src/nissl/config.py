@@ -277,6 +277,10 @@ class Config:
     """Everything that is drawn (split, budget, initialisation, order, augmentation) follows from it."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    protocol: Literal["nissl", "parity"] = "nissl"
+    """`parity`: the published protocol of Ciampi et al. (arXiv 2412.03192), for comparison only: it **looks at the test
+    images** to choose checkpoint and threshold. It fills in all settings that it fixes; one that is set to something
+    else than its default stays, and the results name it. 2-D with one foreground class."""
     deterministic: bool = True
     """Use operations that give the same bits every time; a GPU lacks some, which are then named in a warning."""
 

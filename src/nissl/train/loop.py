@@ -50,6 +50,8 @@ class Trainer:
         device: where the networks are.
         world: this process among all.
         workers: processes that prepare batches.
+        after: called after each step with the number of steps made; what it returns is added to the step's line of the
+            log, which a resumed run takes up again.
 
     """
 
@@ -61,6 +63,7 @@ class Trainer:
     device: torch.device
     world: World = field(default_factory=World)
     workers: int = 0
+    after: Callable[[int], dict[str, Any]] | None = None
     step: int = field(default=0, init=False)
     """Steps that were made."""
 
@@ -125,6 +128,7 @@ class Trainer:
         ):
             for batch in batches:
                 line = self._step(model, batch)
+                line |= self.after(self.step) if self.after else {}
                 done = self.step == self.config.steps
                 due = done or self.step % self.config.save_every == 0
                 if due and self.world.first:
