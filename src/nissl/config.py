@@ -154,6 +154,13 @@ class PretrainConfig:
     """Which Hebbian rule."""
     layers: Annotated[Literal["all", "encoder", "decoder"], _short("layers")] = "all"
     """Which layers learn in stage 1."""
+    response: Literal["linear", "centred", "rectified"] = "linear"
+    """What a rule takes as the response of a filter: the `linear` one, that about its mean over the images (`centred`),
+    or, for HPCA, its positive part (`rectified`)."""
+    order: Literal["together", "layer-wise"] = "together"
+    """All layers learn `together`, or one after the other from the input on, each in its share of the steps."""
+    whiten: bool = False
+    """Show stage 1 images in which neighbouring pixels and channels are uncorrelated."""
     handover: Annotated[Literal["fold", "unit-norm"], _short("handover")] = "fold"
     """`fold`: plain weights, rescaled to the norm of the initialisation; `unit-norm`: filters stay normalised
     while the masks are learnt."""
@@ -171,11 +178,16 @@ class PretrainConfig:
     samples: int = 2048
     """Convolutions over large maps learn from evenly spaced positions, this many or a little more in a step: patches
     side by side share most of their pixels. 0 learns from all positions."""
+    fine_tuning_rate: float = 1.0
+    """Learning rate in stage 2 of what stage 1 trained, as a share of that of the rest."""
     inverse_temperature: float = 5.0
     """Sharpness of the competition in SWTA and SoftHebb, on responses divided by their standard deviation."""
 
     def __post_init__(self) -> None:
+        rectifies = self.response != "rectified" or self.rule == "hpca"
+        _require(rectifies, "pretrain.response", self.response, f"`linear` or `centred` with {self.rule}")
         _require(self.rate > 0, "pretrain.rate", self.rate, "more than 0")
+        _require(self.fine_tuning_rate >= 0, "pretrain.fine_tuning_rate", self.fine_tuning_rate, "0 or more")
         _require(self.steps >= 1, "pretrain.steps", self.steps, "1 or more")
         _require(self.batch >= 1, "pretrain.batch", self.batch, "1 or more")
         _require(self.samples >= 0, "pretrain.samples", self.samples, "0 or more")

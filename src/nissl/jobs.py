@@ -178,9 +178,11 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
     schedule = Schedule(seed, _per_stream(config), world.rank, world.size)
     stream = Stream(stores.labelled, stores.unlabelled, config.augment, schedule)
     method = METHODS[config.method.name](networks, config.method)
+    apart = [parameter for net in networks for parameter in _pretraining(config, 0).trained(net)]
+    share = config.pretrain.fine_tuning_rate
+    trainer = Trainer(method, stream, config.train, out, seed, job.device, world, config.data.workers, apart, share)
     masks = len(job.split.labelled)
-    looks = parity.Looks(method, stores.test, config, masks, job.device) if stores.test else None
-    trainer = Trainer(method, stream, config.train, out, seed, job.device, world, config.data.workers, looks)
+    trainer.after = looks = parity.Looks(method, stores.test, config, masks, job.device) if stores.test else None
     if resumed and (warning := trainer.resume()):
         warn(warning)
     trainer.run()

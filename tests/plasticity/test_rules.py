@@ -32,6 +32,33 @@ def test_hpca_converges_to_the_ordered_eigenvectors():
     torch.testing.assert_close(weight.norm(dim=1), torch.ones(3, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+def test_centred_hpca_finds_the_components_of_the_covariance_wherever_the_mean_lies():
+    data, _ = gaussian([8.0, 4.0, 2.0, 1.0, 0.5], 4000, torch.Generator().manual_seed(0))
+    far = data + 10 * torch.ones(5, dtype=torch.float64)
+    layer = nn.Linear(5, 3, bias=False).double()
+    weight = learn(HPCA(centred=True), layer, far, 1500, 0.05)
+    vectors = torch.linalg.eigh(torch.cov(far.T)).eigenvectors.flip(1).T[:3]
+    torch.testing.assert_close((weight * vectors).sum(1).abs(), torch.ones(3, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_no_filter_wins_everywhere_for_lying_near_the_mean_where_responses_are_centred():
+    generator = torch.Generator().manual_seed(5)
+    data = torch.randn(500, 6, generator=generator, dtype=torch.float64) + 4
+    layers = [nn.Linear(6, 8, bias=False).double() for _ in range(2)]
+    winners = []
+    for layer, centred in zip(layers, (False, True), strict=True):
+        with torch.no_grad():
+            layer.weight.copy_(nn.functional.normalize(torch.randn(8, 6, generator=generator, dtype=torch.float64)))
+        rule = SWTA(5.0, standardise=True, centred=centred)
+        for _ in range(200):
+            with torch.no_grad():
+                layer.weight += 0.05 * update(layer, data, rule)
+                layer.weight.copy_(nn.functional.normalize(layer.weight))
+        y = layer(data).detach()
+        winners.append(len(((y - y.mean(0)) if centred else y).argmax(1).unique()))
+    assert winners[0] < 8 and winners[1] == 8
+
+
 def test_hpca_finds_the_known_covariance_from_samples():
     generator = torch.Generator().manual_seed(1)
     data, truth = gaussian([8.0, 4.0, 2.0, 1.0, 0.5], 40000, generator)

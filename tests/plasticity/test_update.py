@@ -19,6 +19,13 @@ RULES = {
     "softhebb-standardised": (SoftHebb(standardise=True), "softhebb", {"standardise": True}),
     "hpca": (HPCA(), "hpca", {}),
     "hpca-rectified": (HPCA(rectified=True), "hpca", {"option": True}),
+    "hpca-centred": (HPCA(centred=True), "hpca", {"centred": True}),
+    "swta-centred": (
+        SWTA(3.0, standardise=True, centred=True),
+        "swta",
+        {"temperature": 3.0, "standardise": True, "centred": True},
+    ),
+    "softhebb-centred": (SoftHebb(2.0, centred=True), "softhebb", {"temperature": 2.0, "centred": True}),
     "oja": (Oja(), "oja", {}),
     "hebb": (Hebb(decay=0.3), "hebb", {}),
 }

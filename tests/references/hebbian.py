@@ -116,27 +116,35 @@ def rows(module, Y, name, temperature, standardise, option):
     return np.stack([respond(name, y, temperature, deviation, option) for y in Y])
 
 
-def naive_update(module, x, name, *, temperature=1.0, standardise=False, option=False, unit_norm=True, form="T"):
+def about_mean(Y, centred):
+    """Responses (groups, n, c), if wanted about their means over samples."""
+    return Y - Y.mean(1, keepdims=True) if centred else Y
+
+
+def naive_update(
+    module, x, name, *, temperature=1.0, standardise=False, option=False, unit_norm=True, form="T", centred=False
+):
     """Sum over samples of a rule's update of a layer, and the number of samples."""
     W = module.weight.detach().numpy()
     x = x.numpy()
     if isinstance(module, nn.Linear):
         X = x.reshape(-1, W.shape[1])
-        Y = X @ (unit(W, 1) if unit_norm else W).T
+        Y = about_mean((X @ (unit(W, 1) if unit_norm else W).T)[None], centred)[0]
         R = rows(module, Y[None], name, temperature, standardise, option)[0]
         return one_layer(name, X, W, Y, R), len(X)
     axes = tuple(range(1, W.ndim))
     if not module.transposed:
         X, Y = convolution_samples(module, x, unit(W, axes) if unit_norm else W)
+        Y = about_mean(Y, centred)
         R = rows(module, Y, name, temperature, standardise, option)
         parts = np.split(W, module.groups)
         change = [one_layer(name, X[g], w.reshape(len(w), -1), Y[g], R[g]) for g, w in enumerate(parts)]
         return np.concatenate(change).reshape(W.shape), X.shape[1]
     arguments = (name, temperature, standardise, option)
-    return (_exchanged if form == "S" else _per_offset)(module, x, W, arguments, unit_norm, form)
+    return (_exchanged if form == "S" else _per_offset)(module, x, W, arguments, unit_norm, form, centred)
 
 
-def _exchanged(module, x, W, arguments, unit_norm, form):
+def _exchanged(module, x, W, arguments, unit_norm, form, centred):
     y, reach = scatter(module, x, unit(W, tuple(range(1, W.ndim))) if unit_norm else W)
     ins, outs = module.in_channels // module.groups, module.out_channels // module.groups
     kernel = module.kernel_size
@@ -151,21 +159,25 @@ def _exchanged(module, x, W, arguments, unit_norm, form):
                         patch[(slice(None), *offset)] = y[(b, slice(g * outs, (g + 1) * outs), *at)]
                 X[g].append(patch.ravel())
                 S[g].append(x[(b, slice(g * ins, (g + 1) * ins), *place)])
-    X, S = np.array(X), np.array(S)
+    X, S = np.array(X), about_mean(np.array(S), centred)
     R = rows(module, S, *arguments)
     parts = np.split(W, module.groups)
     change = [one_layer(arguments[0], X[g], w.reshape(ins, -1), S[g], R[g]) for g, w in enumerate(parts)]
     return np.concatenate(change).reshape(W.shape), X.shape[1]
 
 
-def _per_offset(module, x, W, arguments, unit_norm, form):
+def _per_offset(module, x, W, arguments, unit_norm, form, centred):
     ins, outs = module.in_channels // module.groups, module.out_channels // module.groups
     groups = np.stack(np.split(W, module.groups))
     filters = unit(groups, (1, *range(3, groups.ndim))) if unit_norm else groups
     y, reach = scatter(module, x, filters.reshape(W.shape))
     channels = y.reshape(len(y), module.groups, outs, -1).transpose(1, 0, 3, 2).reshape(module.groups, -1, outs)
+    channels = about_mean(channels, centred)
     responses = rows(module, channels, *arguments)
-    R_map = responses.reshape(module.groups, len(y), -1, outs).transpose(1, 0, 3, 2).reshape(y.shape)
+    R_map, y = (
+        part.reshape(module.groups, len(y), -1, outs).transpose(1, 0, 3, 2).reshape(y.shape)
+        for part in (responses, channels)
+    )
     growth, decay = np.zeros_like(W), np.zeros_like(W)
     for offset in places(module.kernel_size):
         for g in range(module.groups):

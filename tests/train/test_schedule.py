@@ -86,3 +86,14 @@ def test_each_parameter_that_learns_is_in_one_group_and_frozen_ones_in_none():
     held = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
     learning = {id(parameter) for parameter in net.parameters() if parameter.requires_grad}
     assert len(held) == len(set(held)) and set(held) == learning
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_parameters_apart_learn_at_their_share_of_the_rate(optimiser):
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    config = TrainConfig(optimiser=optimiser, learning_rate=0.1, weight_decay=0)
+    made = make_optimiser(net, config, list(net[0].parameters()), 0.25)
+    shares = {id(p): group["share"] for group in made.param_groups for p in group["params"]}
+    assert shares == {id(p): 0.25 if p is net[0].weight or p is net[0].bias else 1.0 for p in net.parameters()}
+    usual = make_optimiser(net, config, list(net[0].parameters()), 1.0)
+    assert [len(group["params"]) for group in usual.param_groups] == [2, 4]

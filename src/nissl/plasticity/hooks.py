@@ -91,6 +91,11 @@ class Plasticity:
         for layer in self.layers.values():
             layer.weight.grad = None
 
+    @property
+    def saw(self) -> bool:
+        """Whether anything passed through a layer since the last step."""
+        return bool(self._sums)
+
     def forget(self) -> None:
         """Drop what was seen since the last step."""
         self._sums.clear()

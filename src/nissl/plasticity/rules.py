@@ -33,6 +33,15 @@ class Rule(Protocol):
         """Whether `respond` wants the standard deviation of the layer's responses."""
         ...
 
+    @property
+    def centred(self) -> bool:
+        """Whether the responses are taken about each neuron's mean over batch and positions.
+
+        Growth by centred responses follows the covariance of the inputs and not their mean (Sejnowski 1977); a
+        competition between them is not won everywhere by the filters nearest to the mean input.
+        """
+        ...
+
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
         """Return how strongly each neuron learns at each position."""
         ...
@@ -52,6 +61,7 @@ class SWTA:
     inverse_temperature: float = 1.0
     standardise: bool = False
     """Divide the responses by the standard deviation of the layer's responses, so that one temperature suits all."""
+    centred: bool = False
 
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
         """Return the softmax over the neurons."""
@@ -73,6 +83,7 @@ class SoftHebb:
     inverse_temperature: float = 1.0
     standardise: bool = False
     anti_hebbian: bool = False
+    centred: bool = False
 
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
         """Return the softmax over the neurons, negative for the losers under `anti_hebbian`."""
@@ -94,6 +105,7 @@ class HPCA:
 
     rectified: bool = False
     standardise: bool = False
+    centred: bool = False
 
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
         """Return the responses themselves."""
@@ -110,6 +122,7 @@ class Oja:
     """Oja's rule: dw_i = sum_n y_ni (x_n - y_ni w_i); every neuron goes to the first principal component. Oja 1982."""
 
     standardise: bool = False
+    centred: bool = False
 
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
         """Return the responses themselves."""
@@ -126,6 +139,7 @@ class Hebb:
 
     decay: float = 1.0
     standardise: bool = False
+    centred: bool = False
 
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
         """Return the responses themselves."""

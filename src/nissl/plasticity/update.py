@@ -184,7 +184,7 @@ def _convolution(
     if stride > 1:
         y = _every(y, stride).clone()  # gathered once, as it is read several times
         geometry = replace(geometry, stride=tuple(step * stride for step in geometry.stride))
-    y = _unit(y, norms)
+    y = _about(_unit(y, norms), learning)
     r = _respond(y, geometry.groups, learning)
     grown = geometry.growth(r, x, weight)
     return _forgotten(grown, weight, (r, y), geometry.groups, learning.rule), _samples(y)
@@ -210,10 +210,11 @@ def _exchanged(weight: Tensor, x: Tensor, geometry: Geometry, learning: Learning
     """-S: a neuron is an input channel, its response is x, its input the patch of the output that it feeds."""
     filters = weight / _norms(weight, range(1, weight.ndim)) if learning.unit_norm else weight
     patches = geometry.response(x, filters)
-    r = _respond(x, geometry.groups, learning)
+    y = _about(x, learning)
+    r = _respond(y, geometry.groups, learning)
     reverse = replace(geometry, transposed=False, output_padding=())
     grown = reverse.growth(r, patches, weight)
-    return _forgotten(grown, weight, (r, x), geometry.groups, learning.rule), _samples(x)
+    return _forgotten(grown, weight, (r, y), geometry.groups, learning.rule), _samples(x)
 
 
 def _per_offset(
@@ -223,7 +224,7 @@ def _per_offset(
     groups = geometry.groups
     grouped = weight.view(groups, -1, *weight.shape[1:])
     norms = _norms(grouped, (1, *range(3, grouped.ndim))) if learning.unit_norm else None
-    y = _unit(geometry.response(x, weight) if y is None else y, norms)
+    y = _about(_unit(geometry.response(x, weight) if y is None else y, norms), learning)
     r = _respond(y, groups, learning)
     loss = torch.zeros_like(weight)
     for offset in itertools.product(*map(range, weight.shape[2:])):
@@ -256,6 +257,16 @@ def _positions(
         start = first * stride + shift
         slices.append(slice(start, start + max(0, last - first + 1) * stride, stride))
     return tuple(slices)
+
+
+def _about(y: Responses, learning: Learning) -> Responses:
+    """Take the responses about each channel's mean over all processes, where the rule wants them centred."""
+    if not learning.rule.centred:
+        return y
+    sums = torch.cat([y.sum([axis for axis in range(y.ndim) if axis != 1]), y.new_tensor([float(_samples(y))])])
+    if learning.all_reduce is not None:
+        learning.all_reduce(sums)
+    return y - (sums[:-1] / sums[-1]).view(-1, *[1] * (y.ndim - 2))
 
 
 def _respond(y: Tensor, groups: int, learning: Learning) -> Tensor:

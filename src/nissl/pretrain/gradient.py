@@ -34,6 +34,11 @@ class BackPropagation(Pretraining):
         """Optimiser steps."""
         return self.config.steps
 
+    def trained(self, net: nn.Module) -> list[nn.Parameter]:
+        """All of the parts that learn."""
+        still = tuple(f"{name}." for name in excluded(net, self.config.layers))
+        return [parameter for name, parameter in net.named_parameters() if not name.startswith(still)]
+
     def layers(self, net: nn.Module) -> nn.Module:
         """Make the layers that stage 1 needs beside the network."""
         raise NotImplementedError(f"{type(self).__name__} states no layers")
@@ -55,8 +60,7 @@ class BackPropagation(Pretraining):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             made = self.layers(net)
-        still = tuple(f"{name}." for name in excluded(net, self.config.layers))
-        self._learning = [p for name, p in net.named_parameters() if not name.startswith(still)]
+        self._learning = self.trained(net)
         self.extra = made.to(self._learning[0])  # its device and its precision
         self._learning += self.extra.parameters()
         self.optimiser = torch.optim.Adam(self._learning, self.RATE)

@@ -1,23 +1,24 @@
 """Hebbian pre-training: every layer learns from what passes through it, without labels and without back-propagation.
 
-All layers learn at once, from the responses before normalisation (Ciampi et al. 2024). Filters are brought back to
-unit norm after each step, so that a response is a projection and the step size means the same in every layer. Dropout
-is off; running statistics of the normalisation layers are updated on the way.
+All layers learn at once, or one after the other, from the responses before normalisation (Ciampi et al. 2024).
+Filters are brought back to unit norm after each step, so that a response is a projection and the step size means the
+same in every layer. Dropout is off; running statistics of the normalisation layers are updated on the way.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nissl.config import PretrainConfig
-from nissl.plasticity import RULES, SWTA, Plasticity, RelativeStep, Rule, SoftHebb, plastic_layers
+from nissl.plasticity import HPCA, RULES, SWTA, Plasticity, RelativeStep, Rule, SoftHebb, plastic_layers
 from nissl.pretrain.measure import measure
 from nissl.pretrain.pretraining import Images, Pretraining, Report, buffers_kept, excluded, require_finite
 from nissl.pretrain.unit_norm import keep_unit_norm, normalise
 from nissl.pretrain.warm import listening
+from nissl.pretrain.whitening import whitened
 
 SETTLING = 20
 """Forward passes after folding, in which the normalisation statistics follow the new scale of the weights."""
@@ -46,39 +47,51 @@ class Hebbian(Pretraining):
         self._start = [_weight(layer).clone() for layer in self._layers.values()]
         self.optimiser = OPTIMISERS[config.optimiser]([_weight(layer) for layer in self._layers.values()], config.rate)
 
-    @contextmanager
-    def learning(self, net: nn.Module) -> Iterator[None]:
-        """Let the layers listen to what passes."""
-        names = excluded(net, self.config.layers)
-        # The filters have unit norm already, so that the response need not be rescaled.
-        plasticity = Plasticity(
-            net, make_rule(self.config), names, False, self.config.transposed, self.config.samples or None
-        )
-        with listening(net), plasticity as self._plasticity:
-            yield
+    def learning(self, net: nn.Module) -> AbstractContextManager[object]:
+        """Let the normalisation layers listen to what passes."""
+        return listening(net)
+
+    def trained(self, net: nn.Module) -> list[nn.Parameter]:
+        """The filters."""
+        layers = dict(plastic_layers(net, excluded(net, self.config.layers)))
+        return [parameter for layer in layers.values() for parameter in layer.parameters()]
 
     def learn(self, net: nn.Module, pieces: Sequence[Tensor]) -> str:
         """Pass a batch forward, move the filters and bring them back to unit norm."""
-        config, step = self.config, self.done
+        config = self.config
         assert self.optimiser is not None
+        still, left = self._turn(net)
         for group in self.optimiser.param_groups:
-            group["lr"] = config.rate * (1 - step / config.steps)
-        self._plasticity.forget()
-        for piece in pieces:
-            net(piece)
-        self._plasticity.step(self.optimiser)
+            group["lr"] = config.rate * left
+        # The filters have unit norm already, so that the response need not be rescaled.
+        samples = config.samples or None
+        with Plasticity(net, make_rule(config), still, False, config.transposed, samples) as plasticity:
+            for piece in pieces:
+                net(whitened(piece) if config.whiten else piece)
+            if plasticity.saw:  # a network may have a layer that it does not use, whose turn it is
+                plasticity.step(self.optimiser)
         normalise(self._layers.values())
         if not self.at_point:
             return ""
         change = _changes(self._layers.values(), self._start)
-        self.curves.append({"step": step + 1, "change": change})
+        self.curves.append({"step": self.done + 1, "change": change})
         return f"filters moved by {sum(change) / len(change):.2f} of their norm"
+
+    def _turn(self, net: nn.Module) -> tuple[tuple[str, ...], float]:
+        """Name the modules that do not learn in this step, and the share of the step size that is left."""
+        still = excluded(net, self.config.layers)
+        if self.config.order == "together":
+            return still, 1 - self.done / self.config.steps
+        at = self.done * len(self._layers) / self.config.steps
+        others = [name for index, name in enumerate(self._layers) if index != int(at)]
+        return (*still, *others), 1 - at % 1
 
     def finish(self, net: nn.Module, images: Images) -> Report:
         """Measure what was learnt, then hand over."""
         config, layers = self.config, self._layers
         with listening(net):
             batch = images[config.steps].chunk(self.parts)[0].nan_to_num(0.0, 0.0, 0.0)  # images have mean 0
+            batch = whitened(batch) if config.whiten else batch
             measures = measure(net, layers, batch, make_rule(config))
         changes = _changes(layers.values(), self._start)
         self._alter(layers.values())
@@ -117,10 +130,12 @@ class Shuffled(Hebbian):
 
 def make_rule(config: PretrainConfig) -> Rule:
     """Make the rule of the settings; competition is between responses divided by their standard deviation."""
-    kind = RULES[config.rule]
+    kind, centred = RULES[config.rule], config.response == "centred"
     if kind in (SWTA, SoftHebb):
-        return kind(inverse_temperature=config.inverse_temperature, standardise=True)
-    return kind()
+        return kind(inverse_temperature=config.inverse_temperature, standardise=True, centred=centred)
+    if config.response == "rectified":
+        return HPCA(rectified=True)
+    return kind(centred=centred)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def measure(net: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor, rule
             y = _responses(layer, output)
             rows[name] |= {
                 "sparsity": _sparsity(y),
-                "dead_units": _dead(y, isinstance(rule, SWTA | SoftHebb)),
+                "dead_units": _dead(y - _means(y) if rule.centred else y, isinstance(rule, SWTA | SoftHebb)),
                 "variance_explained": _explained(layer, inputs[0], y) if isinstance(rule, HPCA) else None,
             }
 
@@ -55,6 +55,10 @@ def _responses(layer: nn.Module, output: Tensor) -> Float[Tensor, "batch units *
     y = output.reshape(-1, output.shape[-1]) if isinstance(layer, nn.Linear) else output
     bias = layer.bias
     return y - bias.view(-1, *[1] * (y.ndim - 2)) if isinstance(bias, Tensor) else y
+
+
+def _means(y: Float[Tensor, "batch units *space"]) -> Float[Tensor, "1 units *ones"]:
+    return y.mean([axis for axis in range(y.ndim) if axis != 1], keepdim=True)
 
 
 def _sparsity(y: Float[Tensor, "batch units *space"]) -> float:

@@ -89,6 +89,10 @@ class Pretraining:
         """
         excluded(net, self.config.layers)
 
+    def trained(self, net: nn.Module) -> list[nn.Parameter]:
+        """Return what it has trained of a network in its final form; nothing by default."""
+        return []
+
     def restructure(self, net: nn.Module) -> None:
         """Give the network the form that it has after the pre-training, without training; nothing by default."""
 

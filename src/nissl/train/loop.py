@@ -50,6 +50,8 @@ class Trainer:
         device: where the networks are.
         world: this process among all.
         workers: processes that prepare batches.
+        apart: parameters that learn at a share of the learning rate.
+        share: that share.
         after: called after each step with the number of steps made; what it returns is added to the step's line of the
             log, which a resumed run takes up again.
 
@@ -63,6 +65,8 @@ class Trainer:
     device: torch.device
     world: World = field(default_factory=World)
     workers: int = 0
+    apart: Sequence[nn.Parameter] = ()
+    share: float = 1.0
     after: Callable[[int], dict[str, Any]] | None = None
     step: int = field(default=0, init=False)
     """Steps that were made."""
@@ -72,7 +76,7 @@ class Trainer:
             synchronise(self.method)
         self.method.to(self.device)
         lay_out(self.method)
-        self.optimiser = make_optimiser(self.method, self.config)
+        self.optimiser = make_optimiser(self.method, self.config, self.apart, self.share)
         self.average = AveragedModel(self.method.predictor(), avg_fn=self._averaged, use_buffers=True)
         self._bad = 0
         self._empty = 0
@@ -161,7 +165,7 @@ class Trainer:
         start = perf_counter()
         rate = learning_rate(self.step, self.config)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         buffers = [buffer.clone() for buffer in self.method.buffers()]
         terms = self._gradient(model, _on(batch, self.device), buffers)
         norm = torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.clip or float("inf"))

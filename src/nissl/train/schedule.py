@@ -1,6 +1,8 @@
 """How the learning rate moves: warm-up, then cosine or steps."""
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -23,13 +25,24 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimiser(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Make the optimiser; weights of one dimension (normalisation, biases) do not decay."""
+def make_optimiser(
+    module: nn.Module, config: TrainConfig, apart: Sequence[nn.Parameter] = (), share: float = 1.0
+) -> torch.optim.Optimizer:
+    """Make the optimiser; weights of one dimension (normalisation, biases) do not decay.
+
+    Each of its groups has a `share` of the learning rate: that given for the parameters `apart`, 1 for the others.
+    """
+    others = {id(parameter) for parameter in apart} if share != 1 else set()
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p in trained if (id(p) in others) == other and (p.ndim > 1) == decays],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "share": share if other else 1.0,
+        }
+        for other, decays in itertools.product([False, True], [True, False])
     ]
+    groups = [group for group in groups if group["params"]]
     if config.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
     return torch.optim.AdamW(groups, lr=config.learning_rate)
