@@ -238,7 +238,7 @@ def test_looking_changes_nothing_in_the_training(run, data, tmp_path):
     assert weights_hash(blind) == weights_hash(run) and not (blind / "parity.json").exists()
 
 
-def test_test_images_are_opened_under_this_protocol_alone(data, tmp_path):
+def test_f33_test_images_are_opened_under_the_published_protocol_alone(data, tmp_path):
     for protocol, seen in (("parity", set(TEST)), ("nissl", set())):
         config = dataclasses.replace(small(steps=2), protocol=protocol)
         with opened_files() as opened:
@@ -270,7 +270,7 @@ def test_a_run_that_was_killed_ends_with_the_same_choice(run, data, tmp_path, mo
     assert looks[0] == looks[1]
 
 
-def test_every_place_that_shows_numbers_carries_the_warning(run, capsys):
+def test_f33_every_place_that_shows_its_numbers_carries_the_warning(run, capsys):
     summary = jobs.evaluate(run)
     assert parity.WARNING in summary.warnings and parity.WARNING in read(run / "metrics.json")["warnings"]
     found = read(run / "parity.json")
