@@ -136,6 +136,19 @@ def test_settings_of_a_series_differ_in_the_seed_alone():
 
 def test_what_is_no_series_is_known(five, tmp_path):
     assert is_series(five) and not is_series(five / "seed-0") and not is_series(tmp_path)
-    assert is_finished(five / "seed-0", 3) and not is_finished(five / "seed-0", 4) and not is_finished(tmp_path, 1)
+    assert is_finished(five / "seed-0") and not is_finished(tmp_path)
+
+
+def test_a_run_is_finished_at_the_last_step_of_its_own_settings(five, tmp_path):
+    run = shutil.copytree(five / "seed-0", tmp_path / "run")
+    text = (run / "config.toml").read_text()
+    assert text.count("\nsteps = 3\n") == 1
+    (run / "config.toml").write_text(text.replace("\nsteps = 3\n", "\nsteps = 4\n"))
+    assert not is_finished(run)
+    (run / "config.toml").unlink()
+    assert not is_finished(run)
+
+
+def test_what_is_no_series_has_no_page(tmp_path):
     with pytest.raises(InputError):
         series.report(tmp_path)

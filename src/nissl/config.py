@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+Loss = Literal["dice+cross-entropy", "dice"]
 
 
 def _short(name: str) -> Any:
@@ -101,6 +102,8 @@ class AugmentConfig:
     or down, and not in 3-D, where the axes of a scan tell classes apart, such as front and back of an organ."""
     rotate: float | None = None
     """Largest rotation, in degrees, about every axis. Left open, 180 in 2-D and 15 in 3-D."""
+    transpose: bool = False
+    """Exchange the axes at random: with `flip`, all turns by 90 degrees, without interpolation between them."""
     scale: float = 0.2
     """Largest relative change of size."""
     contrast: float = 0.25
@@ -202,6 +205,10 @@ class MethodConfig:
     """Weight of the terms that need no masks, once it has risen. Left open, the method's own."""
     ramp: float = 0.4
     """Share of the steps over which that weight rises."""
+    ramp_shape: Literal["gaussian", "linear"] = "gaussian"
+    """How it rises: `gaussian` from a hundredth of it, slowly at first, or `linear` from nothing."""
+    loss: Loss = "dice+cross-entropy"
+    """How a prediction is compared with a mask, and with a pseudo-label where the method takes it for a mask."""
     decay: float = 0.99
     """Decay of the averaged teacher, in methods that have one."""
 
@@ -226,7 +233,8 @@ class TrainConfig:
     weight_decay: float = 1e-2
     """Weight decay."""
     schedule: Literal["cosine", "step"] = "cosine"
-    """`cosine`: falls to zero along a half cosine; `step`: halves at each quarter of the training."""
+    """`cosine`: falls to zero along a half cosine; `step`: halves whenever, since the warm-up, another quarter of the
+    steps has passed."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises linearly from zero."""
     clip: float = 1.0
@@ -281,6 +289,10 @@ class Config:
     """Everything that is drawn (split, budget, initialisation, order, augmentation) follows from it."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    protocol: Literal["nissl", "parity"] = "nissl"
+    """`parity`: the published protocol of Ciampi et al. (arXiv 2412.03192), for comparison only: it **looks at the test
+    images** to choose checkpoint and threshold. It fills in all settings that it fixes; one that is set to something
+    else than its default stays, and the results name it. 2-D with one foreground class."""
     deterministic: bool = True
     """Use operations that give the same bits every time; a GPU lacks some, which are then named in a warning."""
 

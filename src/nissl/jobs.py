@@ -34,6 +34,7 @@ from nissl.predict.tiles import predict_mask
 from nissl.pretrain import PRETRAININGS, Images, Pretraining
 from nissl.progress import Advance, track, warn
 from nissl.report import write_report
+from nissl.train import parity
 from nissl.train.checkpoint import has_checkpoint
 from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
@@ -71,22 +72,24 @@ def train(
     config = config or (load_config(out / "config.toml") if resume else Config())
     _known("method.name", config.method.name, METHODS)
     _known("pretrain.name", config.pretrain.name, PRETRAININGS)
-    _per_stream(config)
     scanned = list_cases(data, config.data)
     if scanned.private:
         config = without_names(config, scanned)
     split = make_split(scanned.cases, config.split, config.seed)
-    dataset = look(data, scanned, config.data, split.labelled + split.unlabelled)  # not even a header of a test image
-    dataset = seal(dataset, split)
-    config = dataclasses.replace(config, data=resolve(config.data, dataset.dims))
+    whole = look(data, scanned, config.data, split.labelled + split.unlabelled)  # not even a header of a test image
+    dataset = seal(whole, split)
+    config = _settled(config, dataset, split)
     device = choose_device(config.device)
     with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
         job = _Job(out, config, dataset, split, device, world)
+        if config.protocol == "parity":
+            parity.require(dataset, config.data, world.size)
+            warn(parity.WARNING)
         changed = changes(out, config, dataset, split) if resume else ()
         if not allow_changed:
             require_same(out, changed)
         # What cannot work shows here, before the run starts.
-        networks, stores = _networks(job), _stores(job)
+        networks, stores = _networks(job), _stores(job, whole)
         class_pixels = count_classes(stores.labelled, dataset)
         network = _measure_network(networks[0], config, dataset)
         _pretraining(config, 0).check(networks[0])
@@ -122,6 +125,8 @@ class _Stores:
     unlabelled: Store | None
     images: Store | None
     """All training images without their masks, for stage 1."""
+    test: Store | None
+    """The test cases, which the published protocol alone looks at."""
 
 
 def check(data: Path | str, config: DataConfig | None = None, accepted: Accepted | None = None) -> Report:
@@ -176,9 +181,13 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
     apart = [parameter for net in networks for parameter in _pretraining(config, 0).trained(net)]
     share = config.pretrain.fine_tuning_rate
     trainer = Trainer(method, stream, config.train, out, seed, job.device, world, config.data.workers, apart, share)
+    masks = len(job.split.labelled)
+    trainer.after = looks = parity.Looks(method, stores.test, config, masks, job.device) if stores.test else None
     if resumed and (warning := trainer.resume()):
         warn(warning)
     trainer.run()
+    if looks:
+        looks.write(out)
     if world.first:
         _save_filters(out / "filters.npy", trainer.average.module)
 
@@ -246,6 +255,7 @@ def evaluate(
     pixels = read_json(run / "budget.json").get("class_pixels", {})
     not_trained = [name for name in model.classes[1:] if pixels.get(name) == 0]
     known = [*caveats(split.shared_groups, split.transductive), *([copies] if copies else [])]
+    known += parity.caveats(run, model.config.protocol)
     summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]), not_trained, known)
     name = "metrics" if on == "test" else f"metrics_{on}"
     write_whole(run / f"{name}.csv", scores_to_csv(rows))
@@ -296,8 +306,23 @@ def _networks(job: _Job) -> list[nn.Module]:
     ]
 
 
-def _stores(job: _Job) -> _Stores:
+def _settled(config: Config, dataset: Dataset, split: Split) -> Config:
+    """Settle what follows from the data and from the protocol.
+
+    Raises:
+        InputError: the settings do not fit the data or each other.
+
+    """
+    if config.protocol == "parity":
+        config = parity.settled(config, len(split.labelled))
+    _per_stream(config)
+    return dataclasses.replace(config, data=resolve(config.data, dataset.dims))
+
+
+def _stores(job: _Job, whole: Dataset) -> _Stores:
     """Read each file that the run will use, so that a fault shows at once and not after hours.
+
+    `whole` are the cases before they were sealed: the published protocol alone takes test cases from them.
 
     Raises:
         InputError: the method wants images without masks, and there are none.
@@ -309,17 +334,19 @@ def _stores(job: _Job) -> _Stores:
         found, fix = "no training image without a mask", "lower --labels, or use --method supervised"
         raise InputError(f"method.name {config.method.name}", found, "images without masks to learn from", fix)
     semi, looks = METHODS[config.method.name].uses_unlabelled, _pretraining(config, 0).steps > 0
-    data = dataclasses.replace(config.data, cache_gib=config.data.cache_gib / (1 + semi + looks))
+    tests = config.protocol == "parity"
+    data = dataclasses.replace(config.data, cache_gib=config.data.cache_gib / (1 + semi + looks + tests))
 
-    def store(ids: Sequence[str], with_masks: bool = False) -> Store:
-        return Store(_chosen(dataset, ids), dataset.label_map, data, with_masks=with_masks)
+    def store(ids: Sequence[str], with_masks: bool = False, source: Dataset = dataset) -> Store:
+        return Store(_chosen(source, ids), dataset.label_map, data, with_masks=with_masks)
 
     stores = _Stores(
         store(split.labelled, with_masks=True),
         store(split.unlabelled) if semi else None,
         store(sorted(split.labelled + split.unlabelled)) if looks else None,
+        store(split.test, with_masks=True, source=whole) if tests else None,
     )
-    read = [part for part in (stores.labelled, stores.unlabelled, stores.images) if part is not None]
+    read = [part for part in (stores.labelled, stores.unlabelled, stores.images, stores.test) if part is not None]
     with track(sum(map(len, read)), "reading") as advance:
         for part in read:
             for index, file in enumerate(part.files):

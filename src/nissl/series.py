@@ -56,7 +56,7 @@ def train(
         numbers = _continued(out, config, seeds) if resume else range(config.seed, config.seed + _number(seeds))
         settings = settings_of(config, numbers)
         runs = {seed: out / f"seed-{seed}" for seed in settings}
-        finished = {seed for seed, run in runs.items() if is_finished(run, config.train.steps)}
+        finished = {seed for seed, run in runs.items() if is_finished(run)}
         begun = {seed for seed, run in runs.items() if (run / "config.toml").exists()}
         if first:
             write_whole(out / "config.toml", tomli_w.dumps(to_tree(settings[min(settings)])))
@@ -113,8 +113,7 @@ def evaluate(
     """
     out = Path(out)
     runs = runs_of(out)
-    steps = load_config(out / "config.toml").train.steps
-    unfinished = [run for run in runs.values() if not is_finished(run, steps)]
+    unfinished = [run for run in runs.values() if not is_finished(run)]
     if unfinished:
         listed = ", ".join(run.name for run in unfinished)
         fix = f"go on with: nissl train DATA --out {out} --resume"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -10,7 +11,8 @@ from tests.tiny_data import write_tiny
 
 import nissl
 from nissl.bench.grid import cells, load_grid
-from nissl.bench.runner import bench
+from nissl.bench.results import is_done, result_of
+from nissl.bench.runner import bench, make
 from nissl.data.cases import find_cases
 from nissl.data.split import Split
 
@@ -66,6 +68,20 @@ def test_results_are_read_from_the_runs_and_not_from_an_older_table(folder, caps
     assert (folder / "out" / "results.csv").read_text() == before
     assert [path.stat().st_mtime_ns for path in sorted((folder / "out" / "runs").rglob("*.json"))] == dates
     assert "to run" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_cell_is_done_at_the_length_that_its_protocol_states(tmp_path):
+    """200 epochs of one mask, where the settings of the cell, as they are before the data are seen, say 1000 steps."""
+    write_tiny(tmp_path / "tiny")
+    text = LONG.replace("[settings]", '[settings]\nprotocol = "parity"').replace("seeds = 2", "seeds = 1")
+    text = re.sub("(?m)^train = .*", "train = { save_every = 100 }", text)
+    (cell,) = cells(load_grid(write_grid(tmp_path, text)))
+    assert (cell.config.protocol, cell.config.train.steps) == ("parity", 1000)
+    make(cell, tmp_path / "out")
+    assert is_done(tmp_path / "out", cell)
+    result = result_of(tmp_path / "out", cell)
+    assert (result.status, result.steps, result.images_stage_2, result.masks_seen) == ("done", 200, 400, 1)
 
 
 def test_the_test_cases_are_those_of_every_seed(tmp_path):

@@ -1,3 +1,6 @@
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +68,42 @@ def test_quarter_turns_equal_rot90(quarter):
     images = noise((12, 12))
     moved, _ = apply(images, None, [Draw(rotation([quarter * np.pi / 2], 2))] * 3)
     np.testing.assert_allclose(moved.numpy(), np.rot90(images.numpy(), -quarter, axes=(2, 3)), atol=1e-5)
+
+
+STILL = {"rotate": 0.0, "scale": 0.0, "contrast": 0.0, "brightness": 0.0, "noise": 0.0}
+
+
+@pytest.mark.parametrize(("space", "ways"), [((7, 7), 8), ((5, 5, 5), 48)])
+def test_mirrored_and_exchanged_axes_are_all_symmetries_of_the_pixels_equally_often(space, ways):
+    dims, images = len(space), noise(space, batch=1)
+    settings = AugmentConfig(flip=True, transpose=True, **STILL)
+    counts, rng = {}, np.random.default_rng(0)
+    for _ in range(60 * ways):
+        one = draw(settings, dims, rng)
+        counts.setdefault(one.matrix.astype(int).tobytes(), [one, 0])[1] += 1
+    assert len(counts) == ways and min(count for _, count in counts.values()) > 30
+    expected = [
+        np.flip(images[0].numpy().transpose(0, *(axis + 1 for axis in axes)), [axis + 1 for axis in mirrored])
+        for axes in itertools.permutations(range(dims))
+        for mirrored in itertools.chain.from_iterable(itertools.combinations(range(dims), n) for n in range(dims + 1))
+    ]
+    for one, _ in counts.values():
+        moved = apply(images, None, [one])[0][0].numpy()
+        assert sum(np.allclose(moved, way, atol=1e-5) for way in expected) == 1
+
+
+def test_exchanging_axes_leaves_all_other_draws_as_they_are():
+    plain, exchanged = (draw(AugmentConfig(transpose=yes), 2, np.random.default_rng(3)) for yes in (False, True))
+    swapped = dataclasses.replace(plain, matrix=plain.matrix[:, ::-1])
+    assert any(
+        np.array_equal(exchanged.matrix, like.matrix) and like.noise_seed == exchanged.noise_seed
+        for like in (plain, swapped)
+    )
+    assert (plain.contrast, plain.brightness, plain.noise) == (
+        exchanged.contrast,
+        exchanged.brightness,
+        exchanged.noise,
+    )
 
 
 @pytest.mark.parametrize(("plane", "axes"), [(0, (2, 3)), (1, (2, 4)), (2, (3, 4))])

@@ -9,7 +9,7 @@ from tests.methods.test_methods import NET, batch
 from nissl import nets
 from nissl.config import MethodConfig, PretrainConfig
 from nissl.methods.cct import CCT, channel_dropout, cross_consistency, feature_dropout, feature_noise
-from nissl.methods.supervised import segmentation_losses
+from nissl.methods.shared import segmentation_losses
 from nissl.pretrain import PRETRAININGS
 
 

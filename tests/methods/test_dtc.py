@@ -9,7 +9,7 @@ from tests.methods.test_methods import NET, batch
 from nissl import nets
 from nissl.config import MethodConfig
 from nissl.methods.dtc import DTC, signed_distances, task_consistency
-from nissl.methods.supervised import segmentation_losses
+from nissl.methods.shared import segmentation_losses
 
 
 def make(dims=2, classes=3, **settings):

@@ -10,7 +10,7 @@ from tests.methods.test_methods import batch, make
 
 from nissl.config import MethodConfig
 from nissl.methods.entropy import mean_entropy
-from nissl.methods.supervised import segmentation_losses
+from nissl.methods.shared import segmentation_losses
 
 
 def slow_entropy(logits):

@@ -7,7 +7,7 @@ from tests.methods.test_methods import NET, batch, make
 
 from nissl import nets
 from nissl.methods import mean_teacher
-from nissl.methods.supervised import segmentation_losses
+from nissl.methods.shared import segmentation_losses
 
 
 def shares_of(network, images):

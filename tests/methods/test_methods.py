@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from nissl import nets
-from nissl.config import NetConfig
+from nissl.config import MethodConfig, NetConfig
 from nissl.data.dataset import Batch
 from nissl.methods import METHODS, Method
-from nissl.methods.supervised import segmentation_losses
+from nissl.methods.shared import segmentation_losses
 
 NET = NetConfig(widths=(4, 8), dropout=(0.0, 0.2))
 
@@ -41,6 +41,41 @@ def test_losses_are_finite_and_reach_every_network(name, dims):
         gradients = [parameter.grad for parameter in network.parameters()]
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
         assert any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_dice_alone_is_the_default_without_its_cross_entropy(name):
+    """Of pseudo-labels that are taken for masks as well."""
+    both, alone, seen = make(name).eval(), make(name).eval(), batch()
+    alone.config = MethodConfig(loss="dice")
+    terms = []
+    for method in (both, alone):
+        torch.manual_seed(0)
+        terms.append(method(seen, 1.0))
+    left_out = {term for term in terms[0] if term.endswith("cross_entropy")}
+    assert left_out and terms[1].keys() == terms[0].keys() - left_out
+    same = terms[1].keys() - {"cross_pseudo"}
+    assert all(torch.equal(terms[0][term], terms[1][term]) for term in same)
+    if name == "cps":
+        assert terms[1]["cross_pseudo"] < terms[0]["cross_pseudo"]
+
+
+def test_the_weight_rises_as_the_settings_say():
+    shapes = {"gaussian": lambda t: math.exp(-5 * (1 - t) ** 2), "linear": lambda t: t}
+    for shape, height in shapes.items():
+        method = METHODS["entropy"]([nets.build(NET, 2, 2, 3, 0)], MethodConfig(weight=3.0, ramp=0.5, ramp_shape=shape))
+        for progress in (0.0, 0.1, 0.25, 0.49, 0.5, 0.8, 1.0):
+            assert method.rising(progress) == pytest.approx(3 * height(min(1.0, progress / 0.5)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_candidate_makes_logits_and_the_predictor_is_one_of_them(name):
+    method = make(name).eval()
+    found = method.candidates()
+    assert next(iter(found.values())) is method.predictor()
+    assert len(found) == {"cps": 2, "mean-teacher": 2, "uamt": 2}.get(name, 1)
+    with torch.no_grad():
+        assert all(network(batch().images).shape == (2, 3, 8, 8) for network in found.values())
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -12,8 +12,7 @@ from nissl import nets
 from nissl.config import MethodConfig, NetConfig
 from nissl.errors import InputError
 from nissl.methods import METHODS, unimatch
-from nissl.methods.shared import box, masked_dice
-from nissl.methods.supervised import segmentation_losses
+from nissl.methods.shared import box, masked_dice, segmentation_losses
 from nissl.methods.unimatch import Strong, apply, draw, draw_box, dropped, pseudo_labels
 
 SIZES = [(40, 32), (20, 18, 16)]

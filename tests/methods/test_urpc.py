@@ -8,7 +8,7 @@ from tests.methods.test_methods import batch
 
 from nissl import nets
 from nissl.config import MethodConfig, NetConfig
-from nissl.methods.supervised import segmentation_losses
+from nissl.methods.shared import segmentation_losses
 from nissl.methods.urpc import URPC, pyramid_consistency
 
 

@@ -34,6 +34,11 @@ def test_step_schedule_halves_at_each_quarter():
     assert curve == [0.5] * 4 + [0.25] * 4 + [0.125] * 4 + [0.0625] * 4
 
 
+def test_the_step_schedule_counts_quarters_of_all_steps_from_the_end_of_the_warm_up():
+    curve = rates(steps=40, warmup=0.2, schedule="step")[8:]
+    assert curve == [0.5] * 10 + [0.25] * 10 + [0.125] * 10 + [0.0625] * 2
+
+
 def test_quarters_of_a_number_that_four_does_not_divide():
     curve = rates(steps=10, warmup=0, schedule="step")
     assert [curve.count(rate) for rate in (0.5, 0.25, 0.125, 0.0625)] == [3, 2, 3, 2]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nissl.bench.grid import Cell
+from nissl.config import load_config
 from nissl.errors import NisslError
 from nissl.files import write_whole
 from nissl.train.loop import LOG
@@ -59,7 +60,7 @@ def folder_of(out: Path, cell: Cell) -> Path:
 def is_done(out: Path, cell: Cell) -> bool:
     """Say whether a cell is trained to its last step and measured."""
     run = folder_of(out, cell)
-    return (run / "metrics.json").is_file() and is_finished(run, cell.config.train.steps)
+    return (run / "metrics.json").is_file() and is_finished(run)
 
 
 def result_of(out: Path, cell: Cell) -> Result:
@@ -78,7 +79,7 @@ def result_of(out: Path, cell: Cell) -> Result:
         message = read_json(failed)["message"] if failed.is_file() else ""
         return Result(**known, status="failed" if message else "missing", message=message)
     metrics, pretraining = read_json(run / "metrics.json"), read_json(run / "pretrain.json")
-    scores, config = metrics["overall"], cell.config
+    scores, config = metrics["overall"], load_config(run / "config.toml")
     return Result(
         **known,
         status="done",

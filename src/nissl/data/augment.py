@@ -1,10 +1,11 @@
 """Augmentation: draw, then apply.
 
-`draw` takes random numbers and gives a `Draw`; `apply` is deterministic given the draws. Flips, rotation and scale
-are one matrix, so that a batch is resampled once. The matrix acts on pixel offsets from the centre of the image,
-which keeps a rotation a rotation where the image is not square.
+`draw` takes random numbers and gives a `Draw`; `apply` is deterministic given the draws. Flips, exchanged axes,
+rotation and scale are one matrix, so that a batch is resampled once. The matrix acts on pixel offsets from the centre
+of the image, which keeps a rotation a rotation where the image is not square.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,13 +59,15 @@ def draw(config: AugmentConfig, dims: int, rng: np.random.Generator) -> Draw:
     turned = rotation(rng.uniform(-limit, limit, dims * (dims - 1) // 2).tolist(), dims)
     mirrored = np.where((rng.random(dims) < 0.5) & flip, -1.0, 1.0)
     zoom = 1 + rng.uniform(-config.scale, config.scale)
-    return Draw(
+    drawn = Draw(
         matrix=turned * mirrored / zoom,
         contrast=1 + rng.uniform(-config.contrast, config.contrast),
         brightness=rng.uniform(-config.brightness, config.brightness),
         noise=rng.uniform(0, config.noise),
         noise_seed=int(rng.integers(2**62)),
     )
+    axes = rng.permutation(dims)
+    return dataclasses.replace(drawn, matrix=drawn.matrix[:, axes]) if config.transpose else drawn
 
 
 def apply(

@@ -45,15 +45,25 @@ class BidirectionalCopyPaste(Method):
         images, masks = batch.images.roll(1, 0), batch.masks.roll(1, 0)
         if progress < FIRST:
             logits = net(paste(batch.images, images, inside))
-            return mean([region_losses(logits, batch.masks, inside), region_losses(logits, masks, ~inside)], 1.0)
+            return mean([self.region(logits, batch.masks, inside), self.region(logits, masks, ~inside)], 1.0)
         fresh = unlabelled(batch)
         labels = self.teacher(fresh).argmax(1)
         inwards = net(paste(fresh, images, inside))
         outwards = net(paste(batch.images, fresh.roll(1, 0), inside))
-        known = [region_losses(inwards, masks, ~inside), region_losses(outwards, batch.masks, inside)]
-        guessed = [region_losses(inwards, labels, inside), region_losses(outwards, labels.roll(1, 0), ~inside)]
+        known = [self.region(inwards, masks, ~inside), self.region(outwards, batch.masks, inside)]
+        guessed = [self.region(inwards, labels, inside), self.region(outwards, labels.roll(1, 0), ~inside)]
         pseudo = mean(guessed, self.rising(1.0))
         return mean(known, 1.0) | {f"pseudo_{name}": term for name, term in pseudo.items()}
+
+    def region(
+        self,
+        logits: Float[Tensor, "batch classes *space"],
+        labels: Integer[Tensor, "batch *space"],
+        inside: Bool[Tensor, "*space"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Compare with the labels of a region as the settings say."""
+        terms = region_losses(logits, labels, inside)
+        return terms if self.config.loss != "dice" else {"dice": terms["dice"]}
 
     def after_step(self) -> None:
         """Move the teacher."""

@@ -13,7 +13,6 @@ from nissl.data.dataset import Batch
 from nissl.methods.auxiliary import fixed_draws
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
-from nissl.methods.supervised import segmentation_losses
 from nissl.nets import parts
 from nissl.nets.unet import Features
 
@@ -88,7 +87,7 @@ class CCT(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return `dice` and `cross_entropy` of the main decoder, and `consistency`."""
         encoder, decoder, head = parts(self.networks[0], "--method cct")
-        terms = segmentation_losses(self.networks[0](batch.images), batch.masks)
+        terms = self.segmentation(self.networks[0](batch.images), batch.masks)
         features = encoder(unlabelled(batch))
         pairs = zip(self.perturbations, self.auxiliaries, strict=True)
         said = [auxiliary([perturb(level) for level in features]) for perturb, auxiliary in pairs]

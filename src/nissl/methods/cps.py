@@ -2,12 +2,12 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from nissl.config import Loss
 from nissl.data.dataset import Batch
 from nissl.methods.method import Method
-from nissl.methods.shared import unlabelled
-from nissl.methods.supervised import segmentation_losses
+from nissl.methods.shared import segmentation_losses, unlabelled
 
 
 class CrossPseudoSupervision(Method):
@@ -30,14 +30,20 @@ class CrossPseudoSupervision(Method):
         one, other = (
             torch.cat([logits, network(others)]) for logits, network in zip(labelled, self.networks, strict=True)
         )
-        both = [segmentation_losses(logits, batch.masks) for logits in labelled]
+        both = [self.segmentation(logits, batch.masks) for logits in labelled]
         terms = {name: both[0][name] + both[1][name] for name in both[0]}
-        return terms | {"cross_pseudo": self.rising(progress) * (pseudo_loss(one, other) + pseudo_loss(other, one))}
+        pseudo = pseudo_loss(one, other, self.config.loss) + pseudo_loss(other, one, self.config.loss)
+        return terms | {"cross_pseudo": self.rising(progress) * pseudo}
+
+    def candidates(self) -> dict[str, nn.Module]:
+        """Return both."""
+        return dict(zip(("first", "second"), self.networks, strict=True))
 
 
 def pseudo_loss(
-    logits: Float[Tensor, "batch classes *space"], teaching: Float[Tensor, "batch classes *space"]
+    logits: Float[Tensor, "batch classes *space"],
+    teaching: Float[Tensor, "batch classes *space"],
+    loss: Loss = "dice+cross-entropy",
 ) -> Float[Tensor, ""]:
-    """Dice plus cross-entropy against the hard labels of the network that teaches, which have no gradient."""
-    terms = segmentation_losses(logits, teaching.argmax(1))
-    return terms["dice"] + terms["cross_entropy"]
+    """Loss against the hard labels of the network that teaches, which have no gradient, as if they were a mask."""
+    return torch.stack(list(segmentation_losses(logits, teaching.argmax(1), loss).values())).sum()

@@ -13,7 +13,6 @@ from nissl.data.dataset import Batch
 from nissl.methods.auxiliary import fixed_draws, sizes
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
-from nissl.methods.supervised import segmentation_losses
 from nissl.nets import parts
 from nissl.nets.unet import CONVOLUTION
 
@@ -46,7 +45,7 @@ class DTC(Method):
         logits, distances = self.both(batch.images)
         target = signed_distances(batch.masks, logits.shape[1])
         consistency = task_consistency(logits, distances), task_consistency(*self.both(unlabelled(batch)))
-        return segmentation_losses(logits, batch.masks) | {
+        return self.segmentation(logits, batch.masks) | {
             "distance": REGRESSION * F.mse_loss(distances, target),
             "consistency": self.rising(progress) * torch.stack(consistency).mean(),  # as many images in each
         }

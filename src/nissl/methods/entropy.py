@@ -9,7 +9,6 @@ from torch import Tensor
 from nissl.data.dataset import Batch
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
-from nissl.methods.supervised import segmentation_losses
 
 
 class Entropy(Method):
@@ -25,7 +24,7 @@ class Entropy(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms `dice`, `cross_entropy` and `entropy`."""
         network = self.networks[0]
-        terms = segmentation_losses(network(batch.images), batch.masks)
+        terms = self.segmentation(network(batch.images), batch.masks)
         return terms | {"entropy": self.rising(progress) * mean_entropy(network(unlabelled(batch)))}
 
 

@@ -10,7 +10,6 @@ from nissl.config import MethodConfig
 from nissl.data.dataset import Batch
 from nissl.methods.method import Method
 from nissl.methods.shared import Teacher, noisy, unlabelled
-from nissl.methods.supervised import segmentation_losses
 
 
 class MeanTeacher(Method):
@@ -33,7 +32,7 @@ class MeanTeacher(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms `dice`, `cross_entropy` and `consistency`."""
         student, images = self.networks[0], unlabelled(batch)
-        terms = segmentation_losses(student(batch.images), batch.masks)
+        terms = self.segmentation(student(batch.images), batch.masks)
         shares = F.softmax(student(noisy(images)).float(), dim=1)
         return terms | {"consistency": self.rising(progress) * self.distance(shares, images, progress)}
 
@@ -49,6 +48,10 @@ class MeanTeacher(Method):
     def target(self, images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch classes *space"]:
         """Softmax of the teacher on images with fresh noise; it has no gradient."""
         return F.softmax(self.teacher(noisy(images)).float(), dim=1)
+
+    def candidates(self) -> dict[str, nn.Module]:
+        """Return both."""
+        return {"student": self.networks[0], "teacher": self.teacher}
 
     def after_step(self) -> None:
         """Move the teacher towards the student."""

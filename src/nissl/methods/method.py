@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from nissl.config import MethodConfig
 from nissl.data.dataset import Batch
+from nissl.methods.shared import segmentation_losses
 
 
 class Method(nn.Module):
@@ -46,11 +47,17 @@ class Method(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} states no losses")
 
+    def segmentation(
+        self, logits: Float[Tensor, "batch classes *space"], masks: Integer[Tensor, "batch *space"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Compare with masks as the settings say: the terms `dice` and `cross_entropy`, or `dice` alone."""
+        return segmentation_losses(logits, masks, self.config.loss)
+
     def rising(self, progress: float) -> float:
-        """Weight of the terms that need no masks: a Gaussian ramp (Laine and Aila 2017), exp(-5 (1 - t)^2)."""
+        """Weight of the terms that need no masks, by default exp(-5 (1 - t)^2) of the whole (Laine and Aila 2017)."""
         full = self.weight if self.config.weight is None else self.config.weight
         done = min(1.0, progress / self.config.ramp) if self.config.ramp else 1.0
-        return full * math.exp(-5 * (1 - done) ** 2)
+        return full * (done if self.config.ramp_shape == "linear" else math.exp(-5 * (1 - done) ** 2))
 
     def after_step(self) -> None:
         """Do what follows an optimiser step, such as moving an averaged teacher; nothing by default."""
@@ -58,6 +65,10 @@ class Method(nn.Module):
     def predictor(self) -> nn.Module:
         """Return what is averaged, saved and used: images to logits."""
         return self.networks[0]
+
+    def candidates(self) -> dict[str, nn.Module]:
+        """Return, by name, the networks of which a protocol that looks at masks may take the better one."""
+        return {"network": self.predictor()}
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the losses: DistributedDataParallel needs them to come from a forward call."""

@@ -1,14 +1,43 @@
-"""What several methods share: an averaged teacher and noise."""
+"""What several methods share: the loss by masks, an averaged teacher and noise."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import AveragedModel
 
+from nissl.config import Loss
 from nissl.data.dataset import Batch
+
+
+def segmentation_losses(
+    logits: Float[Tensor, "batch classes *space"],
+    masks: Integer[Tensor, "batch *space"],
+    loss: Loss = "dice+cross-entropy",
+) -> dict[str, Float[Tensor, ""]]:
+    """Return soft Dice (per image and class, background included, then the mean) and cross-entropy per pixel.
+
+    Per image, not per batch, so that a batch split over processes has the same loss.
+    """
+    from monai.networks import one_hot  # MONAI takes 3 s to import
+
+    logits = logits.float()  # sums over many pixels, also under autocast
+    # Classes as shares: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
+    shares = one_hot(masks[:, None], logits.shape[1])
+    terms = {"dice": _dice()(logits, shares)}
+    return terms if loss == "dice" else terms | {"cross_entropy": F.cross_entropy(logits, shares)}
+
+
+@functools.cache
+def _dice() -> Callable[[Tensor, Tensor], Tensor]:
+    from monai.losses import DiceLoss
+
+    loss: Callable[[Tensor, Tensor], Tensor] = DiceLoss(softmax=True)
+    return loss
 
 
 class Teacher(nn.Module):

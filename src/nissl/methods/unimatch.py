@@ -13,7 +13,6 @@ from nissl.config import MethodConfig
 from nissl.data.dataset import Batch
 from nissl.methods.method import Method
 from nissl.methods.shared import box, masked_dice, unlabelled
-from nissl.methods.supervised import segmentation_losses
 from nissl.nets import parts
 
 CONFIDENT = 0.95
@@ -53,7 +52,7 @@ class UniMatch(Method):
         """Return the terms of `supervised`, and `strong_1`, `strong_2` and `features`."""
         net, images, weight = self.networks[0], unlabelled(batch), self.rising(1.0)
         encoder, decoder, head = parts(net, "--method unimatch")
-        terms = segmentation_losses(net(batch.images), batch.masks)
+        terms = self.segmentation(net(batch.images), batch.masks)
         features = encoder(images)
         with torch.no_grad():
             labels, sure = pseudo_labels(head(decoder(features)[-1]))

@@ -13,7 +13,6 @@ from nissl.data.dataset import Batch
 from nissl.methods.auxiliary import fixed_draws, sizes
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
-from nissl.methods.supervised import segmentation_losses
 from nissl.nets import parts
 from nissl.nets.unet import CONVOLUTION, LINEAR_MODE
 
@@ -44,7 +43,7 @@ class URPC(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return `dice` and `cross_entropy`, each the mean over scales, and `consistency`."""
-        scales = [segmentation_losses(logits, batch.masks) for logits in self.pyramid(batch.images)]
+        scales = [self.segmentation(logits, batch.masks) for logits in self.pyramid(batch.images)]
         terms = {name: torch.stack([scale[name] for scale in scales]).mean() for name in scales[0]}
         consistency = pyramid_consistency(self.pyramid(unlabelled(batch)))
         return terms | {"consistency": self.rising(progress) * consistency}

@@ -12,6 +12,7 @@ from nissl.files import write_whole
 from nissl.report import curves
 from nissl.report.contents import Contents, Tree, read_run
 from nissl.report.gallery import Gallery, case_dice, hang, ranked
+from nissl.train.parity import WARNING
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -119,6 +120,7 @@ def warnings(contents: Contents) -> list[str]:
     """List what makes the numbers of this run less than they seem."""
     split = contents.split
     found = caveats(split.get("shared_groups", []), split.get("transductive", []))
+    found += [WARNING] if contents.config.get("protocol") == "parity" else []
     overall = contents.metrics.get("overall", {})
     dice, trivial = overall.get("dice"), overall.get("trivial_dice")
     if dice is not None and trivial is not None and dice <= trivial:

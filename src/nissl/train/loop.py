@@ -52,6 +52,8 @@ class Trainer:
         workers: processes that prepare batches.
         apart: parameters that learn at a share of the learning rate.
         share: that share.
+        after: called after each step with the number of steps made; what it returns is added to the step's line of the
+            log, which a resumed run takes up again.
 
     """
 
@@ -65,6 +67,7 @@ class Trainer:
     workers: int = 0
     apart: Sequence[nn.Parameter] = ()
     share: float = 1.0
+    after: Callable[[int], dict[str, Any]] | None = None
     step: int = field(default=0, init=False)
     """Steps that were made."""
 
@@ -129,6 +132,7 @@ class Trainer:
         ):
             for batch in batches:
                 line = self._step(model, batch)
+                line |= self.after(self.step) if self.after else {}
                 done = self.step == self.config.steps
                 due = done or self.step % self.config.save_every == 0
                 if due and self.world.first:

@@ -13,14 +13,14 @@ from nissl.config import TrainConfig
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Return the learning rate of a step, counted from 0.
 
-    It rises linearly over the warm-up and then falls to zero along a half cosine, or is halved at each quarter of the
-    steps.
+    It rises linearly over the warm-up and then falls to zero along a half cosine, or is halved whenever, since the
+    warm-up, another quarter of all steps has passed.
     """
     warmup = math.ceil(config.warmup * config.steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     if config.schedule == "step":
-        return config.learning_rate * 0.5 ** (4 * step // config.steps)
+        return config.learning_rate * 0.5 ** (4 * (step - warmup) // config.steps)
     done = (step - warmup) / max(1, config.steps - warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from nissl.config import Config
-from nissl.errors import DataError
+from nissl.config import Config, load_config
+from nissl.errors import DataError, InputError
 from nissl.train.checkpoint import load_checkpoint
 from nissl.train.run import SERIES, WEIGHTS, read_json
 
@@ -40,9 +40,9 @@ def settings_of(config: Config, seeds: Iterable[int]) -> dict[int, Config]:
     return {seed: dataclasses.replace(config, split=split, seed=seed) for seed in seeds}
 
 
-def is_finished(run: Path, steps: int) -> bool:
-    """Say whether the weights of a run are those of its last step."""
+def is_finished(run: Path) -> bool:
+    """Say whether the weights of a run are those of the last step that its own settings state."""
     try:
-        return int(load_checkpoint(run / WEIGHTS)[1]["step"]) >= steps
-    except (DataError, KeyError):
+        return int(load_checkpoint(run / WEIGHTS)[1]["step"]) >= load_config(run / "config.toml").train.steps
+    except (DataError, InputError, KeyError):
         return False
