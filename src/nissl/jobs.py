@@ -71,7 +71,7 @@ def train(
     config = config or (load_config(out / "config.toml") if resume else Config())
     _known("method.name", config.method.name, METHODS)
     _known("pretrain.name", config.pretrain.name, PRETRAININGS)
-    _per_stream(config)
+    per_stream(config)
     scanned = list_cases(data, config.data)
     if scanned.private:
         config = without_names(config, scanned)
@@ -170,7 +170,7 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
     else:
         _pretrain(job, networks, stores.images)
     seed = _seed(config.seed, STAGE_2)
-    schedule = Schedule(seed, _per_stream(config), world.rank, world.size)
+    schedule = Schedule(seed, per_stream(config), world.rank, world.size)
     stream = Stream(stores.labelled, stores.unlabelled, config.augment, schedule)
     method = METHODS[config.method.name](networks, config.method)
     trainer = Trainer(method, stream, config.train, out, seed, job.device, world, config.data.workers)
@@ -329,7 +329,7 @@ def _stores(job: _Job) -> _Stores:
     return stores
 
 
-def _per_stream(config: Config) -> int:
+def per_stream(config: Config) -> int:
     """Images that a step draws from those with masks and, where the method uses them, from those without.
 
     A step sees as many images with every method, so that comparing two methods compares nothing else.

@@ -3,7 +3,9 @@
 DIR/grid.toml cells.json      the grid as it was started, and the settings of each of its cells
 DIR/runs/DATA/BUDGET/ARM/seed-N/      an ordinary run folder each, or failed.json in it
 DIR/logs/DATA/BUDGET/ARM/seed-N.log   what a run says while it works
+DIR/cost.json                 what each arm costs on each data set
 DIR/results.csv               a row for each cell
+DIR/tables.md report.html     what they come to
 """
 
 import json
@@ -24,9 +26,11 @@ import filelock
 import torch
 
 from nissl import jobs
+from nissl.bench.cost import measure_costs
 from nissl.bench.estimate import estimate
 from nissl.bench.grid import Cell, cells, load_grid
-from nissl.bench.results import FAILED, Result, folder_of, one_line, read_results, write_results
+from nissl.bench.page import write_page
+from nissl.bench.results import CELLS, FAILED, Result, folder_of, is_bench, one_line, read_results, write_results
 from nissl.config import to_tree
 from nissl.errors import InputError
 from nissl.evaluate.runs import differing
@@ -36,7 +40,7 @@ from nissl.train.record import LOCK
 from nissl.train.run import read_json, write_json
 from nissl.train.signals import Interrupted, stop_signals
 
-CELLS, GRID, LOGS = "cells.json", "grid.toml", "logs"
+GRID, LOGS = "grid.toml", "logs"
 PAUSE = 0.2
 """Seconds between two looks for a signal."""
 
@@ -47,6 +51,8 @@ class Outcome:
 
     table: Path
     """results.csv."""
+    page: Path
+    """report.html."""
     results: tuple[Result, ...]
 
     @property
@@ -84,11 +90,15 @@ def bench(grid: Path | str, out: Path | str, workers: int = 1) -> Outcome:
         results = {cell: result for cell, result in zip(all_cells, read_results(out, all_cells), strict=True)}
         table = write_results(out, list(results.values()))
         todo = [cell for cell, result in results.items() if result.status != "done"]
-        if todo:
-            print(f"{len(todo)} of {len(results)} cells to run on {workers} workers", file=sys.stderr, flush=True)
-            print(estimate(todo, list(results.values()), workers, threads), file=sys.stderr, flush=True)
-            _Bench(out, results, threads).run(todo, workers)
-    return Outcome(table, tuple(results.values()))
+        try:
+            costs = measure_costs(out, all_cells, threads)
+            if todo:
+                print(f"{len(todo)} of {len(results)} cells to run on {workers} workers", file=sys.stderr, flush=True)
+                print(estimate(todo, list(results.values()), costs, workers), file=sys.stderr, flush=True)
+                _Bench(out, results, threads).run(todo, workers)
+        finally:
+            page = write_page(out, all_cells, list(results.values()))
+    return Outcome(table, page, tuple(results.values()))
 
 
 @contextmanager
@@ -97,7 +107,7 @@ def _held(out: Path) -> Iterator[None]:
     if out.exists() and not out.is_dir():
         raise InputError(out, "a file", "a folder for the bench", "choose another --out")
     present = sorted(path.name for path in out.iterdir() if path.name != LOCK) if out.exists() else []
-    if present and not (out / CELLS).is_file():
+    if present and not is_bench(out):
         found = f"not empty: {', '.join(present[:4])}"
         raise InputError(out, found, "a new or empty folder, or that of a bench", "choose another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -118,7 +128,7 @@ def _described(all_cells: Sequence[Cell]) -> dict[str, dict[str, object]]:
 
 def _require_same(out: Path, all_cells: Sequence[Cell]) -> None:
     """Refuse a grid that changes or drops a cell of the bench in this folder; it may add some."""
-    if not (out / CELLS).is_file():
+    if not is_bench(out):
         return
     before: Mapping[str, dict[str, object]] = read_json(out / CELLS)
     now = _described(all_cells)
@@ -262,7 +272,8 @@ def make(cell: Cell, out: Path) -> None:
     with log.open("a", encoding="utf-8") as file, redirect_stderr(file):
         print(f"{_now()} {cell.id}", file=sys.stderr)
         try:
-            (run / FAILED).unlink(missing_ok=True)
+            for stale in (FAILED, "metrics.json"):  # with its numbers, a cell is done
+                (run / stale).unlink(missing_ok=True)
             begun = (run / "config.toml").is_file()
             jobs.train(cell.path, run, cell.config, resume=begun)
             jobs.evaluate(run, device=cell.config.device)
