@@ -121,7 +121,7 @@ def _weakness(table: Table) -> list[str]:
 def title(table: Table) -> str:
     """Data set, budget and masks."""
     masks = sorted({run.masks_seen for run in table.done if run.masks_seen is not None})
-    number = f" ({' / '.join(map(str, masks))} masks)" if masks else ""
+    number = f" ({' / '.join(counted(count, 'mask') for count in masks)})" if masks else ""
     return f"{table.data}, {table.budget}{number}"
 
 
@@ -213,8 +213,8 @@ def _result_line(row: Row, table: Table, parity: bool) -> Line:
 def cost_sheet(tables: Sequence[Table]) -> Sheet:
     """What the arms cost on a data set, from the runs with all its budgets and from the probe."""
     head = (
-        *("arm", "stage 1: steps", "images", "stage 2: steps", "images", "network passes", "to baseline"),
-        *("s per step, stage 1", "s per step, stage 2", "to baseline", "peak memory, MB", "to baseline"),
+        *("arm", "stage 1: steps", "images", "stage 2: steps", "images", "network passes", "× baseline"),
+        *("s per step, stage 1", "s per step, stage 2", "× baseline", "peak memory, MB", "× baseline"),
     )
     baseline = tables[0].baseline
     costs = {row.arm: row.cost for row in tables[0].rows}
@@ -267,7 +267,7 @@ def needed_text(needed: Needed) -> str:
 def times(cost: Cost | None, reference: Cost | None, field: str) -> str:
     """How many times that of the reference a cost is."""
     value, unit = ((getattr(one, field) if one else None) for one in (cost, reference))
-    return f"{value / unit:.2f} ×" if value and unit else "–"
+    return f"{value / unit:.2f}×" if value and unit else "–"
 
 
 def percent(value: float) -> str:
