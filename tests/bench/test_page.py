@@ -101,6 +101,7 @@ def test_the_page_loads_nothing_and_no_name_becomes_markup(out):
     assert "<b>folded" not in page and "&lt;b&gt;folded" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page) and "<script" not in page
     assert "default-src 'none'" in page
+    assert "<b>" not in (out / "tables.md").read_text()
 
 
 def test_failed_missing_and_damaged_cells_are_shown_with_their_reason(out):

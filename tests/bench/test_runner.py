@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from tests.tiny_data import write_tiny
 import nissl
 from nissl import cli
 from nissl.bench.grid import cells, load_grid
-from nissl.bench.runner import bench
+from nissl.bench.results import folder_of, is_done
+from nissl.bench.runner import bench, make
 from nissl.data.cases import find_cases
 from nissl.data.split import Split
 
@@ -211,6 +213,20 @@ def test_a_folder_keeps_to_its_grid(folder, tmp_path, capsys):
         assert command("bench", write_grid(folder), "--out", tmp_path / "none", "--workers", "0") == 2
     finally:
         write_grid(folder)
+
+
+def test_numbers_of_an_earlier_start_do_not_make_a_cell_done(folder, tmp_path, monkeypatch):
+    cell = cells(load_grid(folder / "grid.toml"))[0]
+    run = shutil.copytree(folder_of(folder / "out", cell), folder_of(tmp_path, cell))
+    assert is_done(tmp_path, cell)
+
+    def stopped(*arguments, **options):
+        raise SystemExit(143)
+
+    monkeypatch.setattr("nissl.jobs.train", stopped)
+    with pytest.raises(SystemExit):
+        make(cell, tmp_path)
+    assert (run / "log.jsonl").is_file() and not is_done(tmp_path, cell)
 
 
 def test_a_grid_may_grow(folder):

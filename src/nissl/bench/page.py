@@ -40,6 +40,7 @@ class Chapter:
     parts: tuple[Part, ...]
     caveats: tuple[str, ...]
     """What the runs say of their data, such as patients in training and in test."""
+    cost_facts: str
     cost: words.Sheet
     failed_probes: tuple[tuple[str, str], ...]
     pictures: tuple[str, ...]
@@ -89,6 +90,7 @@ def _chapter(out: Path, tables: Sequence[Table]) -> Chapter:
         data=tables[0].data,
         parts=tuple(_part(table) for table in tables),
         caveats=tuple(dict.fromkeys(text for run in done for text in warnings_of(out, run))),
+        cost_facts=words.cost_facts(tables),
         cost=words.cost_sheet(tables),
         failed_probes=tuple((arm, row.cost.message) for arm, row in rows.items() if row.cost and row.cost.message),
         pictures=(overview(tables), beside_baseline(tables)) if done else (),
@@ -113,9 +115,9 @@ def markdown(title: str, headline: str, chapters: Sequence[Chapter], failed: Seq
     for chapter in chapters:
         blocks += [f"## {_escaped(chapter.data)}", *_listed(chapter.caveats)]
         for part in chapter.parts:
-            blocks += [f"### {_escaped(part.title)}", part.facts, *_listed(part.warnings), part.sentence]
-            blocks.append(_table(part.sheet))
-        blocks += ["### Cost", _table(chapter.cost)]
+            blocks += [f"### {_escaped(part.title)}", _escaped(part.facts), *_listed(part.warnings)]
+            blocks += [_escaped(part.sentence), _table(part.sheet)]
+        blocks += ["### Cost", _escaped(chapter.cost_facts), _table(chapter.cost)]
         blocks += _listed(f"not measured: {arm}: {why}" for arm, why in chapter.failed_probes)
     if failed:
         blocks += ["## Failed runs", *_listed(f"{run.run}: {run.message}" for run in failed)]

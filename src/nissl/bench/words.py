@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nissl.bench.cost import Cost
+from nissl.bench.cost import STEPS, Cost
 from nissl.bench.results import Result
 from nissl.bench.tables import Interval, Needed, Row, Table, unlike
 from nissl.evaluate import EMPTY_POLICY
@@ -237,6 +237,13 @@ def cost_sheet(tables: Sequence[Table]) -> Sheet:
         )
         lines.append(Line(texts, "baseline" if arm == baseline else ""))
     return Sheet(head, tuple(lines))
+
+
+def cost_facts(tables: Sequence[Table]) -> str:
+    """Where steps and images come from, and on what the rest was measured."""
+    devices = either(row.cost.device for row in tables[0].rows if row.cost)
+    measured = f"{STEPS} steps of each arm, on {devices}" if devices != "–" else "not measured yet"
+    return f"Steps and images: of the finished runs, counted each time. Passes, time and memory: {measured}."
 
 
 def headline(tables: Sequence[Table]) -> str:
