@@ -53,16 +53,16 @@ def one_way(config):
 def test_a_supervised_step_is_three_passes_for_each_image_but_for_the_gradient_of_the_image():
     done = work()
     layers = one_way(done.config)
-    assert done.flops_of_a_step() == 4 * (3 * sum(layers) - layers[0])
+    assert done.flops_stage_2() == 4 * (3 * sum(layers) - layers[0])
 
 
 def test_two_networks_cost_twice_one():
-    assert work("cps").flops_of_a_step() == pytest.approx(2 * work().flops_of_a_step())
+    assert work("cps").flops_stage_2() == pytest.approx(2 * work().flops_stage_2())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_costs_less_than_the_masks_alone(method):
-    assert work(method).flops_of_a_step() >= 0.9 * work().flops_of_a_step()
+    assert work(method).flops_stage_2() >= 0.9 * work().flops_stage_2()
 
 
 def test_a_stage_without_gradient_is_a_pass_for_each_image():

@@ -155,6 +155,15 @@ def test_masks_needed_come_from_the_baseline_of_all_budgets_of_the_data_set():
     assert needed[1]["none + cps"] == ("more than", 20)
 
 
+def test_a_missing_seed_is_no_gain_in_masks():
+    """The arm is the baseline itself, without its worst seed."""
+    dice = np.array([[0.5], [0.7], [0.75]]).repeat(4, axis=1)
+    made, results, scores = made_up({BASELINE: dice, "none + cps": dice})
+    results[3] = result(made[3])
+    row = tables_of(made, results, scores, {})[0].rows[1]
+    assert row.dice > 0.7 and row.needed == ("", 5)
+
+
 def test_unequal_steps_or_images_are_found():
     made, results, by_run = made_up(drawn({BASELINE: 0.0, "none + cps": 0.03}))
     assert unlike(tables_of(made, results, by_run, {})[0]) == {}

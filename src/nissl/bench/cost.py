@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 from jaxtyping import Float
@@ -25,19 +25,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nissl import jobs, nets
 from nissl.bench.grid import Cell
-from nissl.bench.results import one_line, step_seconds
+from nissl.bench.results import one_line
 from nissl.config import Config, load_config
 from nissl.data.dataset import Batch
 from nissl.errors import NisslError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
 from nissl.progress import track
-from nissl.train.loop import CHANNELS_LAST, lay_out
+from nissl.train.loop import CHANNELS_LAST, autocast, lay_out
 from nissl.train.run import choose_device, read_json, write_json
+from nissl.train.schedule import make_optimiser
 
 COST = "cost.json"
 STEPS = 5
-"""Steps of the short run; the fastest counts, for whatever else the machine does can only make a step slower."""
+"""Steps that are made; the fastest counts, for whatever else the machine does can only make a step slower."""
 Key = tuple[str, str]
 """Data set and arm."""
 
@@ -52,7 +53,8 @@ class Cost:
     """Floating-point operations of both stages, all steps, over those of one image's way forward through the network;
     a supervised step of 8 images is about 24."""
     seconds_stage_1: float | None = None
-    """Of one optimiser step."""
+    """Of one optimiser step, batches not counted; on the CPU, processor time over the number of threads, which other
+    load hardly changes."""
     seconds_stage_2: float | None = None
     memory_bytes: int | None = None
     """Most memory held at once: on a GPU by its tensors; on the CPU (Linux only) by the process, with its libraries."""
@@ -139,13 +141,13 @@ def probe(cell: Cell, run: Path) -> Cost:
     data, network = read_json(run / "data.json"), read_json(run / "network.json")
     settled = dataclasses.replace(config, data=load_config(run / "config.toml").data)
     work = Work(settled, tuple(network["input"]), len(data["classes"]), device)
-    flops = work.flops_stage_1() + config.train.steps * work.flops_of_a_step()
+    flops = work.flops_stage_1() + config.train.steps * work.flops_stage_2()
     return Cost(
         cell.data,
         cell.arm,
         passes=flops / (2 * network["multiply_adds"]),
         seconds_stage_1=work.seconds_stage_1(),
-        seconds_stage_2=min(step_seconds(run)),
+        seconds_stage_2=work.seconds_stage_2(),
         memory_bytes=memory,
         device=read_json(run / "env.json")["device"],
     )
@@ -202,23 +204,24 @@ class Work:
         """Seconds of one step of stage 1, of all networks; 0 where there is none."""
         if not PRETRAININGS[self.config.pretrain.name](self.config.pretrain).steps:
             return 0.0
-        times = self._pretrain(STEPS, perf_counter)
-        fastest = min(after - before for before, after in pairwise(times))
-        return fastest * METHODS[self.config.method.name].count
+        return _fastest(self._pretrain(STEPS, self._clock)) * METHODS[self.config.method.name].count
 
-    def flops_of_a_step(self) -> int:
+    def flops_stage_2(self) -> int:
         """Floating-point operations of one step of stage 2, forward and back."""
-        kind, size = METHODS[self.config.method.name], jobs.per_stream(self.config)
-        method = kind([self._network(index) for index in range(kind.count)], self.config.method)
-        method.to(self.device).train()
-        masks = torch.randint(self.classes, (size, *self.shape[1:]), device=self.device)
-        unlabelled = self._images(size) if kind.uses_unlabelled else None
-        batch = Batch(self._images(size), masks, unlabelled, ("noise",) * size)
         with FlopCounterMode(display=False) as counter:
-            terms = method(batch, 0.5)  # half way, where the terms that rise have risen
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-            method.after_step()
+            self._train(1, counter.get_total_flops)
         return int(counter.get_total_flops())
+
+    def seconds_stage_2(self) -> float:
+        """Seconds of one step of stage 2."""
+        return _fastest(self._train(STEPS, self._clock))
+
+    def _clock(self) -> float:
+        """Seconds of this process's work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return perf_counter()
+        return process_time() / torch.get_num_threads()
 
     def _pretrain(self, steps: int, mark: Callable[[], float]) -> list[float]:
         """Pre-train a network; return what `mark` gives after each step."""
@@ -230,6 +233,26 @@ class Work:
         stage.run(net, Same(self._images(config.batch)))
         return marks
 
+    def _train(self, steps: int, mark: Callable[[], float]) -> list[float]:
+        """Make steps as the loop makes them; return what `mark` gives after each."""
+        config, kind, size = self.config, METHODS[self.config.method.name], jobs.per_stream(self.config)
+        method = kind([self._network(index) for index in range(kind.count)], config.method).to(self.device).train()
+        lay_out(method)
+        optimiser = make_optimiser(method, config.train)
+        masks = torch.randint(self.classes, (size, *self.shape[1:]), device=self.device)
+        unlabelled = self._images(size) if kind.uses_unlabelled else None
+        batch = Batch(self._images(size), masks, unlabelled, ("noise",) * size)
+        marks = []
+        for _ in range(steps):
+            optimiser.zero_grad(set_to_none=True)
+            with autocast(self.device, config.train.precision):
+                terms = method(batch, 0.5)  # half way, where the terms that rise have risen
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            method.after_step()
+            marks.append(mark())
+        return marks
+
     def _network(self, seed: int) -> nn.Module:
         dims, channels = len(self.shape) - 1, self.shape[0]
         return nets.build(self.config.net, dims, channels, self.classes, seed).to(self.device)
@@ -237,6 +260,10 @@ class Work:
     def _images(self, count: int) -> Tensor:
         images = torch.randn(count, *self.shape, device=self.device)
         return images.contiguous(memory_format=CHANNELS_LAST[images.ndim])
+
+
+def _fastest(times: Sequence[float]) -> float:
+    return min(after - before for before, after in pairwise(times))
 
 
 def seconds_of(cell: Cell, costs: Mapping[Key, Cost]) -> float | None:

@@ -102,6 +102,7 @@ def beside_baseline(tables: Sequence[Table]) -> str:
                 for curve, colour in [*((one, GREY) for one in baseline), (others[place], BLUE)]:
                     axes.fill_between(curve.masks, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
                     axes.plot(curve.masks, curve.dice, "o-", color=colour, linewidth=1.6, markersize=3.5)
+                    axes.vlines(curve.masks, curve.low, curve.high, color=colour, linewidth=0.8)
                 axes.set_title(others[place].arm, fontsize=9, loc="left")
                 _masks_axis(axes, curves)
                 axes.tick_params(labelbottom=place + COLUMNS >= len(others))
@@ -121,7 +122,7 @@ def _masks_axis(axes: "Axes", curves: Sequence[Curve]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     if len(used) == 1:
-        axes.set_xlim(used[0] / 1.3, used[0] * 1.3)
+        axes.set_xlim(used[0] / 1.1, used[0] * 1.1)
 
 
 def _names(axes: "Axes", curves: Sequence[Curve], colours: dict[str, str]) -> None:

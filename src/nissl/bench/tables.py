@@ -243,14 +243,15 @@ def _versus(
 
 
 def _with_needed(table: Table, of_data: Sequence[Table]) -> Table:
-    """Read off the baseline's own curve how many masks it needs for the Dice of each other arm."""
+    """Read off the baseline's own curve how many masks it needs for what each other arm reaches.
+
+    That is the baseline's Dice and the difference to it, so that an arm that lacks a seed has no gain or loss by that.
+    """
     baseline = [row for other in of_data for row in other.rows if row.arm == other.baseline]
-    curve = [(row.masks, row.dice) for row in baseline if not np.isnan([row.masks, row.dice]).any()]
+    curve = [(row.masks, row.dice) for row in baseline if row.done]
+    here = next(row.dice for row in table.rows if row.arm == table.baseline)
     rows = [
-        replace(row, needed=masks_needed(curve, row.dice))
-        if row.arm != table.baseline and curve and not np.isnan(row.dice)
-        else row
-        for row in table.rows
+        replace(row, needed=masks_needed(curve, here + row.versus.dice)) if row.versus else row for row in table.rows
     ]
     return replace(table, rows=tuple(rows))
 

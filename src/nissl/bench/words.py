@@ -28,7 +28,7 @@ READING = (
     "Network passes: the floating-point operations of the whole training, stage 1 and 2, over those of one image's way "
     "forward through the network; a supervised step of 8 images is about 24. Compute is this number in multiples of "
     "the baseline's. Time of a step and peak memory are those of a few steps in a process of its own, before the runs "
-    "began; on the CPU the memory is that of the whole process, with its libraries.",
+    "began; on the CPU the time is that of the processor, and the memory that of the whole process with its libraries.",
 )
 """What the columns mean."""
 
