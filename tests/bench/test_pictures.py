@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.bench.made_up import BASELINE, made_up
+from tests.bench.made_up import BASELINE, cell, made_up, result
 
-from nissl.bench.pictures import beside_baseline, curves_of, overview, spread
+from nissl.bench.pictures import curves_of, pictures, spread
 from nissl.bench.tables import tables_of
 
 ARMS = [BASELINE, *(f"none + {name}" for name in ("entropy", "mean-teacher", "uamt", "cps", "urpc", "cct", "dtc"))]
@@ -33,13 +33,37 @@ def test_the_baseline_is_first_and_the_others_from_the_best_on():
 
 def test_the_pictures_need_neither_several_budgets_nor_several_seeds():
     for made in (tables(), tables((("5%", 5),)), tables(seeds=1)):
-        for picture in (overview(made), beside_baseline(made)):
+        found = pictures(made)
+        assert len(found) == 2
+        for picture in found:
             kind, _, content = picture.partition(",")
             assert kind == "data:image/svg+xml;base64" and b"</svg>" in base64.b64decode(content)
 
 
 def test_the_same_tables_give_the_same_bytes():
-    assert overview(tables()) == overview(tables())
+    assert pictures(tables()) == pictures(tables())
+
+
+def test_there_is_no_picture_of_nothing():
+    made, results, scores = made_up({BASELINE: np.full((2, 3), 0.7)})
+    alone = tables_of(made, results, scores, {})
+    assert len(pictures(alone)) == 1
+    other = cell("none + cps")
+    assert len(pictures(tables_of([*made, other], [*results, result(other)], scores, {}))) == 1
+    assert pictures(tables_of([other], [result(other)], {}, {})) == ()
+    assert (
+        len(
+            pictures(
+                tables_of(
+                    [cell(), other],
+                    [result(cell()), result(other, [0.7])],
+                    made_up({"none + cps": np.full((1, 1), 0.7)})[2],
+                    {},
+                )
+            )
+        )
+        == 2
+    )
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=20), st.floats(0.1, 4))

@@ -8,7 +8,7 @@ from pathlib import Path
 from nissl.bench import words
 from nissl.bench.cost import read_costs
 from nissl.bench.grid import Cell
-from nissl.bench.pictures import beside_baseline, overview
+from nissl.bench.pictures import pictures
 from nissl.bench.results import Result, read_results, scores_of, stored_cells, warnings_of
 from nissl.bench.tables import Table, tables_of
 from nissl.errors import NisslError
@@ -44,7 +44,7 @@ class Chapter:
     cost: words.Sheet
     failed_probes: tuple[tuple[str, str], ...]
     pictures: tuple[str, ...]
-    """SVG data URIs; none where no run is done."""
+    """SVG data URIs: all arms, and each beside the baseline; fewer where there is nothing to show."""
 
 
 def report_bench(out: Path) -> Path:
@@ -93,7 +93,7 @@ def _chapter(out: Path, tables: Sequence[Table]) -> Chapter:
         cost_facts=words.cost_facts(tables),
         cost=words.cost_sheet(tables),
         failed_probes=tuple((arm, row.cost.message) for arm, row in rows.items() if row.cost and row.cost.message),
-        pictures=(overview(tables), beside_baseline(tables)) if done else (),
+        pictures=pictures(tables),
     )
 
 

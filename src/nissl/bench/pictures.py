@@ -59,10 +59,18 @@ def curves_of(tables: Sequence[Table]) -> list[Curve]:
     return made
 
 
-def overview(tables: Sequence[Table]) -> str:
-    """All arms of a data set as an SVG data URI: the baseline black, the best in colour, the others thin."""
-    curves = curves_of(tables)
-    first = tables[0].baseline
+def pictures(tables: Sequence[Table]) -> tuple[str, ...]:
+    """All arms of a data set in one picture, and each beside the baseline, as SVG data URIs.
+
+    Without a finished run there is none, and without one of another arm than the baseline the second is missing.
+    """
+    curves, first = curves_of(tables), tables[0].baseline
+    others = any(curve.arm != first for curve in curves)
+    return (*((_overview(curves, first),) if curves else ()), *((_beside(curves, first),) if others else ()))
+
+
+def _overview(curves: Sequence[Curve], first: str) -> str:
+    """The baseline black, the best in colour, the others thin."""
     colours = {first: INK} | dict(zip((c.arm for c in curves if c.arm != first), HIGHLIGHTS, strict=False))
 
     def draw(figure: "Figure") -> None:
@@ -82,10 +90,8 @@ def overview(tables: Sequence[Table]) -> str:
     return picture(draw, (9.0, 2.6 + 0.16 * max(len(curves), 10)))
 
 
-def beside_baseline(tables: Sequence[Table]) -> str:
-    """A small picture for each arm, with the baseline in grey; all have the same axes. An SVG data URI."""
-    curves = curves_of(tables)
-    first = tables[0].baseline
+def _beside(curves: Sequence[Curve], first: str) -> str:
+    """A small picture for each arm, with the baseline in grey; all have the same axes."""
     baseline = [curve for curve in curves if curve.arm == first]
     others = [curve for curve in curves if curve.arm != first]
     rows = -(-len(others) // COLUMNS)
