@@ -184,7 +184,8 @@ class Bench:
             raise
         for result in outcome.failed:
             print(f"failed: {result.run}: {result.message}", file=sys.stderr)
-        print(f"{len(outcome.results)} cells, {len(outcome.failed)} failed\nresults: {outcome.table}")
+        print(f"{len(outcome.results)} cells, {len(outcome.failed)} failed")
+        print(f"results: {outcome.table}\nreport: {outcome.page}")
         return ResourceError.exit_code if outcome.failed else 0
 
 
@@ -214,19 +215,24 @@ class Predict:
 
 @dataclass(frozen=True)
 class MakeReport:
-    """Write the page of a run: report.html, one file that holds everything."""
+    """Write the page of a run, a series of seeds or a bench: report.html, one file that holds everything."""
 
     run: Folder
-    """Run folder."""
+    """Run folder, or folder of a series of seeds or of a bench."""
     data: Path | None = None
     """Folder of the data, where it is not where it was, or where the run does not know it (DICOM)."""
 
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import jobs, series
+        from nissl.bench.page import report_bench
+        from nissl.bench.results import is_bench
         from nissl.train.series import is_series
 
-        made = series.report(self.run, self.data) if is_series(self.run) else jobs.report(self.run, self.data)
+        if is_bench(self.run):
+            made = report_bench(self.run)
+        else:
+            made = series.report(self.run, self.data) if is_series(self.run) else jobs.report(self.run, self.data)
         print(f"report: {made}")
         return 0
 

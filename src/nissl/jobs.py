@@ -175,7 +175,7 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
     else:
         _pretrain(job, networks, stores.images)
     seed = _seed(config.seed, STAGE_2)
-    schedule = Schedule(seed, _per_stream(config), world.rank, world.size)
+    schedule = Schedule(seed, per_stream(config), world.rank, world.size)
     stream = Stream(stores.labelled, stores.unlabelled, config.augment, schedule)
     method = METHODS[config.method.name](networks, config.method)
     apart = [parameter for net in networks for parameter in _pretraining(config, 0).trained(net)]
@@ -315,7 +315,7 @@ def _settled(config: Config, dataset: Dataset, split: Split) -> Config:
     """
     if config.protocol == "parity":
         config = parity.settled(config, len(split.labelled))
-    _per_stream(config)
+    per_stream(config)
     return dataclasses.replace(config, data=resolve(config.data, dataset.dims))
 
 
@@ -358,7 +358,7 @@ def _stores(job: _Job, whole: Dataset) -> _Stores:
     return stores
 
 
-def _per_stream(config: Config) -> int:
+def per_stream(config: Config) -> int:
     """Images that a step draws from those with masks and, where the method uses them, from those without.
 
     A step sees as many images with every method, so that comparing two methods compares nothing else.

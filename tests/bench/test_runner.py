@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -10,11 +11,17 @@ from tests.bench.grids import LONG, TINY, WEIGHTS, command, env, hashes, lines, 
 from tests.tiny_data import write_tiny
 
 import nissl
+from nissl import nets
 from nissl.bench.grid import cells, load_grid
-from nissl.bench.results import is_done, result_of
-from nissl.bench.runner import bench, make
+from nissl.bench.results import folder_of, is_done, result_of
+from nissl.bench.runner import bench
+from nissl.bench.work import make
 from nissl.data.cases import find_cases
 from nissl.data.split import Split
+
+
+def made_run(folder, row):
+    return folder / "out" / row["run"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,8 @@ def test_two_workers_make_what_one_makes(folder, capsys):
     assert command("bench", folder / "grid.toml", "--out", folder / "two", "--workers", "2") == 0
     shown = capsys.readouterr()
     assert "8 cells, 0 failed" in shown.out and str(folder / "two" / "results.csv") in shown.out
-    assert "8 of 8 cells to run on 2 workers" in shown.err and "2 from 3 steps of a cell" in shown.err
+    assert f"report: {folder / 'two' / 'report.html'}" in shown.out
+    assert "8 of 8 cells to run on 2 workers" in shown.err and "2 from 5 steps of a cell" in shown.err
     assert "cells: 8/8" in shown.err
     assert len(hashes(folder / "out")) == 8 and hashes(folder / "two") == hashes(folder / "out")
 
@@ -56,6 +64,12 @@ def test_results_have_a_row_for_each_cell(folder):
         assert float(row["dice"]) == overall["dice"] and float(row["pooled_dice"]) == overall["pooled_dice"]
         assert int(row["masks_seen"]) == (1 if cell.budget == "1" else 3)
         assert (row["steps"], row["n_cases"], row["images_stage_2"]) == ("3", "2", "6")
+        weights = sum(each.numel() for each in nets.build(cell.config.net, 2, 1, 2, 0).parameters())
+        assert (row["parameters"], row["input"], row["protocol"]) == (str(weights), "1x32x32", "nissl")
+        assert (
+            float(row["trivial_dice"]) == overall["trivial_dice"]
+            and row["device"] == env(made_run(folder, row))["device"]
+        )
         assert int(row["images_stage_1"]) == (4 if "HPCA" in cell.arm else 0)
         assert float(row["seconds_stage_2"]) > 0 and (float(row["seconds_stage_1"]) > 0) == ("HPCA" in cell.arm)
 
@@ -104,6 +118,8 @@ def test_a_bench_that_is_stopped_goes_on_and_runs_nothing_twice(tmp_path):
     said = process.communicate(timeout=240)[1]
     assert process.returncode == 143 and "stopped; go on with: nissl bench" in said
     assert [row["status"] for row in rows(tmp_path / "out")] == ["done", "missing"]
+    assert "1 of 2; 1 missing" in (tmp_path / "out" / "tables.md").read_text()
+    assert "1 of 2 runs done, 0 failed, 1 missing" in (tmp_path / "out" / "report.html").read_text()
     half, kept = len(lines(second / "log.jsonl")), env(first)
     assert 5 < half < 60 and (second / "checkpoints" / "state.safetensors").is_file()
     outcome = bench(path, tmp_path / "out")
@@ -167,6 +183,7 @@ def test_a_failed_cell_is_told_and_tried_again(tmp_path, capsys):
     assert "2 cells, 1 failed" in (shown := capsys.readouterr()).out and f"failed: runs/{every.id}" in shown.err
     good, bad = rows(tmp_path / "out")
     assert (good["status"], bad["status"], bad["dice"]) == ("done", "failed", "") and unseen.name in bad["message"]
+    assert unseen.name in (tmp_path / "out" / "report.html").read_text()
     unseen.write_bytes(whole)
     assert command("bench", path, "--out", tmp_path / "out") == 0
     assert [row["status"] for row in rows(tmp_path / "out")] == ["done", "done"]
@@ -192,6 +209,23 @@ def test_a_folder_keeps_to_its_grid(folder, tmp_path, capsys):
         assert command("bench", write_grid(folder), "--out", tmp_path / "none", "--workers", "0") == 2
     finally:
         write_grid(folder)
+
+
+def test_numbers_of_an_earlier_start_do_not_make_a_cell_done(folder, tmp_path, monkeypatch):
+    cell = cells(load_grid(folder / "grid.toml"))[0]
+    run = shutil.copytree(folder_of(folder / "out", cell), folder_of(tmp_path, cell))
+    assert is_done(tmp_path, cell)
+    whole = (run / "log.jsonl").read_text()
+    (run / "log.jsonl").write_text(whole[: whole.rindex('{"step"')])
+
+    def stopped(*arguments, **options):
+        (run / "log.jsonl").write_text(whole)
+        raise SystemExit(143)
+
+    monkeypatch.setattr("nissl.jobs.train", stopped)
+    with pytest.raises(SystemExit):
+        make(cell, tmp_path)
+    assert (run / "log.jsonl").is_file() and not is_done(tmp_path, cell)
 
 
 def test_a_grid_may_grow(folder):

@@ -2,11 +2,14 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from nissl.evaluate import (
     bootstrap_interval,
+    holm,
     mean_over_classes,
     paired_difference,
+    paired_t_test,
     seed_interval,
     sign_flip_test,
 )
@@ -101,3 +104,46 @@ def test_interval_over_seeds_is_students_and_covers():
 
 def test_a_case_without_group_is_a_unit_of_its_own():
     assert units_of({"a": "p", "b": "", "c": "p", "d": ""}) == ["group p", "case b", "group p", "case d"]
+
+
+def adjusted_by_trying_levels(p_values):
+    """Holm's procedure as it is stated, by hand: the lowest level at which it still rejects each hypothesis."""
+
+    def rejected(level):
+        left = dict(enumerate(p_values))
+        while left:
+            place = min(left, key=left.get)
+            if left[place] > level / len(left):
+                break
+            del left[place]
+        return set(range(len(p_values))) - set(left)
+
+    levels = np.linspace(0, 1, 2001)
+    return [min((level for level in levels if place in rejected(level)), default=1.0) for place in range(len(p_values))]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_is_the_lowest_level_at_which_the_procedure_rejects(seed):
+    p_values = np.random.default_rng(seed).beta(0.3, 2, size=7).tolist()
+    p_values[3] = p_values[1]
+    assert holm(p_values) == pytest.approx(adjusted_by_trying_levels(p_values), abs=1 / 2000)
+
+
+def test_holm_leaves_out_what_is_no_test():
+    assert holm([]) == [] and holm([0.04]) == [0.04]
+    np.testing.assert_equal(holm([0.01, np.nan, 0.04]), [0.02, np.nan, 0.04])
+
+
+def test_the_paired_t_test_is_scipys_and_goes_with_the_interval():
+    rng = np.random.default_rng(0)
+    for centre in np.linspace(0, 0.06, 7):
+        values = rng.normal(centre, 0.03, 6)
+        p = paired_t_test(values)
+        assert p == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
+        low, high = seed_interval(values)
+        assert (p < 0.05) == (low > 0 or high < 0)
+
+
+def test_the_paired_t_test_needs_two_seeds_and_takes_none_for_a_difference():
+    assert np.isnan(paired_t_test(np.array([0.1]))) and np.isnan(paired_t_test(np.array([0.1, np.nan])))
+    assert paired_t_test(np.zeros(4)) == 1.0

@@ -3,7 +3,9 @@
 DIR/grid.toml cells.json      the grid as it was started, and the settings of each of its cells
 DIR/runs/DATA/BUDGET/ARM/seed-N/      an ordinary run folder each, or failed.json in it
 DIR/logs/DATA/BUDGET/ARM/seed-N.log   what a run says while it works
+DIR/cost.json                 what each arm costs on each data set
 DIR/results.csv               a row for each cell
+DIR/tables.md report.html     what they come to
 """
 
 import json
@@ -18,10 +20,12 @@ import filelock
 import torch
 
 from nissl.bench.cluster import Cluster
+from nissl.bench.cost import measure_costs
 from nissl.bench.crew import Crew, Processes
 from nissl.bench.estimate import estimate
 from nissl.bench.grid import Cell, cells, load_grid
-from nissl.bench.results import Result, folder_of, read_results, write_results
+from nissl.bench.page import write_page
+from nissl.bench.results import CELLS, Result, folder_of, is_bench, read_results, write_results
 from nissl.bench.work import enter_failure
 from nissl.config import to_tree
 from nissl.errors import InputError
@@ -32,7 +36,7 @@ from nissl.train.record import LOCK
 from nissl.train.run import read_json, write_json
 from nissl.train.signals import Interrupted, stop_signals
 
-CELLS, GRID = "cells.json", "grid.toml"
+GRID = "grid.toml"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Outcome:
 
     table: Path
     """results.csv."""
+    page: Path
+    """report.html."""
     results: tuple[Result, ...]
 
     @property
@@ -84,11 +90,16 @@ def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster
             results = dict(zip(all_cells, read_results(out, all_cells), strict=True))
             table = write_results(out, list(results.values()))
             todo = [cell for cell, result in results.items() if result.status != "done"]
-            if todo:
-                print(f"{len(todo)} of {len(results)} cells to run on {crew.size} workers", file=sys.stderr, flush=True)
-                print(estimate(todo, list(results.values()), crew.size, crew.threads), file=sys.stderr, flush=True)
-                _Bench(out, results, crew).run(todo)
-    return Outcome(table, tuple(results.values()))
+            try:
+                costs = measure_costs(out, all_cells, crew.threads)
+                if todo:
+                    told = f"{len(todo)} of {len(results)} cells to run on {crew.size} workers"
+                    print(told, file=sys.stderr, flush=True)
+                    print(estimate(todo, list(results.values()), costs, crew.size), file=sys.stderr, flush=True)
+                    _Bench(out, results, crew).run(todo)
+            finally:
+                page = write_page(out, all_cells, list(results.values()))
+    return Outcome(table, page, tuple(results.values()))
 
 
 def _crew(out: Path, folders: Sequence[Path], workers: int, cluster: str | None) -> Crew:
@@ -103,7 +114,7 @@ def _held(out: Path) -> Iterator[None]:
     if out.exists() and not out.is_dir():
         raise InputError(out, "a file", "a folder for the bench", "choose another --out")
     present = sorted(path.name for path in out.iterdir() if path.name != LOCK) if out.exists() else []
-    if present and not (out / CELLS).is_file():
+    if present and not is_bench(out):
         found = f"not empty: {', '.join(present[:4])}"
         raise InputError(out, found, "a new or empty folder, or that of a bench", "choose another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -124,7 +135,7 @@ def _described(all_cells: Sequence[Cell]) -> dict[str, dict[str, object]]:
 
 def _require_same(out: Path, all_cells: Sequence[Cell]) -> None:
     """Refuse a grid that changes or drops a cell of the bench in this folder; it may add some."""
-    if not (out / CELLS).is_file():
+    if not is_bench(out):
         return
     before: Mapping[str, dict[str, object]] = read_json(out / CELLS)
     now = _described(all_cells)

@@ -50,7 +50,8 @@ def make(cell: Cell, out: Path) -> None:
             return
         print(f"{_now()} {cell.id}", file=sys.stderr)
         try:
-            (run / FAILED).unlink(missing_ok=True)
+            for stale in (FAILED, "metrics.json"):  # with its numbers, a cell is done
+                (run / stale).unlink(missing_ok=True)
             begun = (run / "config.toml").is_file()
             jobs.train(cell.path, run, cell.config, resume=begun)
             jobs.evaluate(run, device=cell.config.device)

@@ -5,8 +5,10 @@ from nissl.evaluate.overlap import EMPTY_POLICY, Overlap, overlap, pooled
 from nissl.evaluate.statistics import (
     Difference,
     bootstrap_interval,
+    holm,
     mean_over_classes,
     paired_difference,
+    paired_t_test,
     seed_interval,
     sign_flip_test,
 )
@@ -28,9 +30,11 @@ __all__ = [
     "SurfaceDistance",
     "bootstrap_interval",
     "compare_scores",
+    "holm",
     "mean_over_classes",
     "overlap",
     "paired_difference",
+    "paired_t_test",
     "pooled",
     "score_case",
     "scores_from_csv",

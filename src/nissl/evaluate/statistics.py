@@ -192,3 +192,42 @@ def paired_difference(differences: Values, groups: Sequence[str] | None, rng: np
     return Difference(
         mean_over_classes(differences), low, high, p_value, n_pairs, int(applicable.size - applicable.sum())
     )
+
+
+def paired_t_test(differences: Float[np.ndarray, "seeds"]) -> float:
+    """Two-sided p-value of Student's paired t-test, the test that goes with `seed_interval`.
+
+    Args:
+        differences: a - b of each seed.
+
+    Returns:
+        The p-value; 1 where all differences are 0, nan for fewer than two seeds.
+
+    """
+    from scipy.special import stdtr
+
+    count = len(differences)
+    if count < 2 or np.isnan(differences).any():
+        return float("nan")
+    mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    if spread == 0:
+        return float(mean == 0)
+    return float(2 * stdtr(count - 1, -abs(mean) / (spread / np.sqrt(count))))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number, so that among all of them one wrong finding is as rare as in a single test.
+
+    The smallest of m is multiplied by m, the next by m - 1 and so on; none may fall below one before it, nor rise
+    above 1 (Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure").
+
+    Args:
+        p_values: of one family of tests; nan is no test, stays nan and does not count.
+
+    """
+    ordered = sorted((p, place) for place, p in enumerate(p_values) if not np.isnan(p))
+    corrected, reached = [float("nan")] * len(p_values), 0.0
+    for before, (p, place) in enumerate(ordered):
+        reached = max(reached, min(1.0, (len(ordered) - before) * p))
+        corrected[place] = reached
+    return corrected

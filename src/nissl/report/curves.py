@@ -12,6 +12,7 @@ from nissl.report.contents import Filters, Tree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Colours of Okabe and Ito (2008), which colour-blind readers can tell apart.
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8a8a"
@@ -38,14 +39,19 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def plot(draw: Callable[["Axes"], None]) -> str:
-    """Draw one plot and return it as an SVG data URI; no figure is kept."""
+    """Draw one plot and return it as an SVG data URI."""
+    return picture(lambda figure: draw(figure.add_subplot()), (6.0, 3.4))
+
+
+def picture(draw: Callable[["Figure"], None], size: tuple[float, float]) -> str:
+    """Draw a figure of a size in inches and return it as an SVG data URI; no figure is kept."""
     import matplotlib
     from matplotlib.figure import Figure
 
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.0, 3.4), layout="constrained")
-        draw(figure.add_subplot())
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return data_uri(buffer.getvalue(), "image/svg+xml")
 

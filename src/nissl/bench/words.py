@@ -1,0 +1,312 @@
+"""What the tables of a bench say, as text: the cells of printed tables, facts, warnings and plain sentences."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from nissl.bench.cost import STEPS, Cost
+from nissl.bench.results import Result
+from nissl.bench.tables import Interval, Needed, Row, Table, unlike
+from nissl.evaluate import EMPTY_POLICY
+from nissl.evaluate.compare import SIGNIFICANT
+from nissl.evaluate.table import FEW
+from nissl.report.html import PRINTED_NAMES, counted, fixed, thousands
+
+PARITY = "published protocol: the checkpoint and the threshold were chosen on the test images; for comparison only"
+TRIVIAL = "foreground everywhere"
+READING = (
+    "Dice is the mean over test cases (of several classes, then over them), then over seeds, in hundredths. The "
+    "interval over seeds (Student's t) says where the mean of many such trainings lies, the one over cases or patients "
+    "(bootstrap of the scores averaged over seeds) where it would lie on other images of this kind. Pooled Dice takes "
+    f"the pixels of all images together. {EMPTY_POLICY}",
+    "The difference is to the baseline, paired by seed and by case. The p-value over seeds is that of the paired "
+    "t-test, the one over cases or patients that of the sign-flip test; both are corrected for the number of arms in "
+    "the table (Holm). An arm has helped or hurt only where both are below 0.05.",
+    "Masks the baseline needs: for the mean Dice of the arm, read off the baseline's own curve (made one that never "
+    "falls, linear in the logarithm of the masks). Where the arm is above or below the whole curve, the largest or "
+    "smallest budget is the bound.",
+    "Network passes: the floating-point operations of the whole training, stage 1 and 2, over those of one image's way "
+    "forward through the network; a supervised step of 8 images is about 24. Compute is this number in multiples of "
+    "the baseline's. Time of a step and peak memory are those of a few steps in a process of its own, before the runs "
+    "began; on the CPU the time is that of the processor, and the memory that of the whole process with its libraries.",
+)
+"""What the columns mean."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a printed table."""
+
+    texts: tuple[str, ...]
+    kind: str = ""
+    """`baseline`, `helped`, `hurt`, `lacking` (some run is not done) or `trivial`."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A printed table."""
+
+    head: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+def sentence(table: Table) -> str:
+    """Say which arms helped and which did not: with both corrected p-values below 0.05, or else no difference."""
+    compared = {row.arm: row.versus for row in table.rows if row.arm != table.baseline}
+    by_outcome: dict[str, list[str]] = {}
+    for arm, one in compared.items():
+        outcome = one.outcome if one else "not compared"
+        points = f" ({points_of(one.dice)})" if one and outcome in ("helped", "hurt") else ""
+        by_outcome.setdefault(outcome, []).append(arm + points)
+    seeds = sorted({one.seeds for one in compared.values() if one and one.outcome != "not compared"})
+    parts = [
+        f"{verb}, against {table.baseline}: {', '.join(by_outcome[verb])}."
+        for verb in ("helped", "hurt")
+        if verb in by_outcome
+    ]
+    if "no difference" in by_outcome:
+        how_many = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+        verb = "shows" if seeds == [1] else "show"
+        parts.append(f"no difference that {how_many} {verb}: {', '.join(by_outcome['no difference'])}.")
+    if "not compared" in by_outcome:
+        parts.append(f"not compared, for too few finished runs: {', '.join(by_outcome['not compared'])}.")
+    return " ".join(part[0].upper() + part[1:] for part in parts) or "There is one arm, and nothing to compare it with."
+
+
+def unequal(table: Table) -> list[str]:
+    """Say where the arms did not learn from the masks for as long."""
+    found = []
+    for what, values in unlike(table).items():
+        listed = "; ".join(f"{value}: {', '.join(arms)}" for value, arms in values.items())
+        found.append(f"The arms do not have the same number of {what} in stage 2 ({listed}): they cannot be compared.")
+    return found
+
+
+def warnings(table: Table) -> list[str]:
+    """List what makes the numbers of a table less than they seem."""
+    found = unequal(table)
+    if any(run.protocol == "parity" for run in table.done):
+        found.append(PARITY[0].upper() + PARITY[1:] + ".")
+    lacking = [run for row in table.rows for run in row.runs if run.status != "done"]
+    if lacking:
+        failed = sum(run.status == "failed" for run in lacking)
+        whole = sum(len(row.runs) for row in table.rows)
+        found.append(
+            f"{len(lacking)} of {whole} runs have no result ({failed} failed, {len(lacking) - failed} missing): "
+            "means are over those that are done."
+        )
+    poor = [row.arm for row in table.rows if row.dice <= table.trivial[0]]
+    if poor:
+        found.append(f"No better than calling every pixel foreground: {', '.join(poor)}.")
+    most = max((len(row.done) for row in table.rows), default=0)
+    if table.done and most < 3:
+        found.append("Fewer than three seeds: the intervals and tests over them say little.")
+    return found + _weakness(table)
+
+
+def _weakness(table: Table) -> list[str]:
+    """Say where the test over cases could not find anything, however large it is."""
+    arms, first = len(table.rows) - 1, next(iter(table.done), None)
+    if not arms or not first or not first.n_cases:
+        return []
+    units, kind = (first.n_groups, "groups (patients)") if first.n_groups else (first.n_cases, "cases")
+    least = min(1.0, arms * 2.0 ** (1 - units))
+    if least >= SIGNIFICANT:
+        return [
+            f"With {units} test {kind} the corrected p over them cannot fall below {least:.2f}: nothing can be shown."
+        ]
+    return [f"Only {units} test {kind}: below {FEW}, take what is said over them as a hint."] if units < FEW else []
+
+
+def title(table: Table) -> str:
+    """Data set, budget and masks."""
+    masks = sorted({run.masks_seen for run in table.done if run.masks_seen is not None})
+    number = f" ({' / '.join(counted(count, 'mask') for count in masks)})" if masks else ""
+    return f"{table.data}, {table.budget}{number}"
+
+
+def facts(table: Table) -> str:
+    """Sizes, length, seeds, device and date of the runs of a table."""
+    config, done = table.config, table.done
+    net = PRINTED_NAMES.get(config.net.name, config.net.name)
+    widths = f", widths {'-'.join(map(str, config.net.widths))}" if config.net.name == "unet" else ""
+    seeds = sorted({run.seed for row in table.rows for run in row.runs})
+    asked = f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})"
+    if not done:
+        return f"{net}{widths}; {counted(config.train.steps, 'step')}; {asked}; no run is done yet."
+    sizes = [int(run.parameters) for run in done if run.parameters]
+    spread = thousands(min(sizes)) + (f" to {thousands(max(sizes))}" if min(sizes) < max(sizes) else "")
+    tested = f"{done[0].n_cases} test images" + (
+        f" of {done[0].n_groups} groups (patients)" if done[0].n_groups else ""
+    )
+    parts = [
+        f"{net}{widths}, {spread} parameters",
+        f"input {either(run.input for run in done).replace('x', ' × ')}",
+        f"{either(run.steps for run in done)} steps of stage 2",
+        asked,
+        tested,
+        either(run.device for run in done),
+        " to ".join(sorted({date(min(done, key=started)), date(max(done, key=started))})),
+    ]
+    return "; ".join(parts) + "."
+
+
+def started(run: Result) -> str:
+    """When a run began, to be sorted by."""
+    return run.date or ""
+
+
+def date(run: Result) -> str:
+    """The day on which a run began."""
+    return started(run)[:10]
+
+
+def results_sheet(table: Table) -> Sheet:
+    """How well the arms do, a row each and the trivial score last."""
+    first = next(iter(table.done), None)
+    units = "patients" if first and first.n_groups else "cases"
+    parity = any(run.protocol == "parity" for run in table.done)
+    head = (
+        *("arm", "runs", "masks", "Dice, %", "95 % over seeds", f"95 % over {units}", "pooled Dice, % (sd)"),
+        *(("published protocol: pooled Dice, % (sd)",) if parity else ()),
+        *(
+            f"HD95, {either(run.unit for run in table.done)}",
+            "difference, points",
+            "95 % over seeds",
+            f"95 % over {units}",
+        ),
+        *("p over seeds", f"p over {units}", "masks the baseline needs", "compute"),
+    )
+    lines = [_result_line(row, table, parity) for row in table.rows]
+    everywhere = [TRIVIAL, "", "", percent(table.trivial[0]), "", "", percent(table.trivial[1])]
+    padded = everywhere + [""] * (len(head) - len(everywhere))
+    return Sheet(head, (*lines, Line(tuple(padded), "trivial")))
+
+
+def _result_line(row: Row, table: Table, parity: bool) -> Line:
+    one, reference = row.versus, next(other.cost for other in table.rows if other.arm == table.baseline)
+    kind: str = "baseline" if row.arm == table.baseline else one.outcome if one else ""
+    if row.count("failed") or row.count("missing"):
+        kind += " lacking"
+    published = (with_spread(row.parity, row.parity_sd),) if parity else ()
+    texts = (
+        row.arm + (" (baseline)" if row.arm == table.baseline else ""),
+        runs_text(row),
+        fixed(row.masks, 0),
+        percent(row.dice),
+        span(row.over_seeds),
+        span(row.over_cases),
+        with_spread(row.pooled, row.pooled_sd),
+        *published,
+        fixed(row.hd95, 1),
+        points_of(one.dice) if one else "",
+        points_span(one.over_seeds) if one else "",
+        points_span(one.over_cases) if one else "",
+        p_text(one.p_seeds) if one else "",
+        p_text(one.p_cases) if one else "",
+        needed_text(row.needed) if row.needed else "",
+        times(row.cost, reference, "passes"),
+    )
+    return Line(texts, kind.strip())
+
+
+def cost_sheet(tables: Sequence[Table]) -> Sheet:
+    """What the arms cost on a data set, from the runs with all its budgets and from the probe."""
+    head = (
+        *("arm", "stage 1: steps", "images", "stage 2: steps", "images", "network passes", "× baseline"),
+        *("s per step, stage 1", "s per step, stage 2", "× baseline", "peak memory, MB", "× baseline"),
+    )
+    baseline = tables[0].baseline
+    costs = {row.arm: row.cost for row in tables[0].rows}
+    lines = []
+    for arm, cost in costs.items():
+        runs = [run for table in tables for row in table.rows if row.arm == arm for run in row.done]
+        texts = (
+            arm + (" (baseline)" if arm == baseline else ""),
+            either(run.steps_stage_1 for run in runs),
+            either(run.images_stage_1 for run in runs),
+            either(run.steps for run in runs),
+            either(run.images_stage_2 for run in runs),
+            thousands(round(cost.passes)) if cost and cost.passes is not None else "–",
+            times(cost, costs[baseline], "passes"),
+            fixed(cost.seconds_stage_1 or None) if cost else "–",
+            fixed(cost.seconds_stage_2) if cost else "–",
+            times(cost, costs[baseline], "seconds_stage_2"),
+            thousands(round(cost.memory_bytes / 1e6)) if cost and cost.memory_bytes else "–",
+            times(cost, costs[baseline], "memory_bytes"),
+        )
+        lines.append(Line(texts, "baseline" if arm == baseline else ""))
+    return Sheet(head, tuple(lines))
+
+
+def cost_facts(tables: Sequence[Table]) -> str:
+    """Where steps and images come from, and on what the rest was measured."""
+    devices = either(row.cost.device for row in tables[0].rows if row.cost)
+    measured = f"{STEPS} steps of each arm, on {devices}" if devices != "–" else "not measured yet"
+    return f"Steps and images: of the finished runs, counted each time. Passes, time and memory: {measured}."
+
+
+def headline(tables: Sequence[Table]) -> str:
+    """Say in one sentence how large the bench is, and how far it got."""
+    runs = [run for table in tables for row in table.rows for run in row.runs]
+    status = [run.status for run in runs]
+    arms, seeds = ({getattr(run, name) for run in runs} for name in ("arm", "seed"))
+    size = f"{counted(len(arms), 'arm')}, {counted(len({table.data for table in tables}), 'data set')}"
+    left = f", {status.count('missing')} missing" if "missing" in status else ""
+    whole = f"{status.count('done')} of {counted(len(status), 'run')} done, {status.count('failed')} failed{left}"
+    return f"{size}, {counted(len(seeds), 'seed')}: {whole}."
+
+
+def runs_text(row: Row) -> str:
+    """How many runs are done and, where that is not all, what came of the others."""
+    lacking = [f"{row.count(status)} {status}" for status in ("failed", "missing") if row.count(status)]
+    done = len(row.done)
+    return f"{done} of {len(row.runs)}; {', '.join(lacking)}" if lacking else str(done)
+
+
+def needed_text(needed: Needed) -> str:
+    """Masks that the baseline needs, or the bound."""
+    bound, masks = needed
+    number = fixed(masks, 0 if bound or masks >= 100 else 1)
+    return f"{bound} {number}".strip()
+
+
+def times(cost: Cost | None, reference: Cost | None, field: str) -> str:
+    """How many times that of the reference a cost is."""
+    value, unit = ((getattr(one, field) if one else None) for one in (cost, reference))
+    return f"{value / unit:.2f}×" if value and unit else "–"
+
+
+def percent(value: float) -> str:
+    """A share in hundredths, with one decimal."""
+    return fixed(100 * value, 1)
+
+
+def with_spread(mean: float, deviation: float) -> str:
+    """A share and, where there is one, its standard deviation, in hundredths."""
+    return percent(mean) + ("" if math.isnan(deviation) else f" ({percent(deviation)})")
+
+
+def points_of(difference: float) -> str:
+    """A difference of Dice in points (hundredths), with its sign."""
+    return "–" if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def points_span(interval: Interval) -> str:
+    """An interval of a difference in points."""
+    return "–" if math.isnan(interval[0]) else f"{points_of(interval[0])} to {points_of(interval[1])}"
+
+
+def span(interval: Interval) -> str:
+    """An interval of Dice in hundredths."""
+    return "–" if math.isnan(interval[0]) else f"{percent(interval[0])} to {percent(interval[1])}"
+
+
+def p_text(p: float) -> str:
+    """A p-value, never as 0."""
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def either(values: Iterable[object]) -> str:
+    """What the runs agree on, or all that they say; a dash where they say nothing."""
+    return " / ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "–"

@@ -1,0 +1,65 @@
+"""A bench in memory: cells, results and scores of cases, made up."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from nissl.bench.grid import Cell
+from nissl.bench.results import Result
+from nissl.config import Config, MethodConfig, PretrainConfig
+from nissl.evaluate import CaseScore
+
+BASELINE = "none + supervised"
+
+
+def cell(arm=BASELINE, budget="5%", seed=0, data="glas"):
+    pretrain, method = arm.split(" + ")
+    config = Config(pretrain=PretrainConfig(name=pretrain), method=MethodConfig(name=method), seed=seed)
+    return Cell(data, budget, arm, seed, Path("data"), config)
+
+
+def scores(dice, groups=None):
+    """Rows of metrics.csv of one class, from the Dice of each case."""
+    return [
+        CaseScore(f"case {i}", (groups or {}).get(i, ""), "gland", "both", d, d, d, d, 1.0, 1.0, "px", 5, 5, 5, 100)
+        for i, d in enumerate(dice)
+    ]
+
+
+def result(of, dice=None, masks=5, **changes):
+    """A finished run with the Dice of each case, or one of another status."""
+    known = Result(of.data, of.budget, of.arm, of.seed, "missing", run=f"runs/{of.id}")
+    if dice is None:
+        return replace(known, **changes)
+    measured = {
+        "dice": float(np.mean(dice)),
+        "pooled_dice": float(np.mean(dice)) + 0.01,
+        "hd95": 10.0,
+        "unit": "px",
+        "n_cases": len(dice),
+        "trivial_dice": 0.4,
+        "trivial_pooled_dice": 0.5,
+        "masks_seen": masks,
+        "input": "3x64x64",
+        "parameters": 1000,
+        "steps_stage_1": 0,
+        "steps": 300,
+        "images_stage_1": 0,
+        "images_stage_2": 2400,
+        "device": "cpu",
+        "date": "2026-11-21T10:00:00+00:00",
+        "protocol": "nissl",
+    }
+    return replace(known, status="done", **measured | changes)
+
+
+def made_up(dice, budget="5%", masks=5, groups=None, **changes):
+    """Cells, results and scores by run; `dice` is `{arm: (seeds, cases)}`."""
+    made, results, by_run = [], [], {}
+    for arm, table in dice.items():
+        for seed, values in enumerate(table):
+            made.append(cell(arm, budget, seed))
+            results.append(result(made[-1], values, masks, **changes))
+            by_run[results[-1].run] = scores(values, groups)
+    return made, results, by_run

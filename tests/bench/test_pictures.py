@@ -1,0 +1,78 @@
+"""The curves hold every arm that has a finished run, and their names do not cover each other."""
+
+import base64
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.bench.made_up import BASELINE, cell, made_up, result
+
+from nissl.bench.pictures import curves_of, pictures, spread
+from nissl.bench.tables import tables_of
+
+ARMS = [BASELINE, *(f"none + {name}" for name in ("entropy", "mean-teacher", "uamt", "cps", "urpc", "cct", "dtc"))]
+
+
+def tables(budgets=(("5%", 5), ("20%", 20)), seeds=3):
+    rng = np.random.default_rng(0)
+    made, results, scores = [], [], {}
+    for budget, masks in budgets:
+        dice = {arm: 0.6 + 0.02 * place + rng.normal(0, 0.01, (seeds, 4)) for place, arm in enumerate(ARMS)}
+        part = made_up(dice, budget, masks)
+        made, results, scores = made + part[0], results + part[1], scores | part[2]
+    return tables_of(made, results, scores, {})
+
+
+def test_the_baseline_is_first_and_the_others_from_the_best_on():
+    found = curves_of(tables())
+    assert [curve.arm for curve in found] == [BASELINE, *reversed(ARMS[1:])]
+    assert found[0].masks.tolist() == [5, 20] and (found[0].low < found[0].dice).all()
+
+
+def test_the_pictures_need_neither_several_budgets_nor_several_seeds():
+    for made in (tables(), tables((("5%", 5),)), tables(seeds=1)):
+        found = pictures(made)
+        assert len(found) == 2
+        for picture in found:
+            kind, _, content = picture.partition(",")
+            assert kind == "data:image/svg+xml;base64" and b"</svg>" in base64.b64decode(content)
+
+
+def test_the_same_tables_give_the_same_bytes():
+    assert pictures(tables()) == pictures(tables())
+
+
+def test_there_is_no_picture_of_nothing():
+    made, results, scores = made_up({BASELINE: np.full((2, 3), 0.7)})
+    alone = tables_of(made, results, scores, {})
+    assert len(pictures(alone)) == 1
+    other = cell("none + cps")
+    assert len(pictures(tables_of([*made, other], [*results, result(other)], scores, {}))) == 1
+    assert pictures(tables_of([other], [result(other)], {}, {})) == ()
+    assert (
+        len(
+            pictures(
+                tables_of(
+                    [cell(), other],
+                    [result(cell()), result(other, [0.7])],
+                    made_up({"none + cps": np.full((1, 1), 0.7)})[2],
+                    {},
+                )
+            )
+        )
+        == 2
+    )
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=20), st.floats(0.1, 4))
+def test_names_are_apart_in_order_and_within_the_axes(places, apart):
+    moved = spread(sorted(places), apart, (0.0, 100.0))
+    assert all(b - a >= apart - 1e-6 for a, b in pairwise(moved))
+    assert moved[0] >= -1e-6 and moved[-1] <= 100 + 1e-6
+
+
+def test_names_that_are_apart_stay():
+    assert spread([1.0, 5.0, 9.0], 2.0, (0.0, 10.0)) == pytest.approx([1.0, 5.0, 9.0])
+    assert spread([5.0, 5.0], 2.0, (0.0, 10.0)) == pytest.approx([4.0, 6.0])
