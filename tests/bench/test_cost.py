@@ -15,9 +15,10 @@ from nissl.bench import cost
 from nissl.bench.cost import COST, STEPS, Cost, Same, Work, measure_costs, probe, read_costs, seconds_of
 from nissl.bench.estimate import estimate
 from nissl.bench.grid import cells, load_grid
-from nissl.config import MethodConfig
+from nissl.config import Config, DataConfig, MethodConfig
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
+from nissl.train import parity
 
 SHAPE = (3, 32, 32)
 CPU = torch.device("cpu")
@@ -94,6 +95,15 @@ def test_a_probe_measures_a_short_run(made, tmp_path):
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == STEPS
     assert found.passes > 3 * 2 * 2 and found.seconds_stage_1 > 0 and found.seconds_stage_2 > 0
     assert found.memory_bytes is None or found.memory_bytes > 50e6
+
+
+@pytest.mark.slow
+def test_a_probe_takes_sizes_and_length_that_the_published_protocol_sets(made, tmp_path):
+    config = dataclasses.replace(Config(), protocol="parity", data=DataConfig(label_map="binary"))
+    config = dataclasses.replace(config, split=made[0].config.split)
+    found = probe(dataclasses.replace(made[0], config=config), tmp_path / "run")
+    steps = parity.settled(config, 1).train.steps
+    assert steps != config.train.steps and found.passes == pytest.approx(3 * parity.LABELLED * steps, rel=0.02)
 
 
 def test_each_arm_is_measured_once_and_one_that_failed_again(made, tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ from nissl.errors import NisslError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
 from nissl.progress import track
+from nissl.train import parity
 from nissl.train.loop import CHANNELS_LAST, autocast, lay_out
 from nissl.train.run import choose_device, read_json, write_json
 from nissl.train.schedule import make_optimiser
@@ -139,9 +140,12 @@ def probe(cell: Cell, run: Path) -> Cost:
     device = choose_device(config.device)
     memory = peak_memory(device)
     data, network = read_json(run / "data.json"), read_json(run / "network.json")
-    settled = dataclasses.replace(config, data=load_config(run / "config.toml").data)
+    settled = load_config(run / "config.toml")  # of the short run, but for its length
+    settled = dataclasses.replace(settled, pretrain=config.pretrain)
     work = Work(settled, tuple(network["input"]), len(data["classes"]), device)
-    flops = work.flops_stage_1() + config.train.steps * work.flops_stage_2()
+    masks = len(read_json(run / "budget.json")["masks_seen"])
+    steps = (parity.settled(config, masks) if config.protocol == "parity" else config).train.steps
+    flops = work.flops_stage_1() + steps * work.flops_stage_2()
     return Cost(
         cell.data,
         cell.arm,
