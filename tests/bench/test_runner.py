@@ -228,6 +228,23 @@ def test_numbers_of_an_earlier_start_do_not_make_a_cell_done(folder, tmp_path, m
     assert (run / "log.jsonl").is_file() and not is_done(tmp_path, cell)
 
 
+def test_a_bench_of_a_version_with_fewer_settings_goes_on(folder):
+    cells_file = folder / "out" / "cells.json"
+    before = cells_file.read_text()
+    older = json.loads(before)
+    for settings in older.values():
+        del settings["protocol"], settings["method"]["decay"]
+    try:
+        cells_file.write_text(json.dumps(older))
+        assert command("bench", folder / "grid.toml", "--out", folder / "out") == 0
+        assert json.loads(cells_file.read_text()) == json.loads(before)
+        older[next(iter(older))]["train"]["clip"] = 0.5
+        cells_file.write_text(json.dumps(older))
+        assert command("bench", folder / "grid.toml", "--out", folder / "out") == 2
+    finally:
+        cells_file.write_text(before)
+
+
 def test_a_grid_may_grow(folder):
     before = hashes(folder / "out")
     try:

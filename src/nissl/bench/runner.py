@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import filelock
 import torch
@@ -27,7 +28,7 @@ from nissl.bench.grid import Cell, cells, load_grid
 from nissl.bench.page import write_page
 from nissl.bench.results import CELLS, Result, folder_of, is_bench, read_results, write_results
 from nissl.bench.work import enter_failure
-from nissl.config import to_tree
+from nissl.config import Config, from_tree, to_tree
 from nissl.errors import InputError
 from nissl.evaluate.runs import differing
 from nissl.files import write_whole
@@ -133,6 +134,14 @@ def _described(all_cells: Sequence[Cell]) -> dict[str, dict[str, object]]:
     return described
 
 
+def _completed(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Give settings that an older version wrote the defaults of those that it did not have."""
+    known = {key: value for key, value in settings.items() if key != "path"}
+    tree = to_tree(from_tree(Config, known, str(out / CELLS)))
+    completed: dict[str, Any] = json.loads(json.dumps({"path": settings["path"], **tree}))
+    return completed
+
+
 def _require_same(out: Path, all_cells: Sequence[Cell]) -> None:
     """Refuse a grid that changes or drops a cell of the bench in this folder; it may add some."""
     if not is_bench(out):
@@ -145,7 +154,7 @@ def _require_same(out: Path, all_cells: Sequence[Cell]) -> None:
         found = f"{len(dropped)} cells of this bench are not in the grid, such as {dropped[0]}"
         raise InputError(out, found, "the same grid, or one with more: every run counts, none is dropped", fix)
     for name, settings in before.items():
-        changed = differing(settings, now[name], ("was", "is"))
+        changed = differing(_completed(settings, out), now[name], ("was", "is"))
         if changed:
             raise InputError(out, f"cell {name}: {'; '.join(changed)}", "the settings that the bench began with", fix)
 
