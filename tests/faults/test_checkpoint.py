@@ -512,12 +512,15 @@ PHASES = {"reading": "reading", "pre-training": "pre-training (hebbian)", "train
 def test_f12_a_signal_in_any_phase_is_answered_and_the_run_goes_on(data, tmp_path, phase, number):
     more = ["--pretrain", "hebbian", "--pretrain.steps", "4", "--data.workers", "1", "--steps", "5"]
     assert leave(train(data, tmp_path / "whole", *more)) == 0
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # as the command has it
+    # As the command has them; a shell that starts the tests in the background has SIGINT ignored.
+    handlers = {signal.SIGTERM: lambda number, frame: sys.exit(128 + number), signal.SIGINT: signal.default_int_handler}
+    before = {each: signal.signal(each, handler) for each, handler in handlers.items()}
     try:
         with signalled(phase, number):
             assert leave(train(data, tmp_path / "run", *more)) == 128 + number
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert multiprocessing.active_children() == []
     begun = (tmp_path / "run" / "config.toml").exists()
     assert begun == (phase != "reading")
