@@ -101,7 +101,7 @@ def result_of(out: Path, cell: Cell) -> Result:
         message = read_json(failed)["message"] if failed.is_file() else ""
         return Result(**known, status="failed" if message else "missing", message=message)
     try:
-        return Result(**known, status="done", **_measured(run, cell))
+        return Result(**known, status="done", **_measured(run))
     except KeyError as error:
         raise DataError(run, f"no {error} in its files", "the files that a run writes", "remove the run") from error
 
@@ -109,7 +109,7 @@ def result_of(out: Path, cell: Cell) -> Result:
 MEASURES = ("dice", "pooled_dice", "hd95", "unit", "n_cases", "n_groups", "trivial_dice", "trivial_pooled_dice")
 
 
-def _measured(run: Path, cell: Cell) -> dict[str, Any]:
+def _measured(run: Path) -> dict[str, Any]:
     """The fields of a finished run."""
     scores, pretraining = read_json(run / "metrics.json")["overall"], read_json(run / "pretrain.json")
     network, surroundings = read_json(run / "network.json"), read_json(run / "env.json")
