@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import multiprocessing.util
+import os
+import signal
 
 import pytest
 import torch
@@ -30,6 +33,10 @@ def work(method="supervised", pretrain="none", steps=7):
     train = dataclasses.replace(config.train, batch=4)
     changed = dataclasses.replace(config, method=MethodConfig(name=method), pretrain=pretraining, train=train)
     return Work(changed, SHAPE, 2, CPU)
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def by_hand(net, image):
@@ -132,6 +139,7 @@ def test_a_damaged_file_of_costs_is_measured_again(made, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_probe_that_fails_says_why_and_leaves_nothing(made, tmp_path, monkeypatch):
+    multiprocessing.util.get_temp_dir()  # for the sockets of all processes of this one, until it ends
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     gone = dataclasses.replace(made[0], path=tmp_path / "gone")
@@ -139,6 +147,12 @@ def test_a_probe_that_fails_says_why_and_leaves_nothing(made, tmp_path, monkeypa
     whole = cost._apart(made[0], 1)
     assert not whole.message and whole.passes > 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_probe_that_is_killed_is_told(made, monkeypatch):
+    monkeypatch.setattr(cost, "_answer", die)
+    assert "ended with exit code" in cost._apart(made[0], 1).message
 
 
 def test_the_estimate_takes_finished_cells_first_then_the_probe(made):

@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
@@ -40,6 +41,8 @@ from nissl.train.schedule import make_optimiser
 COST = "cost.json"
 STEPS = 5
 """Steps that are made; the fastest counts, for whatever else the machine does can only make a step slower."""
+PRELOADED = [__name__, "monai.losses", "torch._dynamo"]
+"""What every probe imports, most of its seconds: once, in a process that does nothing else, of which each is a copy."""
 Key = tuple[str, str]
 """Data set and arm."""
 
@@ -58,7 +61,8 @@ class Cost:
     load hardly changes."""
     seconds_stage_2: float | None = None
     memory_bytes: int | None = None
-    """Most memory held at once: on a GPU by its tensors; on the CPU (Linux only) by the process, with its libraries."""
+    """Most memory held at once: on a GPU by its tensors; on the CPU (Linux only) by the process, with what it used
+    of its libraries."""
     device: str | None = None
     message: str = ""
     """Why it could not be measured."""
@@ -93,7 +97,11 @@ def measure_costs(out: Path, cells: Sequence[Cell], threads: int) -> dict[Key, C
 
 def _apart(cell: Cell, threads: int) -> Cost:
     """Probe a cell in a fresh process, whose memory is that of this cell alone."""
-    context = multiprocessing.get_context("spawn")
+    if sys.platform == "linux":  # elsewhere a fork of a process that has loaded torch is not safe, or there is none
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+    else:
+        context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(target=_answer, args=(theirs, cell, Path(folder) / "run", threads))
