@@ -35,9 +35,8 @@ def main(asked: Means) -> None:
         setting, fold = re.fullmatch(r"(?:(.+)-)?(fold-\d+)", row["data"]).groups()  # type: ignore[union-attr]
         found[setting or "", row["arm"]][fold, row["budget"], row["seed"]] = 100 * float(row["dice"])
     baseline = rows[0]["arm"]
-    print(
-        "| setting | arm | runs | Dice, % | sd | difference, points | 95 % |\n| --- | --- | --: | --: | --: | --: | --: |"
-    )
+    print("| setting | arm | runs | Dice, % | sd | difference, points | 95 % |")
+    print("| --- | --- | --: | --: | --: | --: | --: |")
     for (setting, arm), dice in sorted(found.items(), key=lambda item: -mean(item[1].values())):
         pairs = [dice[key] - value for key, value in found[setting, baseline].items() if key in dice]
         compared = f"{mean(pairs):+.1f} | {interval(pairs)}" if arm != baseline else " | "
