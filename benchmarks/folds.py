@@ -36,10 +36,14 @@ def main(wanted: Folds) -> None:
     files = {file.id: file for file in list_cases(wanted.data, DataConfig()).cases}
     settings = SplitConfig(wanted.labels, allow_shared_groups=wanted.allow_shared_groups)
     split = make_split(list(files.values()), settings, wanted.seed)
-    # Groups in the order of their first mask, each to the fold that has the fewest masks so far.
+    # Groups in the order of their first mask, each to the fold that has the fewest masks so far; a case that names no
+    # group is one by itself.
+    groups: dict[str, list[str]] = {}
+    for one in split.labelled:
+        groups.setdefault(files[one].group or one, []).append(one)
     folds: list[list[str]] = [[] for _ in range(wanted.folds)]
-    for group in dict.fromkeys(files[one].group for one in split.labelled):
-        min(folds, key=len).extend(one for one in split.labelled if files[one].group == group)
+    for cases in groups.values():
+        min(folds, key=len).extend(cases)
     for number, tested in enumerate(folds):
         write(wanted.out / f"fold-{number}", files, (split.labelled, split.unlabelled, tested))
 
@@ -55,7 +59,7 @@ def write(folder: Path, files: dict[str, CaseFile], parts: tuple[tuple[str, ...]
         link(folder / "images", file.image)
         if one in labelled:
             link(folder / "masks", file.mask)
-        rows.append((one, file.group, "test" if one in tested else "train"))
+        rows.append((one, file.group or "", "test" if one in tested else "train"))
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
 
