@@ -1,7 +1,8 @@
 """Make data folders to choose settings on: the masks of a label budget, cut into folds by patient, and no other mask.
 
-In fold k the masks of that fold are the test cases, the other masks of the budget are all masks there are, and the
-training images without a mask stay without. The test images of the data set are left out. Images and masks are links.
+In fold k the masks of that fold are the test cases (with `--few`, those of the other folds), the other masks of the
+budget are all masks there are, and the training images without a mask stay without. The test images of the data set are
+left out. Images and masks are links.
 
     python benchmarks/folds.py data/glas OUT --labels 20% --folds 3 --allow-shared-groups
 """
@@ -28,6 +29,8 @@ class Folds:
     labels: str = "20%"
     """The budget."""
     folds: int = 3
+    few: bool = False
+    """Train on one fold and measure on the others, not the other way round."""
     allow_shared_groups: bool = False
     seed: int = 0
 
@@ -44,7 +47,8 @@ def main(wanted: Folds) -> None:
     folds: list[list[str]] = [[] for _ in range(wanted.folds)]
     for cases in groups.values():
         min(folds, key=len).extend(cases)
-    for number, tested in enumerate(folds):
+    for number, fold in enumerate(folds):
+        tested = [one for one in split.labelled if (one in fold) != wanted.few]
         write(wanted.out / f"fold-{number}", files, (split.labelled, split.unlabelled, tested))
 
 
