@@ -1,10 +1,13 @@
 """Means over folds of a finished bench, as Markdown: Dice of each arm, and its paired difference to the first arm.
 
+The training loss is the mean of the last steps, so that fitting the masks and generalising from them can be told apart.
+
 Data sets named `SETTING-fold-N` or `fold-N` are the folds of one setting. A pair is one fold and one seed; the interval
 takes the pairs as independent, which folds of the same few masks are not quite: read it as the least uncertainty.
 """
 
 import csv
+import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,6 +19,8 @@ import tyro
 from scipy.stats import t
 
 LEVEL = 0.95
+LAST = 20
+"""Steps whose mean is the training loss."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +36,26 @@ def main(asked: Means) -> None:
     with (asked.out / "results.csv").open(newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["status"] == "done"]
     found: dict[tuple[str, str], dict[tuple[str, str, str], float]] = defaultdict(dict)
+    losses: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         setting, fold = re.fullmatch(r"(?:(.+)-)?(fold-\d+)", row["data"]).groups()  # type: ignore[union-attr]
         found[setting or "", row["arm"]][fold, row["budget"], row["seed"]] = 100 * float(row["dice"])
+        losses[setting or "", row["arm"]].append(last_loss(asked.out / row["run"]))
     baseline = rows[0]["arm"]
-    print("| setting | arm | runs | Dice, % | sd | difference, points | 95 % |")
-    print("| --- | --- | --: | --: | --: | --: | --: |")
+    print("| setting | arm | runs | Dice, % | sd | difference, points | 95 % | training loss |")
+    print("| --- | --- | --: | --: | --: | --: | --: | --: |")
     for (setting, arm), dice in sorted(found.items(), key=lambda item: -mean(item[1].values())):
         pairs = [dice[key] - value for key, value in found[setting, baseline].items() if key in dice]
         compared = f"{mean(pairs):+.1f} | {interval(pairs)}" if arm != baseline else " | "
         spread = f"{stdev(dice.values()):.1f}" if len(dice) > 1 else "–"
-        print(f"| {setting} | {arm} | {len(dice)} | {mean(dice.values()):.1f} | {spread} | {compared} |")
+        loss = mean(losses[setting, arm])
+        print(f"| {setting} | {arm} | {len(dice)} | {mean(dice.values()):.1f} | {spread} | {compared} | {loss:.2f} |")
+
+
+def last_loss(run: Path) -> float:
+    """Mean loss of the last steps of a run."""
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-LAST:]
+    return mean(float(json.loads(line)["loss"]) for line in lines)
 
 
 def interval(differences: list[float]) -> str:
