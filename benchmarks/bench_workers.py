@@ -1,7 +1,8 @@
 """Time of a small grid with one worker against two that share the same threads.
 
-Four runs of the default 2-D U-Net on simulated images, one arm. Both benches train and measure the same cells from
-nothing; the start of the workers and the timed steps of the estimate are part of it. Prints one JSON line.
+Six runs of pocket size (64x64, widths 8-128, 300 steps) on simulated images, one arm. Both benches train and measure
+the same cells from nothing; the start of the workers and the timed steps of the estimate are part of it. Prints one
+JSON line.
 """
 
 import contextlib
@@ -16,14 +17,16 @@ from measure import Work, machine, ratio, times
 from nissl.bench.runner import bench
 from nissl.data.phantom import PhantomConfig, write_phantoms
 
-RUNS, STEPS = 4, 40
+RUNS, STEPS = 6, 300
 GRID = f"""\
 budgets = ["4"]
 seeds = {RUNS}
 [data.phantom]
 path = "data"
-[settings.train]
-steps = {STEPS}
+[settings]
+data = {{ size = [64] }}
+net = {{ widths = [8, 16, 32, 64, 128] }}
+train = {{ steps = {STEPS} }}
 [[arms]]
 method = "supervised"
 """
@@ -42,7 +45,7 @@ def main() -> None:
 
             return work
 
-        taken = times({"one": run(1), "two": run(2)}, rounds=3, warmup=1)
+        taken = times({"one": run(1), "two": run(2)}, rounds=2, warmup=0)
     result = {
         "benchmark": "bench_workers",
         "runs": RUNS,

@@ -38,6 +38,7 @@ from nissl.train import parity
 from nissl.train.checkpoint import has_checkpoint
 from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
+from nissl.train.memory import keep_freed_memory
 from nissl.train.record import changes, claimed, count_classes, describe, note_session, require_same, without_names
 from nissl.train.run import STATE, choose_device, find_root, load_model, read_json, write_json
 from nissl.train.stage1 import Stage1
@@ -72,6 +73,7 @@ def train(
     config = config or (load_config(out / "config.toml") if resume else Config())
     _known("method.name", config.method.name, METHODS)
     _known("pretrain.name", config.pretrain.name, PRETRAININGS)
+    keep_freed_memory()
     scanned = list_cases(data, config.data)
     if scanned.private:
         config = without_names(config, scanned)

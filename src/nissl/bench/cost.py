@@ -6,10 +6,8 @@ one after the other, so that neither the cells nor another arm are in its number
 
 import dataclasses
 import io
-import multiprocessing
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
@@ -26,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nissl import jobs, nets
 from nissl.bench.grid import Cell
+from nissl.bench.processes import start
 from nissl.bench.results import one_line
 from nissl.config import Config, load_config
 from nissl.data.dataset import Batch
@@ -41,8 +40,6 @@ from nissl.train.schedule import make_optimiser
 COST = "cost.json"
 STEPS = 5
 """Steps that are made; the fastest counts, for whatever else the machine does can only make a step slower."""
-PRELOADED = [__name__, "monai.losses", "torch._dynamo"]
-"""What every probe imports, most of its seconds: once, in a process that does nothing else, of which each is a copy."""
 Key = tuple[str, str]
 """Data set and arm."""
 
@@ -97,18 +94,10 @@ def measure_costs(out: Path, cells: Sequence[Cell], threads: int) -> dict[Key, C
 
 def _apart(cell: Cell, threads: int) -> Cost:
     """Probe a cell in a fresh process, whose memory is that of this cell alone."""
-    if sys.platform == "linux":  # elsewhere a fork of a process that has loaded torch is not safe, or there is none
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-    else:
-        context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
-        process = context.Process(target=_answer, args=(theirs, cell, Path(folder) / "run", threads))
-        process.start()
-        theirs.close()
+        process, link = start(_answer, cell, Path(folder) / "run", threads)
         try:
-            answer: Cost = ours.recv()
+            answer: Cost = link.recv()
         except EOFError:
             process.join()
             answer = Cost(cell.data, cell.arm, message=f"the process ended with exit code {process.exitcode}")

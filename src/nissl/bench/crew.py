@@ -1,16 +1,16 @@
 """Who makes the cells of a bench: processes on this machine, or the workers of a cluster (`nissl.bench.cluster`)."""
 
-import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from nissl.bench.carry import ending
 from nissl.bench.grid import Cell
+from nissl.bench.processes import start
 from nissl.bench.work import work
 
 PAUSE = 0.2
@@ -63,7 +63,7 @@ class Crew(ABC):
 class _Worker:
     """A worker process and what it is at."""
 
-    process: SpawnProcess
+    process: BaseProcess
     link: Connection
     cell: Cell | None = None
 
@@ -121,12 +121,7 @@ class Processes(Crew):
             self._buried(self._workers[-1])
 
     def _hire(self) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, self._out, self.threads))
-        process.start()
-        theirs.close()
-        self._workers.append(_Worker(process, ours))
+        self._workers.append(_Worker(*start(work, self._out, self.threads)))
         return self._workers[-1]
 
     def _buried(self, worker: _Worker) -> str:

@@ -52,8 +52,8 @@ class Teacher(nn.Module):
 
     def __init__(self, student: nn.Module, decay: float) -> None:
         super().__init__()
-        self.decay = decay
-        self.average = AveragedModel(student, avg_fn=self._averaged, use_buffers=True)
+        rule = moving_average(lambda steps: min(decay, 1 - 1 / (steps + 1)))
+        self.average = AveragedModel(student, multi_avg_fn=rule, use_buffers=True)
         self.average.requires_grad_(False)
         self.train()
 
@@ -74,10 +74,25 @@ class Teacher(nn.Module):
         logits: Tensor = self.average(images)
         return logits
 
-    def _averaged(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        if not average.is_floating_point():
-            return current
-        return torch.lerp(average, current, 1 - min(self.decay, 1 - 1 / (int(count) + 1)))
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def moving_average(decay: Callable[[int], float]) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Make the rule of an `AveragedModel`: average <- d average + (1 - d) current; counters are copied.
+
+    Args:
+        decay: d, from the number of networks that are in the average.
+
+    """
+
+    def average(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, 1 - decay(int(count)))
+        else:
+            torch._foreach_copy_(averages, currents)
+
+    return average
 
 
 def noisy(images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:

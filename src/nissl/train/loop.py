@@ -21,6 +21,7 @@ from nissl.data.dataset import Batch, Stream, loader, more_parts
 from nissl.errors import InputError, ResourceError, out_of_memory
 from nissl.files import write_whole
 from nissl.methods import Method
+from nissl.methods.shared import moving_average
 from nissl.progress import track, warn
 from nissl.train.checkpoint import load_newest, pack_optimiser, save_checkpoint, under, unpack_optimiser
 from nissl.train.distributed import World, synchronise
@@ -77,7 +78,9 @@ class Trainer:
         self.method.to(self.device)
         lay_out(self.method)
         self.optimiser = make_optimiser(self.method, self.config, self.apart, self.share)
-        self.average = AveragedModel(self.method.predictor(), avg_fn=self._averaged, use_buffers=True)
+        # The decay grows with the number of averaged steps, so that the average starts unbiased.
+        rule = moving_average(lambda steps: min(self.config.average, steps / (steps + 9)))
+        self.average = AveragedModel(self.method.predictor(), multi_avg_fn=rule, use_buffers=True)
         self._bad = 0
         self._empty = 0
         self._parts = 1
@@ -251,13 +254,6 @@ class Trainer:
         )
         warn(text)
         return {"warning": text}
-
-    def _averaged(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        """Exponential average with a decay that grows with the number of averaged steps, so that it starts unbiased."""
-        if not average.is_floating_point():
-            return current
-        steps = int(count)
-        return torch.lerp(average, current, 1 - min(self.config.average, steps / (steps + 9)))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -44,5 +44,5 @@ def make_optimiser(
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
