@@ -1,6 +1,6 @@
 """Time of a small grid with one worker against two that share the same threads.
 
-Six runs of pocket size (64x64, widths 8-128, 300 steps) on simulated images, one arm. Both benches train and measure
+Twelve runs of pocket size (64x64, widths 8-128, 300 steps) on simulated images, one arm. Both benches train and measure
 the same cells from nothing; the start of the workers and the timed steps of the estimate are part of it. Prints one
 JSON line.
 """
@@ -17,7 +17,7 @@ from measure import Work, machine, ratio, times
 from nissl.bench.runner import bench
 from nissl.data.phantom import PhantomConfig, write_phantoms
 
-RUNS, STEPS = 6, 300
+RUNS, STEPS = 12, 300
 GRID = f"""\
 budgets = ["4"]
 seeds = {RUNS}
