@@ -12,13 +12,13 @@ import torch
 from nissl.train.memory import keep_freed_memory
 if {kept}:
     keep_freed_memory()
-def pages():
+def pages(blocks):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
+    for _ in range(blocks):
         torch.ones(10_000_000)  # above the 32 MiB up to which glibc adapts
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-pages()
-print(pages())
+pages(20)  # the first blocks do not fit where the last one lay: what aligning them cut off is kept apart, seven times
+print(pages(5))
 """
 
 
