@@ -24,10 +24,10 @@ from nissl.config import Config, DataConfig, NetConfig, PretrainConfig, SplitCon
 
 CONTROLS: dict[str, dict[str, Any]] = {
     "none": {},
-    "unit-norm": {"name": "unit-norm"},
+    "unit-norm": {"name": "unit-norm", "layers": "all"},
     "warm": {"name": "warm"},
 }
-RULES = {rule: {"name": "hebbian", "rule": rule} for rule in ("swta", "hpca", "softhebb")}
+RULES = {rule: {"name": "hebbian", "rule": rule, "layers": "all"} for rule in ("swta", "hpca", "softhebb")}
 EVERY = {
     **CONTROLS,
     **{f"{rule}, folded": arm for rule, arm in RULES.items()},

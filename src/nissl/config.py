@@ -152,8 +152,9 @@ class PretrainConfig:
     and `superpixel` (pseudo-masks) back-propagate instead: of the settings here they take layers, steps and batch."""
     rule: Annotated[Literal["swta", "hpca", "softhebb", "oja", "hebb"], _short("rule")] = "hpca"
     """Which Hebbian rule."""
-    layers: Annotated[Literal["all", "encoder", "decoder"], _short("layers")] = "all"
-    """Which layers learn in stage 1."""
+    layers: Annotated[Literal["auto", "all", "encoder", "decoder"], _short("layers")] = "auto"
+    """Which layers learn in stage 1. `auto`: with a Hebbian rule and its controls those of the decoder, where the
+    network has one (docs/results/few-labels.md says why); otherwise all."""
     response: Literal["linear", "centred", "rectified"] = "linear"
     """What a rule takes as the response of a filter: the `linear` one, that about its mean over the images (`centred`),
     or, for HPCA, its positive part (`rectified`)."""

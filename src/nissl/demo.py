@@ -12,7 +12,7 @@ IMAGES = 80
 SETTINGS = Config(
     split=SplitConfig(labels="10"),
     net=NetConfig(widths=(8, 16, 32, 64, 128)),
-    pretrain=PretrainConfig(name="hebbian", layers="decoder", steps=100),
+    pretrain=PretrainConfig(name="hebbian", steps=100),
     train=TrainConfig(steps=400),
 )
 """Small enough for a laptop without a GPU."""

@@ -19,7 +19,7 @@ from nissl.pretrain.unit_norm import UnitNorm, normalise
 from nissl.train.loop import lay_out, plain_state
 
 NET = NetConfig(widths=(4, 8), dropout=(0.3, 0.3))
-CONFIG = PretrainConfig(steps=3, batch=2, rate=0.1)
+CONFIG = PretrainConfig(layers="all", steps=3, batch=2, rate=0.1)
 HANDOVERS = ["fold", "unit-norm"]
 LEARNING = ["hebbian", "shuffled"]
 GRADIENT = [name for name, kind in PRETRAININGS.items() if issubclass(kind, BackPropagation)]
@@ -248,6 +248,48 @@ def test_only_the_chosen_part_changes(part, name, handover):
     changed = [key for key in before if not torch.allclose(before[key], weights(net)[key], atol=1e-4)]
     assert changed == [key for key in before if key.startswith(part)]
     assert [row["name"] for row in report.layers] == (changed if name in LEARNING else [])
+
+
+@pytest.mark.parametrize("name", [*LEARNING, "unit-norm"])
+def test_left_to_itself_a_rule_and_its_controls_change_the_decoder(name):
+    chosen, automatic = fresh(), fresh()
+    pretrain(chosen, Pictures(), configure(name, layers="decoder"))
+    pretrain(automatic, Pictures(), configure(name, layers="auto"))
+    assert PretrainConfig().layers == "auto"
+    assert all(torch.equal(weight, weights(automatic)[key]) for key, weight in weights(chosen).items())
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_left_to_itself_back_propagation_changes_all_parts(name):
+    pretraining = PRETRAININGS[name](configure(name, layers="auto"), 0)
+    assert pretraining.still(fresh()) == ("head",)
+
+
+class Halves(nn.Module):
+    """A foreign network: its head lies in the decoder."""
+
+    def __init__(self, *inner):
+        super().__init__()
+        self.encoder = nn.Conv2d(2, 4, 3, padding=1)
+        self.decoder = nn.Sequential(*inner, nn.Conv2d(4, 3, 1))
+
+    def forward(self, x):
+        return self.decoder(functional.relu(self.encoder(x)))
+
+
+def test_a_head_inside_the_decoder_does_not_learn_without_masks():
+    net = Halves(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+    before = weights(net)
+    report = pretrain(net, Pictures(), configure("hebbian", layers="auto"))
+    assert [row["name"] for row in report.layers] == ["decoder.0"]
+    assert [key for key in before if not torch.equal(before[key], weights(net)[key])] == ["decoder.0"]
+
+
+def test_where_the_decoder_is_the_head_alone_all_else_learns():
+    report = pretrain(Halves(), Pictures(), configure("hebbian", layers="auto"))
+    assert [row["name"] for row in report.layers] == ["encoder"]
+    with pytest.raises(InputError, match="decoder"):
+        pretrain(Halves(), Pictures(), configure("hebbian", layers="decoder"))
 
 
 def ranked(weight, transposed):

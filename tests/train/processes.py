@@ -57,7 +57,8 @@ def plasticity(files, world, rule):
 def pretraining(files, world, **settings):
     """The whole first stage, thinned to few positions."""
     net = make_net(files, world)
-    pretrain(net, Images(files, world, BATCH, torch.float64), PretrainConfig(steps=4, batch=BATCH, **settings))
+    config = PretrainConfig(layers="all", steps=4, batch=BATCH, **settings)
+    pretrain(net, Images(files, world, BATCH, torch.float64), config)
     return net.state_dict()
 
 

@@ -22,7 +22,7 @@ from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
 NET = NetConfig(widths=(4, 8), dropout=(0.1, 0.1))
 SURE = NetConfig(widths=(4, 8), dropout=(0.0, 0.0))
 TRAIN = TrainConfig(steps=20, batch=2, save_every=7, learning_rate=1e-2)
-PRETRAIN = PretrainConfig(steps=3, batch=2)
+PRETRAIN = PretrainConfig(layers="all", steps=3, batch=2)
 CPU = torch.device("cpu")
 ALONE = World()
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nissl.nets import parts
-from nissl.pretrain.pretraining import Images, Pretraining, Report, excluded, require_finite
+from nissl.pretrain.pretraining import Images, Pretraining, Report, require_finite
 from nissl.pretrain.warm import without_dropout
 
 
@@ -36,7 +36,7 @@ class BackPropagation(Pretraining):
 
     def trained(self, net: nn.Module) -> list[nn.Parameter]:
         """All of the parts that learn."""
-        still = tuple(f"{name}." for name in excluded(net, self.config.layers))
+        still = tuple(f"{name}." for name in self.still(net))
         return [parameter for name, parameter in net.named_parameters() if not name.startswith(still)]
 
     def layers(self, net: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nissl.config import PretrainConfig
 from nissl.plasticity import HPCA, RULES, SWTA, Plasticity, RelativeStep, Rule, SoftHebb, plastic_layers
 from nissl.pretrain.measure import measure
-from nissl.pretrain.pretraining import Images, Pretraining, Report, buffers_kept, excluded, require_finite
+from nissl.pretrain.pretraining import Images, Pretraining, Report, buffers_kept, require_finite
 from nissl.pretrain.unit_norm import keep_unit_norm, normalise
 from nissl.pretrain.warm import listening
 from nissl.pretrain.whitening import whitened
@@ -28,6 +28,8 @@ OPTIMISERS = {"relative": RelativeStep, "sgd": torch.optim.SGD, "adam": torch.op
 class Hebbian(Pretraining):
     """Stage 1 by a Hebbian rule; hands over plain weights, or filters that stay of unit norm."""
 
+    PREFERRED = "decoder"
+
     @property
     def steps(self) -> int:
         """Hebbian steps."""
@@ -36,12 +38,12 @@ class Hebbian(Pretraining):
     def restructure(self, net: nn.Module) -> None:
         """Parametrise the network where the filters are to stay of unit norm."""
         if self.config.handover == "unit-norm":
-            keep_unit_norm(net, self.config.layers)
+            keep_unit_norm(net, self.still(net))
 
     def begin(self, net: nn.Module) -> None:
         """Bring the filters to unit norm and remember what they were."""
         config = self.config
-        self._layers = dict(plastic_layers(net, excluded(net, config.layers)))
+        self._layers = dict(plastic_layers(net, self.still(net)))
         self._scales = [torch.linalg.vector_norm(_weight(layer)) for layer in self._layers.values()]
         normalise(self._layers.values())
         self._start = [_weight(layer).clone() for layer in self._layers.values()]
@@ -53,7 +55,7 @@ class Hebbian(Pretraining):
 
     def trained(self, net: nn.Module) -> list[nn.Parameter]:
         """The filters."""
-        layers = dict(plastic_layers(net, excluded(net, self.config.layers)))
+        layers = dict(plastic_layers(net, self.still(net)))
         return [parameter for layer in layers.values() for parameter in layer.parameters()]
 
     def learn(self, net: nn.Module, pieces: Sequence[Tensor]) -> str:
@@ -79,7 +81,7 @@ class Hebbian(Pretraining):
 
     def _turn(self, net: nn.Module) -> tuple[tuple[str, ...], float]:
         """Name the modules that do not learn in this step, and the share of the step size that is left."""
-        still = excluded(net, self.config.layers)
+        still = self.still(net)
         if self.config.order == "together":
             return still, 1 - self.done / self.config.steps
         at = self.done * len(self._layers) / self.config.steps

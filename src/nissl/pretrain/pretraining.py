@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
@@ -55,6 +55,8 @@ class Pretraining:
 
     """
 
+    PREFERRED: ClassVar[str] = "all"
+    """The part that `pretrain.layers = "auto"` means, where a network has it."""
     config: PretrainConfig
     seed: int = 0
     advance: Callable[[str], None] = field(default=lambda message: None)
@@ -87,7 +89,18 @@ class Pretraining:
             InputError: the network lacks a part.
 
         """
-        excluded(net, self.config.layers)
+        self.still(net)
+
+    def still(self, net: nn.Module) -> tuple[str, ...]:
+        """Name the modules that do not learn.
+
+        Raises:
+            InputError: the network has no part of the name asked for.
+
+        """
+        if self.config.layers != "auto":
+            return excluded(net, self.config.layers)
+        return excluded(net, self.PREFERRED if self.PREFERRED in learning_parts(net) else "all")
 
     def trained(self, net: nn.Module) -> list[nn.Parameter]:
         """Return what it has trained of a network in its final form; nothing by default."""
@@ -211,14 +224,21 @@ def excluded(net: nn.Module, layers: str) -> tuple[str, ...]:
     """Name the modules that do not learn in stage 1.
 
     Raises:
-        InputError: the network has no part of the name asked for.
+        InputError: the network has no part of the name asked for, or no layer in it besides the head.
 
     """
-    parts = [name for name, _ in net.named_children()]
+    parts, last = [name for name, _ in net.named_children()], head(net)
     if layers == "all":
-        return (head(net),)
-    if layers not in parts:
+        return (last,)
+    if layers not in learning_parts(net):
         raise InputError(
             "pretrain.layers", layers, f"`all`, or a part of this network: {', '.join(parts)}", "use `--layers all`"
         )
-    return tuple(name for name in parts if name != layers)
+    others = tuple(name for name in parts if name != layers)
+    return (*others, last) if last.startswith(f"{layers}.") else others
+
+
+def learning_parts(net: nn.Module) -> set[str]:
+    """Name the parts of a network that have a layer which can learn in stage 1."""
+    last = head(net)
+    return {name.partition(".")[0] for name, _ in plastic_layers(net) if name != last}

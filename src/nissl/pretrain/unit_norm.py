@@ -1,6 +1,6 @@
 """Filters of unit norm, as a parametrisation that training keeps: also the control without any learning."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from nissl.plasticity import plastic_layers
 from nissl.plasticity.update import TRANSPOSED
-from nissl.pretrain.pretraining import Pretraining, excluded
+from nissl.pretrain.pretraining import Pretraining
 
 
 class UnitNorm(nn.Module):
@@ -50,15 +50,17 @@ def normalise(layers: Iterable[nn.Module]) -> None:
         layer.weight.div_(UnitNorm(layer).norms(layer.weight))
 
 
-def keep_unit_norm(net: nn.Module, layers: str) -> None:
-    """Parametrise the layers that learn in stage 1 by filters of unit norm."""
-    for _, layer in plastic_layers(net, excluded(net, layers)):
+def keep_unit_norm(net: nn.Module, still: Collection[str]) -> None:
+    """Parametrise the layers by filters of unit norm, but for those in modules that hold `still`."""
+    for _, layer in plastic_layers(net, still):
         parametrize.register_parametrization(layer, "weight", UnitNorm(layer))
 
 
 class UnitNormControl(Pretraining):
     """The parametrisation alone, untrained: what of a gain is due to it and not to what was learnt."""
 
+    PREFERRED = "decoder"
+
     def restructure(self, net: nn.Module) -> None:
         """Parametrise the network."""
-        keep_unit_norm(net, self.config.layers)
+        keep_unit_norm(net, self.still(net))
