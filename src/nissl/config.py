@@ -177,10 +177,11 @@ class PretrainConfig:
     batch: int = 8
     """Images in a step."""
     samples: int = 2048
-    """Convolutions over large maps learn from evenly spaced positions, this many or a little more in a step: patches
-    side by side share most of their pixels. 0 learns from all positions."""
+    """Convolutions over large maps learn from evenly spaced positions, about this many in a step: patches side by side
+    share most of their pixels. 0 learns from all positions."""
     fine_tuning_rate: float = 1.0
-    """Learning rate in stage 2 of what stage 1 trained, as a share of that of the rest."""
+    """Learning rate in stage 2 of what stage 1 trained, as a share of that of the rest. Copies of it that a method
+    adds, such as the auxiliary decoders of `cct`, learn as the rest does."""
     inverse_temperature: float = 5.0
     """Sharpness of the competition in SWTA and SoftHebb, on responses divided by their standard deviation."""
 
@@ -205,7 +206,8 @@ class MethodConfig:
     weight: float | None = None
     """Weight of the terms that need no masks, once it has risen. Left open, the method's own."""
     ramp: float = 0.4
-    """Share of the steps over which that weight rises."""
+    """Share of the steps over which that weight rises; with `unimatch` and `bcp` it is there in full from the start, as
+    published."""
     ramp_shape: Literal["gaussian", "linear"] = "gaussian"
     """How it rises: `gaussian` from a hundredth of it, slowly at first, or `linear` from nothing."""
     loss: Loss = "dice+cross-entropy"

@@ -1,5 +1,6 @@
 """The verbs, from Python as from the command line: check, train, evaluate, predict, report, demo."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -408,7 +409,7 @@ def _measure_network(net: nn.Module, config: Config, dataset: Dataset) -> dict[s
     """Count parameters, and multiply-adds for one input.
 
     Raises:
-        InputError: the network does not make logits of the size of its input.
+        InputError: the network does not make logits of the size of its input, or cannot normalise what a step shows it.
 
     """
     size, classes = config.data.size, len(dataset.label_map.names)
@@ -425,12 +426,35 @@ def _measure_network(net: nn.Module, config: Config, dataset: Dataset) -> dict[s
         wanted = f"logits of shape {(1, classes, *size)} for an image of that size"
         raise InputError(f"net.name {config.net.name}", found, wanted, f"try --size {fitting}, or another network")
     net.train(training)
+    _require_batch(net, config, dataset.channels)
     return {
         "name": config.net.name,
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "multiply_adds": counter.get_total_flops() // 2,
         "input": [dataset.channels, *size],
     }
+
+
+def _require_batch(net: nn.Module, config: Config, channels: int) -> None:
+    """Refuse steps of one image that is a single pixel where the network is coarsest: it has no variance.
+
+    Raises:
+        InputError: a normalisation layer cannot train on them.
+
+    """
+    steps = {"train.batch": per_stream(config)}
+    if PRETRAININGS[config.pretrain.name](config.pretrain).steps:
+        steps["pretrain.batch"] = config.pretrain.batch
+    for key, images in steps.items():
+        if images > 1:
+            continue
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                copy.deepcopy(net).train()(torch.zeros(1, channels, *config.data.size))
+        except ValueError as error:
+            found = f"one image of {'x'.join(map(str, config.data.size))} pixels at a time: {error}"
+            fix = f"raise --{key} (with images without masks, one half of it has masks) or --size"
+            raise InputError(key, found, "two images in a step, or larger ones, to normalise by", fix) from error
 
 
 def _save_filters(path: Path, net: nn.Module) -> None:

@@ -170,7 +170,7 @@ def test_the_terms_are_those_of_the_definition_and_boxes_move_images_and_labels_
     half = slow_dice(0.5 * seen.unlabelled, labels, sure)
     assert terms["features"].item() == pytest.approx(2 * 0.5 * half, abs=1e-6)
     known = {tuple(pixel) for pixel in seen.unlabelled.movedim(1, -1).reshape(-1, 2).tolist()}
-    for name, view in zip(("strong_1", "strong_2"), method.networks[0].seen[1:], strict=True):
+    for name, view in zip(("strong_1", "strong_2"), method.networks[0].seen[0].chunk(2), strict=True):
         assert not torch.equal(view, seen.unlabelled)
         assert {tuple(pixel) for pixel in view.movedim(1, -1).reshape(-1, 2).tolist()} <= known
         own = slow_dice(view, view.argmax(1), view.softmax(1).max(1).values >= 0.95)
@@ -188,6 +188,17 @@ def test_no_gradient_passes_through_pseudo_labels(monkeypatch):
     assert loss > 0.1
     loss.backward()
     assert not seen.unlabelled.grad.any()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_changed_features_are_normalised_beside_the_others(dims):
+    """What the running statistics average is what training has normalised by: never changed features alone."""
+    method, seen, sizes = make("unimatch", dims).train(), batch(dims), []
+    decoder = method.networks[0].decoder
+    decoder.register_forward_pre_hook(lambda _, given: sizes.append([len(level) for level in given[0]]))
+    method(seen, 1.0)
+    levels, masked, others = len(sizes[0]), len(seen.images), len(seen.unlabelled)
+    assert sizes == [[masked + 2 * others] * levels, [2 * others] * levels]
 
 
 def test_the_weight_may_be_set_and_does_not_ramp():

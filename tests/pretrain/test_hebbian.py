@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.pretrain.test_pretrain import Mixer, Pictures, configure, fresh, moved, weights
+from torch import nn
 
 from nissl.errors import InputError
 from nissl.plasticity import HPCA, SWTA
@@ -87,3 +88,57 @@ def correlations(images):
 def test_a_flat_image_whitens_to_nothing():
     white = whitened(torch.ones(2, 3, 16, 16))
     assert torch.equal(white, torch.zeros_like(white))
+
+
+def test_what_is_reported_of_the_shuffled_control_is_that_of_shuffled_filters():
+    trained, shuffled = (pretrain(fresh(), Pictures(), configure(name, steps=20)) for name in ("hebbian", "shuffled"))
+    explained = [[row["variance_explained"] for row in report.layers[:4]] for report in (trained, shuffled)]
+    assert all(after < before for before, after in zip(*explained, strict=True))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_image_that_is_not_finite_is_skipped_under_whitening_too(dims):
+    class Torn(Pictures):
+        def __getitem__(self, step):
+            images = super().__getitem__(step)
+            return images.index_fill(0, torch.tensor(0), torch.nan) if step == 1 else images
+
+    net, told = fresh(dims), []
+    PRETRAININGS["hebbian"](configure("hebbian", whiten=True, steps=4), 0, told.append).run(net, Torn(dims))
+    assert [message.startswith("skipped") for message in told] == [False, True, False, False]
+    assert all(weight.isfinite().all() for weight in weights(net).values())
+
+
+class Up(nn.Module):
+    """One transposed layer between the images and the head."""
+
+    def __init__(self, dims):
+        super().__init__()
+        self.up = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[dims](6, 3, 2, stride=2, bias=False)
+        self.head = {2: nn.Conv2d, 3: nn.Conv3d}[dims](3, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.up(x))
+
+
+class Ellipsoid:
+    """Images whose channels have known principal components, the columns of `axes`, of falling variance."""
+
+    def __init__(self, dims):
+        self.axes = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(9)))[0]
+        self.shape = 6, 4, *[6] * dims
+
+    def __getitem__(self, step):
+        noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(step))
+        spread = torch.tensor([4.0, 2.0, 1.0, 0.3, 0.1, 0.03]).sqrt().view(-1, *[1] * (noise.ndim - 1))
+        return torch.tensordot(self.axes, spread * noise, dims=1).movedim(1, 0)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_hpca_finds_the_ordered_components_at_each_offset_of_a_transposed_layer(dims):
+    torch.manual_seed(1)
+    net, images = Up(dims), Ellipsoid(dims)
+    pretrain(net, images, configure("hebbian", rule="hpca", steps=300, rate=0.05))
+    filters = nn.functional.normalize(net.up.weight.detach().flatten(2), dim=0)  # inputs, outputs, offsets
+    along = torch.einsum("ion,ik->nok", filters, images.axes[:, :3]).abs()
+    torch.testing.assert_close(along, torch.eye(3).expand_as(along), atol=0.12, rtol=0)

@@ -209,33 +209,48 @@ def test_kept_unit_norm_holds_through_later_steps(name):
     assert (filter_norms(net.head) - 1).abs().min() > 1e-3
 
 
+GROUPED = [
+    nn.Conv2d(4, 6, 3, groups=2),
+    nn.ConvTranspose2d(4, 6, 3),
+    nn.ConvTranspose2d(4, 6, 2, groups=2),
+    nn.ConvTranspose3d(4, 6, 2, groups=2),
+]
+
+
 @pytest.mark.parametrize("laid", [False, True])
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv2d(4, 6, 3, groups=2),
-        nn.ConvTranspose2d(4, 6, 3),
-        nn.ConvTranspose2d(4, 6, 2, groups=2),
-        nn.ConvTranspose3d(4, 6, 2, groups=2),
-    ],
-)
+@pytest.mark.parametrize("layer", GROUPED)
 def test_unit_norm_is_that_of_what_each_output_reads(layer, laid):
     if laid:
         lay_out(layer)
     before = layer.weight.detach().clone()
-    normalise([layer])
+    normalise([layer], "T-summed")
     torch.testing.assert_close(filter_norms(layer), torch.ones(6))
     torch.testing.assert_close(UnitNorm(layer)(before), layer.weight.detach())
     direction = layer.weight.detach() / before
     assert (direction > 0).all()
 
 
-def test_a_filter_of_zeros_stays_zero():
-    layer = nn.Conv2d(2, 3, 3)
+@pytest.mark.parametrize("layer", GROUPED[1:])
+def test_in_transposed_layers_the_reading_says_what_a_filter_is(layer):
+    start = layer.weight.detach().clone()
+    normalise([layer], "S")
+    torch.testing.assert_close(layer.weight.flatten(1).norm(dim=1), torch.ones(4))
+    normalise([layer], "T")
+    for group in layer.weight.chunk(layer.groups):  # inputs of the group, its outputs, offsets
+        for column in group.flatten(2).unbind(1):
+            torch.testing.assert_close(column.norm(dim=0), torch.ones(column.shape[1]))
+    assert (layer.weight / start > 0).all()
+
+
+@pytest.mark.parametrize("transposed", ["T", "T-summed", "S"])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_filter_of_zeros_stays_zero(kind, transposed):
+    layer = kind(3, 3, 3)
     with torch.no_grad():
         layer.weight[1] = 0
-    normalise([layer])
-    assert (layer.weight[1] == 0).all() and layer.weight.isfinite().all()
+        layer.weight[:, 2] = 0
+    normalise([layer], transposed)
+    assert (layer.weight[1] == 0).all() and (layer.weight[:, 2] == 0).all() and layer.weight.isfinite().all()
 
 
 @pytest.mark.parametrize("handover", HANDOVERS)

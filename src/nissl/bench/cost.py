@@ -27,7 +27,9 @@ from nissl.bench.grid import Cell
 from nissl.bench.processes import start
 from nissl.bench.results import one_line
 from nissl.config import Config, load_config
+from nissl.data.cases import list_cases
 from nissl.data.dataset import Batch
+from nissl.data.split import make_split
 from nissl.errors import NisslError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
@@ -52,7 +54,7 @@ class Cost:
     arm: str
     passes: float | None = None
     """Floating-point operations of both stages, all steps, over those of one image's way forward through the network;
-    a supervised step of 8 images is about 24."""
+    a supervised step of 8 images is about 24. None by the published protocol, whose length follows the budget."""
     seconds_stage_1: float | None = None
     """Of one optimiser step, batches not counted; on the CPU, processor time over the number of threads, which other
     load hardly changes."""
@@ -61,6 +63,7 @@ class Cost:
     """Most memory held at once: on a GPU by its tensors; on the CPU (Linux only) by the process, with what it used
     of its libraries."""
     device: str | None = None
+    threads: int | None = None
     message: str = ""
     """Why it could not be measured."""
 
@@ -75,13 +78,18 @@ def read_costs(out: Path) -> dict[Key, Cost]:
 def measure_costs(out: Path, cells: Sequence[Cell], threads: int) -> dict[Key, Cost]:
     """Measure each arm on each data set that was not measured yet, and write cost.json after each.
 
-    One that fails is entered with the reason and tried again the next time; its cells will fail in the same way.
+    One that fails is entered with the reason and tried again the next time; its cells will fail in the same way. Where
+    an arm is to be measured, those of its data set that were with another number of threads are measured again: costs
+    are there to be compared.
     """
     costs = read_costs(out)
     first: dict[Key, Cell] = {}
     for cell in cells:
         first.setdefault((cell.data, cell.arm), cell)
-    todo = {key: cell for key, cell in first.items() if key not in costs or costs[key].message}
+    new = {key for key in first if key not in costs or costs[key].message}
+    unequal = {key for key in first if key in costs and costs[key].threads != threads}
+    again = {key for key in unequal if key[0] in {data for data, _ in new}}
+    todo = {key: cell for key, cell in first.items() if key in new | again}
     if not todo:
         return costs
     with track(len(todo), "measuring the cost of each arm") as advance:
@@ -140,17 +148,19 @@ def probe(cell: Cell, run: Path) -> Cost:
     settled = load_config(run / "config.toml")  # of the short run, but for its length
     settled = dataclasses.replace(settled, pretrain=config.pretrain)
     work = Work(settled, tuple(network["input"]), len(data["classes"]), device)
-    masks = len(read_json(run / "budget.json")["masks_seen"])
-    steps = (parity.settled(config, masks) if config.protocol == "parity" else config).train.steps
-    flops = work.flops_stage_1() + steps * work.flops_stage_2()
+    passes = None
+    if config.protocol != "parity":
+        flops = work.flops_stage_1() + config.train.steps * work.flops_stage_2()
+        passes = flops / (2 * network["multiply_adds"])
     return Cost(
         cell.data,
         cell.arm,
-        passes=flops / (2 * network["multiply_adds"]),
+        passes=passes,
         seconds_stage_1=work.seconds_stage_1(),
         seconds_stage_2=work.seconds_stage_2(),
         memory_bytes=memory,
         device=read_json(run / "env.json")["device"],
+        threads=torch.get_num_threads(),
     )
 
 
@@ -273,5 +283,17 @@ def seconds_of(cell: Cell, costs: Mapping[Key, Cost]) -> float | None:
     if cost.seconds_stage_1 is None or cost.seconds_stage_2 is None:
         return None
     config = cell.config
-    steps = PRETRAININGS[config.pretrain.name](config.pretrain).steps
-    return cost.seconds_stage_1 * steps + cost.seconds_stage_2 * config.train.steps
+    stage_1 = cost.seconds_stage_1 * PRETRAININGS[config.pretrain.name](config.pretrain).steps
+    return stage_1 + cost.seconds_stage_2 * _steps(cell)
+
+
+def _steps(cell: Cell) -> float:
+    """Steps of stage 2; by the published protocol, with its looks at the test images in units of a step.
+
+    A step shows `batch` images to each network and takes three passes for each, a look one pass of all test images.
+    """
+    if cell.config.protocol != "parity":
+        return cell.config.train.steps
+    split = make_split(list_cases(cell.path, cell.config.data).cases, cell.config.split, cell.seed)
+    train = parity.settled(cell.config, len(split.labelled)).train
+    return train.steps + parity.EPOCHS * len(split.test) / (3 * train.batch)

@@ -15,13 +15,15 @@ def estimate(todo: Sequence[Cell], results: Sequence[Result], costs: Mapping[Key
     Each arm on each data set is estimated from its finished cells, or else from the short run that measured its cost;
     measuring and reading come on top. A short run that failed is left out here: its cells will say why.
     """
-    known: dict[Key, float | None] = {}
+    known: dict[tuple[str, str, str], float | None] = {}
     sources = {"finished cells": 0, f"{STEPS} steps of a cell": 0, "no timing": 0}
     total = 0.0
     for cell in todo:
-        key = (cell.data, cell.arm)
+        by_budget = cell.config.protocol == "parity"  # the length follows the number of masks
+        key = (cell.data, cell.arm, cell.budget if by_budget else "")
         if key not in known:
-            finished = [_seconds(one) for one in results if (one.data, one.arm) == key and one.status == "done"]
+            own = [one for one in results if (one.data, one.arm) == key[:2] and one.status == "done"]
+            finished = [_seconds(one) for one in own if one.budget == cell.budget or not by_budget]
             known[key] = mean(finished) if finished else seconds_of(cell, costs)
             used = "finished cells" if finished else "no timing" if known[key] is None else f"{STEPS} steps of a cell"
             sources[used] += 1

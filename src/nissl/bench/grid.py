@@ -36,6 +36,7 @@ from nissl.config import Config, DataConfig, from_tree
 from nissl.data.cases import CaseFile, list_cases
 from nissl.data.split import make_split
 from nissl.errors import InputError
+from nissl.jobs import per_stream
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
 
@@ -319,6 +320,11 @@ class _Reader:
                         place = (self._origin(grid, source, index, [stage, "name"]), name)
                         fix, what = _near(name, registry, "choose one of them"), f"one of {', '.join(registry)}"
                         raise self.fault(place, f"unknown {stage} `{name}`", what, fix)
+                try:
+                    per_stream(config)
+                except InputError as error:
+                    place = (self._origin(grid, source, index, error.where.split(".")), "")
+                    raise self.fault(place, f"{error.where}: {error.found}", error.expected, error.fix) from error
 
     def _origin(self, grid: Grid, source: Source, arm: int, keys: list[str]) -> Keys:
         """Where a setting of a cell comes from: its arm, its data set, or what all cells share."""

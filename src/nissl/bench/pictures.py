@@ -109,7 +109,7 @@ def _beside(curves: Sequence[Curve], first: str) -> str:
                     axes.fill_between(curve.masks, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
                     axes.plot(curve.masks, curve.dice, "o-", color=colour, linewidth=1.6, markersize=3.5)
                     axes.vlines(curve.masks, curve.low, curve.high, color=colour, linewidth=0.8)
-                axes.set_title(others[place].arm, fontsize=9, loc="left")
+                axes.set_title(others[place].arm, fontsize=9, loc="left", parse_math=False)
                 _masks_axis(axes, curves)
                 axes.tick_params(labelbottom=place + COLUMNS >= len(others))
             figure.supxlabel("masks (logarithmic)", fontsize=9)
@@ -149,6 +149,7 @@ def _names(axes: "Axes", curves: Sequence[Curve], colours: dict[str, str]) -> No
             fontweight="bold" if arm in colours else "normal",
             va="center",
             annotation_clip=False,
+            parse_math=False,
             arrowprops={"arrowstyle": "-", "color": "#cfd5da", "linewidth": 0.7, "relpos": (0, 0.5), "shrinkB": 2},
         )
     axes.set_ylim(low, high)

@@ -36,6 +36,10 @@ class Result:
     hd95: float | None = None
     unit: str | None = None
     """Of hd95: mm or px."""
+    n_missed: int | None = None
+    """Cases (with several classes: cases and classes) that the reference shows and the prediction does not."""
+    n_false_alarm: int | None = None
+    """The other way round."""
     n_cases: int | None = None
     """Test cases."""
     n_groups: int | None = None
@@ -106,7 +110,18 @@ def result_of(out: Path, cell: Cell) -> Result:
         raise DataError(run, f"no {error} in its files", "the files that a run writes", "remove the run") from error
 
 
-MEASURES = ("dice", "pooled_dice", "hd95", "unit", "n_cases", "n_groups", "trivial_dice", "trivial_pooled_dice")
+MEASURES = (
+    "dice",
+    "pooled_dice",
+    "hd95",
+    "unit",
+    "n_missed",
+    "n_false_alarm",
+    "n_cases",
+    "n_groups",
+    "trivial_dice",
+    "trivial_pooled_dice",
+)
 
 
 def _measured(run: Path) -> dict[str, Any]:

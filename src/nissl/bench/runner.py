@@ -20,7 +20,7 @@ from typing import Any
 import filelock
 import torch
 
-from nissl.bench.cluster import Cluster
+from nissl.bench.cluster import TOKEN, Cluster
 from nissl.bench.cost import measure_costs
 from nissl.bench.crew import Crew, Processes
 from nissl.bench.estimate import estimate
@@ -29,6 +29,9 @@ from nissl.bench.page import write_page
 from nissl.bench.results import CELLS, Result, folder_of, is_bench, read_results, write_results
 from nissl.bench.work import enter_failure
 from nissl.config import Config, from_tree, to_tree
+from nissl.data.cases import list_cases
+from nissl.data.duplicates import file_hash, name_copies
+from nissl.data.split import make_split
 from nissl.errors import InputError
 from nissl.evaluate.runs import differing
 from nissl.files import write_whole
@@ -91,6 +94,7 @@ def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster
             results = dict(zip(all_cells, read_results(out, all_cells), strict=True))
             table = write_results(out, list(results.values()))
             todo = [cell for cell, result in results.items() if result.status != "done"]
+            _require_apart(todo)
             try:
                 costs = measure_costs(out, all_cells, crew.threads)
                 if todo:
@@ -114,7 +118,11 @@ def _held(out: Path) -> Iterator[None]:
     """Hold the folder against another bench; refuse one that holds something else."""
     if out.exists() and not out.is_dir():
         raise InputError(out, "a file", "a folder for the bench", "choose another --out")
-    present = sorted(path.name for path in out.iterdir() if path.name != LOCK) if out.exists() else []
+    present = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    # A bench that was killed before it began leaves these.
+    present = [
+        name for name in present if name not in (LOCK, GRID) and not name.startswith((TOKEN, f".{CELLS}.", f".{GRID}."))
+    ]
     if present and not is_bench(out):
         found = f"not empty: {', '.join(present[:4])}"
         raise InputError(out, found, "a new or empty folder, or that of a bench", "choose another --out")
@@ -148,7 +156,7 @@ def _require_same(out: Path, all_cells: Sequence[Cell]) -> None:
         return
     before: Mapping[str, dict[str, object]] = read_json(out / CELLS)
     now = _described(all_cells)
-    fix = "put it back, or start a new bench in another --out"
+    fix = "put it back (into the grid, if it is a default that has changed), or start a new bench in another --out"
     dropped = [name for name in before if name not in now]
     if dropped:
         found = f"{len(dropped)} cells of this bench are not in the grid, such as {dropped[0]}"
@@ -157,6 +165,17 @@ def _require_same(out: Path, all_cells: Sequence[Cell]) -> None:
         changed = differing(_completed(settings, out), now[name], ("was", "is"))
         if changed:
             raise InputError(out, f"cell {name}: {'; '.join(changed)}", "the settings that the bench began with", fix)
+
+
+def _require_apart(todo: Sequence[Cell]) -> None:
+    """Refuse data in which a test image is a training image under another name: no cell could be measured."""
+    for cell in {cell.data: cell for cell in todo}.values():
+        files = {file.id: file for file in list_cases(cell.path, cell.config.data).cases}
+        split = make_split(list(files.values()), cell.config.split, cell.seed)
+        trained = [{"id": id_, "image_sha256": file_hash(files[id_].image)} for id_ in files if id_ not in split.test]
+        if copies := name_copies([files[id_] for id_ in split.test], trained):
+            expected = "test images that no training sees"
+            raise InputError(f"data set {cell.data}", copies, expected, "remove the copies; `nissl check` lists them")
 
 
 @dataclass

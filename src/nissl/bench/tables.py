@@ -1,5 +1,6 @@
 """The numbers of a bench: for each data set and budget a row per arm, every cell of the grid counted."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,12 +22,12 @@ from nissl.evaluate import (
     seed_interval,
 )
 from nissl.evaluate.compare import SIGNIFICANT
-from nissl.evaluate.statistics import mean_over_seeds
+from nissl.evaluate.statistics import side_by_side
 from nissl.evaluate.table import score_matrix, units_of
 
 NAN = float("nan")
 Interval = tuple[float, float]
-Outcome = Literal["helped", "hurt", "no difference", "not compared"]
+Outcome = Literal["helped", "hurt", "unclear", "no difference", "not compared"]
 Needed = tuple[Literal["", "more than", "fewer than"], float]
 """Masks that the baseline needs, or the bound that its budgets give."""
 Scores = Mapping[str, Sequence[CaseScore]]
@@ -43,19 +44,23 @@ class Versus:
     over_seeds: Interval
     """95 % interval of the mean over seeds."""
     over_cases: Interval
-    """95 % interval over cases (groups where known) of the differences averaged over the seeds."""
+    """95 % interval over cases (groups where known), each with the differences of all these seeds."""
     p_seeds: float
     """Of the paired t-test over seeds, Holm-corrected over the arms of the table."""
     p_cases: float
     """Of the sign-flip test over cases (groups where known), corrected in the same way."""
+    false_alarms: tuple[int, int] = (0, 0)
+    """Of the arm and of the baseline, on these seeds. Where only one of the two has one, the pair is left out."""
 
     @property
     def outcome(self) -> Outcome:
-        """Helped or hurt only where both tests say so."""
+        """Helped or hurt only where both tests say so; unclear where the false alarms say the opposite."""
         if np.isnan([self.p_seeds, self.p_cases]).any():
             return "not compared"
         if max(self.p_seeds, self.p_cases) >= SIGNIFICANT or self.dice == 0:
             return "no difference"
+        if (self.false_alarms[0] - self.false_alarms[1]) * self.dice > 0:
+            return "unclear"
         return "helped" if self.dice > 0 else "hurt"
 
 
@@ -73,7 +78,7 @@ class Row:
     over_seeds: Interval
     """95 % interval of the mean over seeds."""
     over_cases: Interval
-    """95 % interval over cases (groups where known) of the Dice of each case averaged over the seeds."""
+    """95 % interval over cases (groups where known), each with what all its seeds reach on it."""
     pooled: float
     """Dice of all pixels of all cases together, mean over seeds."""
     pooled_sd: float
@@ -81,11 +86,13 @@ class Row:
     parity: float
     """Pooled Dice by the published protocol, mean over the seeds that have it."""
     parity_sd: float
+    false_alarms: int
+    """Of all its runs together."""
     cost: Cost | None
     versus: Versus | None = None
     """None for the baseline, and where no seed is finished on both sides."""
     needed: Needed | None = None
-    """Masks that the baseline needs for the same mean Dice; None for the baseline itself."""
+    """Masks that the baseline needs for the same mean Dice; None for the baseline itself, and where it is not known."""
 
     @property
     def done(self) -> list[Result]:
@@ -134,8 +141,8 @@ def tables_of(
     Args:
         cells: all cells of the grid.
         results: what came of each, in the same order.
-        scores: of the runs that are done; one without scores, or with those of other cases than the first run of its
-            table, counts as failed.
+        scores: of the runs that are done; one without scores, or with those of other cases, groups, units or test
+            masks than most runs of its table, counts as failed.
         costs: what is known of them.
 
     """
@@ -156,6 +163,14 @@ def tables_of(
 Matrix = Float[np.ndarray, "cases classes"]
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What a run has reached."""
+
+    dice: Matrix
+    false_alarms: int
+
+
 def _rows(
     data: str,
     baseline: str,
@@ -164,19 +179,22 @@ def _rows(
     costs: Mapping[Key, Cost],
 ) -> tuple[Row, ...]:
     known = [run for runs in arms.values() for run in runs if run.status == "done" and run.run in scores]
-    first = scores[known[0].run] if known else ()
-    measured = [(row.case, row.label) for row in first]
+    tested = {run.run: tuple(_tested_on(row) for row in scores[run.run]) for run in known}
+    usual = max(tested.values(), key=Counter(tested.values()).__getitem__, default=())
+    first = next((scores[run] for run, cases in tested.items() if cases == usual), ())
     labels = list(dict.fromkeys(row.label for row in first))
     groups = {row.case: row.group for row in first}
     members = units_of(groups) if any(groups.values()) else None
-    dice = {
-        run.run: score_matrix(scores[run.run], "dice", labels)
-        for run in known
-        if [(row.case, row.label) for row in scores[run.run]] == measured
+    found = {
+        run: _Measured(
+            score_matrix(scores[run], "dice", labels), sum(row.presence == "false alarm" for row in scores[run])
+        )
+        for run, cases in tested.items()
+        if cases == usual
     }
-    checked = {arm: tuple(_checked(run, dice) for run in runs) for arm, runs in arms.items()}
-    rows = [_row(arm, runs, dice, members, costs.get((data, arm))) for arm, runs in checked.items()]
-    versus = {arm: _versus(runs, checked[baseline], dice, members) for arm, runs in checked.items() if arm != baseline}
+    checked = {arm: tuple(_checked(run, found) for run in runs) for arm, runs in arms.items()}
+    rows = [_row(arm, runs, found, members, costs.get((data, arm))) for arm, runs in checked.items()]
+    versus = {arm: _versus(runs, checked[baseline], found, members) for arm, runs in checked.items() if arm != baseline}
     compared = [arm for arm, one in versus.items() if one]
     over_seeds, over_cases = (
         dict(zip(compared, holm([getattr(versus[arm], name) for arm in compared]), strict=True))
@@ -189,21 +207,31 @@ def _rows(
     return tuple(replace(row, versus=corrected.get(row.arm)) for row in rows)
 
 
-def _checked(run: Result, dice: Mapping[str, Matrix]) -> Result:
-    if run.status != "done" or run.run in dice:
+def _tested_on(row: CaseScore) -> tuple[str, str, str, str, int, int]:
+    """What two runs must have in common in a row: their scores are then of the same pixels of the same case."""
+    return row.case, row.label, row.group, row.unit, row.tp + row.fn, row.pixels
+
+
+def _checked(run: Result, found: Mapping[str, _Measured]) -> Result:
+    if run.status != "done" or run.run in found:
         return run
-    return replace(run, status="failed", message="metrics.csv is missing, damaged, or of other cases than the others")
+    why = "metrics.csv is missing, damaged, or of other cases, groups or test masks than that of the other runs"
+    return replace(run, status="failed", message=f"{why}: remove the run, and start the bench again")
 
 
 def _row(
-    arm: str, runs: tuple[Result, ...], dice: Mapping[str, Matrix], members: Sequence[str] | None, cost: Cost | None
+    arm: str,
+    runs: tuple[Result, ...],
+    found: Mapping[str, _Measured],
+    members: Sequence[str] | None,
+    cost: Cost | None,
 ) -> Row:
     done = [run for run in runs if run.status == "done"]
-    means = np.array([mean_over_classes(dice[run.run]) for run in done])
+    means = np.array([mean_over_classes(found[run.run].dice) for run in done])
     interval = (NAN, NAN)
     if done:
-        averaged = mean_over_seeds(np.stack([dice[run.run] for run in done]))
-        interval = bootstrap_interval(averaged, members, np.random.default_rng(0))
+        together = side_by_side(np.stack([found[run.run].dice for run in done]))
+        interval = bootstrap_interval(together, members, np.random.default_rng(0))
     pooled, parity = [run.pooled_dice for run in done], [run.parity_pooled_dice for run in done]
     return Row(
         arm=arm,
@@ -217,21 +245,23 @@ def _row(
         hd95=_mean([run.hd95 for run in done]),
         parity=_mean(parity),
         parity_sd=_spread(parity),
+        false_alarms=sum(found[run.run].false_alarms for run in done),
         cost=cost,
     )
 
 
 def _versus(
-    runs: Sequence[Result], others: Sequence[Result], dice: Mapping[str, Matrix], members: Sequence[str] | None
+    runs: Sequence[Result], others: Sequence[Result], found: Mapping[str, _Measured], members: Sequence[str] | None
 ) -> Versus | None:
     """Compare an arm with the baseline, seed by seed; the p-values are not corrected yet."""
     other = {run.seed: run for run in others if run.status == "done"}
-    pairs = [(run, other[run.seed]) for run in runs if run.status == "done" and run.seed in other]
+    done = [run for run in runs if run.status == "done" and run.seed in other]
+    pairs = [(found[run.run], found[other[run.seed].run]) for run in done]
     if not pairs:
         return None
-    differences = np.stack([dice[run.run] - dice[twin.run] for run, twin in pairs])
+    differences = np.stack([own.dice - twin.dice for own, twin in pairs])
     by_seed = np.array([mean_over_classes(one) for one in differences])
-    cases = paired_difference(mean_over_seeds(differences), members, np.random.default_rng(0))
+    cases = paired_difference(side_by_side(differences), members, np.random.default_rng(0))
     return Versus(
         seeds=len(pairs),
         dice=float(by_seed.mean()),
@@ -239,38 +269,50 @@ def _versus(
         over_cases=(cases.low, cases.high),
         p_seeds=paired_t_test(by_seed),
         p_cases=cases.p_value,
+        false_alarms=(sum(own.false_alarms for own, _ in pairs), sum(twin.false_alarms for _, twin in pairs)),
     )
 
 
 def _with_needed(table: Table, of_data: Sequence[Table]) -> Table:
     """Read off the baseline's own curve how many masks it needs for what each other arm reaches.
 
-    That is the baseline's Dice and the difference to it, so that an arm that lacks a seed has no gain or loss by that.
+    The curve has the budgets at which all runs of the baseline are done: with other seeds at each, it would show their
+    difference as well. Nothing is said of a budget that is not among them, or of an outcome that is unclear.
     """
     baseline = [row for other in of_data for row in other.rows if row.arm == other.baseline]
-    curve = [(row.masks, row.dice) for row in baseline if row.done]
-    here = next(row.dice for row in table.rows if row.arm == table.baseline)
+    curve = [(row.masks, row.dice) for row in baseline if len(row.done) == len(row.runs)]
+    here = next(row.masks for row in table.rows if row.arm == table.baseline)
+    if here not in dict(curve):
+        return table
     rows = [
-        replace(row, needed=masks_needed(curve, here + row.versus.dice)) if row.versus else row for row in table.rows
+        replace(row, needed=masks_needed(curve, here, row.versus.dice))
+        if row.versus and row.versus.outcome != "unclear" and not np.isnan(row.versus.dice)
+        else row
+        for row in table.rows
     ]
     return replace(table, rows=tuple(rows))
 
 
-def masks_needed(curve: Sequence[tuple[float, float]], dice: float) -> Needed:
-    """How many masks the baseline needs for a Dice, by its own curve.
+def masks_needed(curve: Sequence[tuple[float, float]], here: float, gain: float) -> Needed:
+    """How many masks the baseline needs for its Dice at a budget and a gain, by its own curve.
 
     The curve is first made one that never falls (isotonic regression), then read linearly in the logarithm of the
-    number of masks; nothing is said beyond its ends.
+    number of masks; nothing is said beyond its ends. The gain is that over the baseline's own runs, so that an arm that
+    lacks a seed neither gains nor loses by that, and it starts from the curve, so that no gain needs no other budget.
 
     Args:
         curve: masks and mean Dice of the baseline, one point or more.
-        dice: what is to be reached.
+        here: masks of the budget, one of the curve.
+        gain: difference of an arm to the baseline there, in Dice.
 
     """
     from scipy.optimize import isotonic_regression
 
     masks, reached = np.array(sorted(curve), dtype=np.float64).T
     rising = isotonic_regression(reached).x
+    if gain == 0:
+        return "", here
+    dice = rising[np.searchsorted(masks, here)] + gain
     if dice > rising[-1]:
         return "more than", float(masks[-1])
     if dice < rising[0]:

@@ -17,18 +17,20 @@ TRIVIAL = "foreground everywhere"
 READING = (
     "Dice is the mean over test cases (of several classes, then over them), then over seeds, in hundredths. The "
     "interval over seeds (Student's t) says where the mean of many such trainings lies, the one over cases or patients "
-    "(bootstrap of the scores averaged over seeds) where it would lie on other images of this kind. Pooled Dice takes "
+    "(bootstrap, all seeds of a case together) where it would lie on other images of this kind. Pooled Dice takes "
     f"the pixels of all images together. {EMPTY_POLICY}",
     "The difference is to the baseline, paired by seed and by case. The p-value over seeds is that of the paired "
     "t-test, the one over cases or patients that of the sign-flip test; both are corrected for the number of arms in "
-    "the table (Holm). An arm has helped or hurt only where both are below 0.05.",
-    "Masks the baseline needs: for the mean Dice of the arm, read off the baseline's own curve (made one that never "
-    "falls, linear in the logarithm of the masks). Where the arm is above or below the whole curve, the largest or "
-    "smallest budget is the bound.",
+    "the table (Holm). An arm has helped or hurt only where both are below 0.05, and the false alarms do not say the "
+    "opposite: where only one of the two shows a class that is not there, that pair has no difference.",
+    "Masks the baseline needs: for the mean Dice of the arm, its gain added to the baseline's own curve (made one that "
+    "never falls, linear in the logarithm of the masks, of the budgets at which all runs of the baseline are done). "
+    "Where that is above or below the whole curve, the largest or smallest budget is the bound.",
     "Network passes: the floating-point operations of the whole training, stage 1 and 2, over those of one image's way "
     "forward through the network; a supervised step of 8 images is about 24. Compute is this number in multiples of "
     "the baseline's. Time of a step and peak memory are those of a few steps in a process of its own, before the runs "
-    "began; on the CPU the time is that of the processor, and the memory that of the whole process with its libraries.",
+    "began, on the machine that the bench was started on; on the CPU the time is that of the processor, and the memory "
+    "that of the whole process with its libraries.",
 )
 """What the columns mean."""
 
@@ -57,6 +59,9 @@ def sentence(table: Table) -> str:
     for arm, one in compared.items():
         outcome = one.outcome if one else "not compared"
         points = f" ({points_of(one.dice)})" if one and outcome in ("helped", "hurt") else ""
+        if one and outcome == "unclear":
+            mine, others = one.false_alarms
+            points = f" ({points_of(one.dice)}, false alarms {mine} against {others})"
         by_outcome.setdefault(outcome, []).append(arm + points)
     seeds = sorted({one.seeds for one in compared.values() if one and one.outcome != "not compared"})
     parts = [
@@ -64,6 +69,9 @@ def sentence(table: Table) -> str:
         for verb in ("helped", "hurt")
         if verb in by_outcome
     ]
+    if "unclear" in by_outcome:
+        listed = ", ".join(by_outcome["unclear"])
+        parts.append(f"neither helped nor hurt, as Dice and false alarms say the opposite: {listed}.")
     if "no difference" in by_outcome:
         how_many = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
         verb = "shows" if seeds == [1] else "show"
@@ -165,7 +173,7 @@ def results_sheet(table: Table) -> Sheet:
     """How well the arms do, a row each and the trivial score last."""
     first = next(iter(table.done), None)
     units = "patients" if first and first.n_groups else "cases"
-    parity = any(run.protocol == "parity" for run in table.done)
+    parity, alarms = any(run.protocol == "parity" for run in table.done), any(row.false_alarms for row in table.rows)
     head = (
         *("arm", "runs", "masks", "Dice, %", "95 % over seeds", f"95 % over {units}", "pooled Dice, % (sd)"),
         *(("published protocol: pooled Dice, % (sd)",) if parity else ()),
@@ -175,15 +183,16 @@ def results_sheet(table: Table) -> Sheet:
             "95 % over seeds",
             f"95 % over {units}",
         ),
-        *("p over seeds", f"p over {units}", "masks the baseline needs", "compute"),
+        *("p over seeds", f"p over {units}", *(("false alarms",) if alarms else ())),
+        *("masks the baseline needs", "compute"),
     )
-    lines = [_result_line(row, table, parity) for row in table.rows]
+    lines = [_result_line(row, table, parity, alarms) for row in table.rows]
     everywhere = [TRIVIAL, "", "", percent(table.trivial[0]), "", "", percent(table.trivial[1])]
     padded = everywhere + [""] * (len(head) - len(everywhere))
     return Sheet(head, (*lines, Line(tuple(padded), "trivial")))
 
 
-def _result_line(row: Row, table: Table, parity: bool) -> Line:
+def _result_line(row: Row, table: Table, parity: bool, alarms: bool) -> Line:
     one, reference = row.versus, next(other.cost for other in table.rows if other.arm == table.baseline)
     kind: str = "baseline" if row.arm == table.baseline else one.outcome if one else ""
     if row.count("failed") or row.count("missing"):
@@ -204,6 +213,7 @@ def _result_line(row: Row, table: Table, parity: bool) -> Line:
         points_span(one.over_cases) if one else "",
         p_text(one.p_seeds) if one else "",
         p_text(one.p_cases) if one else "",
+        *((str(row.false_alarms),) if alarms else ()),
         needed_text(row.needed) if row.needed else "",
         times(row.cost, reference, "passes"),
     )

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nissl.errors import InputError
-from nissl.evaluate.statistics import Difference, mean_over_classes, mean_over_seeds, paired_difference, seed_interval
+from nissl.evaluate.statistics import Difference, mean_over_classes, paired_difference, seed_interval, side_by_side
 from nissl.evaluate.table import FEW, CaseScore, Unit, score_matrix, units_of, without_nan
 
 Scored = Mapping[int, Sequence[CaseScore]]
@@ -67,7 +67,7 @@ class Comparison:
 def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.Generator) -> Comparison:
     """Compare two runs, or two series with the same seeds, case by case.
 
-    The difference of a case is A - B, averaged over the seeds; its interval and test are over cases, or over groups
+    The difference of a case is A - B, with all seeds; its interval and test are over cases, or over groups
     where groups are known, and a second interval is over the seeds. One of the two is called better only where every
     interval leaves out 0 and the test says so as well.
 
@@ -111,7 +111,7 @@ def _compared(a: Scored, b: Scored, labels: Sequence[str], members: Sequence[str
     dice = _paired(a, b, "dice", labels)
 
     def difference(values: Values) -> Difference:
-        return paired_difference(mean_over_seeds(values), members, np.random.default_rng(draws))
+        return paired_difference(side_by_side(values), members, np.random.default_rng(draws))
 
     distance = _paired(a, b, "hd95", labels)
     return Compared(

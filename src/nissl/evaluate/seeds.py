@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nissl.evaluate.overlap import EMPTY_POLICY
-from nissl.evaluate.statistics import bootstrap_interval, mean_over_seeds, seed_interval
+from nissl.evaluate.statistics import bootstrap_interval, seed_interval, side_by_side
 from nissl.evaluate.table import CaseScore, Scores, Summary, Unit, score_matrix, units_of, without_nan
 
 
@@ -20,7 +20,7 @@ class SeriesScores:
     dice_ci_seeds: tuple[float, float]
     """95 % interval of the mean over seeds, by Student's t; nan for one seed."""
     dice_ci_cases: tuple[float, float]
-    """95 % bootstrap interval over cases (groups where known) of the Dice of each case averaged over the seeds."""
+    """95 % bootstrap interval of the mean over cases (groups where known), each with what all seeds reach on it."""
     dice_sd: float
     """Standard deviation of the runs."""
     iou: float
@@ -78,7 +78,7 @@ def summarise_seeds(
             tables = np.stack(
                 [score_matrix([r for r in run if r.label in chosen], "dice", chosen) for run in rows.values()]
             )
-            interval = bootstrap_interval(mean_over_seeds(tables), members, np.random.default_rng(draws))
+            interval = bootstrap_interval(side_by_side(tables), members, np.random.default_rng(draws))
         dice = [run.dice for run in of]
         units = {run.unit for run in of}
         return SeriesScores(

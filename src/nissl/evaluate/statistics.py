@@ -24,7 +24,7 @@ class Difference:
     """Of the sign-flip test: how often chance alone gives a mean difference as large."""
     n_pairs: int
     n_left_out: int
-    """Cases (with several classes: cases and classes) in which one of the two is not applicable."""
+    """Cases (with several classes or seeds: each of them counts) in which one of the two is not applicable."""
 
 
 def mean_over_classes(values: Values) -> float:
@@ -34,12 +34,13 @@ def mean_over_classes(values: Values) -> float:
     return float(np.mean(means)) if means else float("nan")
 
 
-def mean_over_seeds(values: Float[np.ndarray, "seeds cases classes"]) -> Float[np.ndarray, "cases classes"]:
-    """Mean of each case and class over the seeds in which it is applicable; nan where there is none."""
-    counts = (~np.isnan(values)).sum(axis=0)
-    means = np.full(counts.shape, np.nan)
-    np.divide(np.nansum(values, axis=0), counts, out=means, where=counts > 0)
-    return means
+def side_by_side(values: Float[np.ndarray, "seeds cases classes"]) -> Float[np.ndarray, "cases columns"]:
+    """Put the seeds beside each other, like further classes: `mean_over_classes` is then the mean over the seeds too.
+
+    A mean of each case over the seeds would not do: where a case is applicable with some seeds only, such as a false
+    alarm of one of them, it would weigh as much as one that is with all.
+    """
+    return np.concatenate(list(values), axis=1)
 
 
 def bootstrap_interval(

@@ -31,8 +31,10 @@ class UniMatch(Method):
     the same features with half of their channels dropped, weighted 0.25, 0.25 and 0.5; nothing ramps. As in the
     authors' code for medical images these three losses are Dice alone, on the confident pixels.
 
-    Different from that code: each view passes on its own, normalised by its own batch; boxes come from images of the
-    same batch, whose pseudo-labels are at hand; Dice is per image, so that a batch split over processes is the same.
+    As there, all images pass together, with the changed features beside the others in the decoder, and so do the strong
+    views: one by one, features of double the variance would enter the running statistics and nothing else. Different
+    from that code: boxes come from images of the same batch, whose pseudo-labels are at hand; Dice is per image, so
+    that a batch split over processes is the same.
 
     Raises:
         InputError: the network has no encoder, decoder and head.
@@ -52,19 +54,23 @@ class UniMatch(Method):
         """Return the terms of `supervised`, and `strong_1`, `strong_2` and `features`."""
         net, images, weight = self.networks[0], unlabelled(batch), self.rising(1.0)
         encoder, decoder, head = parts(net, "--method unimatch")
-        terms = self.segmentation(net(batch.images), batch.masks)
-        features = encoder(images)
-        with torch.no_grad():
-            labels, sure = pseudo_labels(head(decoder(features)[-1]))
-        for name in ("strong_1", "strong_2"):
+        masked = len(batch.images)
+        features = encoder(torch.cat([batch.images, images]))
+        together = [torch.cat([level, dropped(level[masked:])]) for level in features]
+        seen, weak, changed = head(decoder(together)[-1]).split([masked, len(images), len(images)])
+        labels, sure = pseudo_labels(weak.detach())
+        views, known = [], []
+        for _ in range(2):
             view = apply(images, [draw() for _ in images])
             partner = torch.randperm(len(images)).to(images.device)
             inside = torch.stack([draw_box(images.shape[2:]) for _ in images]).to(images.device)
-            known = torch.where(inside, labels[partner], labels), torch.where(inside, sure[partner], sure)
-            mixed = torch.where(inside[:, None], view[partner], view)
-            terms[name] = 0.25 * weight * masked_dice(net(mixed), *known)
-        logits = head(decoder([dropped(level) for level in features])[-1])
-        return terms | {"features": 0.5 * weight * masked_dice(logits, labels, sure)}
+            views.append(torch.where(inside[:, None], view[partner], view))
+            known.append((torch.where(inside, labels[partner], labels), torch.where(inside, sure[partner], sure)))
+        strong = net(torch.cat(views)).chunk(2)
+        terms = self.segmentation(seen, batch.masks)
+        for place, (logits, taught) in enumerate(zip(strong, known, strict=True), start=1):
+            terms[f"strong_{place}"] = 0.25 * weight * masked_dice(logits, *taught)
+        return terms | {"features": 0.5 * weight * masked_dice(changed, labels, sure)}
 
 
 def pseudo_labels(

@@ -28,8 +28,8 @@ class Plasticity:
         exclude: names of modules that do not learn, with all that is inside them.
         unit_norm: take responses with unit-norm filters (see `update`).
         transposed: reading of transposed convolutions (see `update`).
-        samples: thin the positions of large maps as long as this many samples are left in a batch, over all processes;
-            None learns from all (see `nissl.plasticity.update`).
+        samples: thin the positions of large maps to about this many samples in a batch, over all processes; None learns
+            from all (see `nissl.plasticity.update`).
 
     Raises:
         ValueError: an excluded name is not in the network, or no layer is left to learn.

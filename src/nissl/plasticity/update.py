@@ -16,7 +16,7 @@ layers side by side: neurons compete within their group. A transposed convolutio
   that it feeds, taken with filters of unit norm per input channel.
 
 A sample is an output position of a convolution, an input position of a transposed one, a row of a linear layer.
-Neighbouring patches share most of their pixels, so a convolution over large maps may learn from every second (third, …)
+Neighbouring patches share most of their pixels, so a convolution over large maps may learn from every third (fifth, …)
 position along each axis: that is the update of the same layer with a larger stride, at a fraction of the cost. So may a
 transposed convolution whose patches of output do not overlap.
 """
@@ -52,8 +52,8 @@ class Learning:
     transposed: Transposed = "T"
     """Reading of transposed convolutions."""
     samples: int | None = None
-    """Thin the positions, evenly along all axes, as long as this many are left; None takes all. Rows of a linear layer
-    and transposed convolutions with overlapping patches are not thinned."""
+    """Thin the positions, evenly along all axes, to about this many (see `thinning`); None takes all. Rows of a linear
+    layer and transposed convolutions with overlapping patches are not thinned."""
     processes: int = 1
     """Processes that bring as many samples each."""
     all_reduce: Callable[[Tensor], None] | None = None
@@ -191,17 +191,20 @@ def _convolution(
 
 
 def thinning(available: int, dims: int, wanted: int | None) -> int:
-    """Return the step between positions, along each axis, that leaves about `wanted` samples and never fewer."""
-    if wanted is None:
+    """Return the step between positions, along each axis, that leaves about `wanted` samples: the nearest odd one.
+
+    Behind layers that double the resolution, features differ with the place in blocks of 2, 4, ... pixels. An even step
+    would always come to the same place of them, an odd one comes to all alike.
+    """
+    if wanted is None or available <= wanted:
         return 1
-    stride = 1
-    while available // (stride + 1) ** dims >= wanted:
-        stride += 1
-    return stride
+    ideal = (available / wanted) ** (1 / dims)
+    below = max(1, 2 * int((ideal - 1) // 2) + 1)
+    return below if ideal / below < (below + 2) / ideal else below + 2
 
 
 def _every(tensor: Tensor, stride: int) -> Tensor:
-    """Take every second (third, …) position along each axis of space."""
+    """Take positions that many apart along each axis of space."""
     picked = slice(None), slice(None), *[slice(None, None, stride)] * (tensor.ndim - 2)
     return tensor[picked]
 

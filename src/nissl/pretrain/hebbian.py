@@ -45,7 +45,7 @@ class Hebbian(Pretraining):
         config = self.config
         self._layers = dict(plastic_layers(net, self.still(net)))
         self._scales = [torch.linalg.vector_norm(_weight(layer)) for layer in self._layers.values()]
-        normalise(self._layers.values())
+        normalise(self._layers.values(), config.transposed)
         self._start = [_weight(layer).clone() for layer in self._layers.values()]
         self.optimiser = OPTIMISERS[config.optimiser]([_weight(layer) for layer in self._layers.values()], config.rate)
 
@@ -72,7 +72,7 @@ class Hebbian(Pretraining):
                 net(whitened(piece) if config.whiten else piece)
             if plasticity.saw:  # a network may have a layer that it does not use, whose turn it is
                 plasticity.step(self.optimiser)
-        normalise(self._layers.values())
+        normalise(self._layers.values(), config.transposed)
         if not self.at_point:
             return ""
         change = _changes(self._layers.values(), self._start)
@@ -91,12 +91,12 @@ class Hebbian(Pretraining):
     def finish(self, net: nn.Module, images: Images) -> Report:
         """Measure what was learnt, then hand over."""
         config, layers = self.config, self._layers
+        self._alter(layers.values())
         with listening(net):
             batch = images[config.steps].chunk(self.parts)[0].nan_to_num(0.0, 0.0, 0.0)  # images have mean 0
             batch = whitened(batch) if config.whiten else batch
             measures = measure(net, layers, batch, make_rule(config))
         changes = _changes(layers.values(), self._start)
-        self._alter(layers.values())
         if config.handover == "fold":
             for layer, scale in zip(layers.values(), self._scales, strict=True):
                 with torch.no_grad():

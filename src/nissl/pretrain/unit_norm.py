@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nissl.plasticity import plastic_layers
-from nissl.plasticity.update import TRANSPOSED
+from nissl.plasticity.update import TRANSPOSED, Transposed
 from nissl.pretrain.pretraining import Pretraining
 
 
@@ -43,11 +43,25 @@ class UnitNorm(nn.Module):
 
 
 @torch.no_grad()
-def normalise(layers: Iterable[nn.Module]) -> None:
-    """Bring the filters of layers to unit norm, in place."""
+def normalise(layers: Iterable[nn.Module], transposed: Transposed = "T") -> None:
+    """Bring the filters that a rule reads to unit norm, in place.
+
+    In transposed layers the reading says what a filter is: an output channel at one kernel offset (`T`), an output
+    channel with all its offsets, whose decay is shared (`T-summed`), or an input channel (`S`). What Sanger's rule
+    takes away for the units before, w w^T x, is the projection on them for filters of norm 1 alone: with shorter ones
+    all units go to the first component.
+    """
     for layer in layers:
-        assert isinstance(layer.weight, Tensor)
-        layer.weight.div_(UnitNorm(layer).norms(layer.weight))
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        if not isinstance(layer, TRANSPOSED) or transposed == "T-summed":
+            norms = UnitNorm(layer).norms(weight)
+        elif transposed == "S":
+            norms = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
+        else:
+            by_group = weight.view(int(layer.groups), -1, *weight.shape[1:])
+            norms = torch.linalg.vector_norm(by_group, dim=1, keepdim=True).expand_as(by_group).flatten(0, 1)
+        weight.div_(torch.where(norms > 0, norms, 1.0))
 
 
 def keep_unit_norm(net: nn.Module, still: Collection[str]) -> None:

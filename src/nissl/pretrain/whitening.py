@@ -19,6 +19,7 @@ def whitened(images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "b
     """Whiten a batch by the covariance C of its own patches: ZCA, x -> (C + floor)^(-1/2) x (Bell and Sejnowski 1997).
 
     The rows of that matrix which give the middle pixel are filters, with which the images are convolved.
+    Images that are not finite stay as they are, and the step that takes them is skipped as without whitening.
     """
     dims, channels = images.ndim - 2, images.shape[1]
     side = SIDE[dims]
@@ -26,6 +27,8 @@ def whitened(images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "b
     for axis in range(2, images.ndim):
         patches = patches.unfold(axis, side, side)  # patches side by side are enough
     rows = patches.movedim(1, dims + 1).reshape(-1, channels * side**dims).double()
+    if not rows.isfinite().all():
+        return images
     rows = rows - rows.mean(0)
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
     scale = (values.clamp(min=0) + FLOOR * values.mean()).clamp(min=TINY).rsqrt()

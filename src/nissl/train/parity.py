@@ -35,6 +35,9 @@ from nissl.train.run import read_json, write_json
 WARNING = "published protocol: checkpoint and threshold were chosen on the test images; for comparison only"
 SELECTED = "parity.json"
 EPOCHS, LABELLED, WEIGHT = 200, 2, 5.0
+PUBLISHED = ("supervised", "entropy", "uamt", "cps", "urpc", "cct")
+"""Methods of the published comparison in 2-D. Its Hebbian stage differs from ours: all layers by SWTA, filters kept at
+unit norm, steps of Adam at 1e-6."""
 THRESHOLDS = torch.arange(45) / 50
 """Of the probability of the foreground. The first one, 0, is the mask that is foreground everywhere."""
 HALF = 25
@@ -91,13 +94,15 @@ def settled(config: Config, masks: int) -> Config:
 
 
 def departures(config: Config, masks: int) -> list[str]:
-    """Name the settings that are not those of the protocol."""
-    return [
+    """Name the settings that are not those of the protocol, a pre-training and a method that it does not have."""
+    settings = [
         f"{part}.{key}"
         for part, values in fixed(config.method.name, masks).items()
         for key, value in values.items()
         if getattr(getattr(config, part), key) != value
     ]
+    pretrained = ["pretrain"] if config.pretrain.name != "none" else []
+    return settings + pretrained + (["method"] if config.method.name not in PUBLISHED else [])
 
 
 def require(dataset: Dataset, config: DataConfig, processes: int) -> None:

@@ -87,7 +87,12 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
         for part in (*out.glob(".*.tmp"), *out.glob("checkpoints/*.tmp")):
             part.unlink()  # what a killed run was writing
         (out / OWNER).write_text(f"process {os.getpid()} on {platform.node()}")
-        yield
+        try:
+            yield
+        finally:
+            if not resume and not (out / DESCRIPTION[-1]).exists():
+                for name in DESCRIPTION:  # of a run that was stopped while it described itself
+                    (out / name).unlink(missing_ok=True)
     finally:
         for name in (OWNER, LOCK):
             (out / name).unlink(missing_ok=True)

@@ -76,7 +76,9 @@ class Stage1:
             pretraining.go_on(self.net, images)
             report = pretraining.finish(self.net, images)
             self.seconds = before + perf_counter() - began
-        self._save(report)
+            self._save(report)
+            if stop := self.world.largest(max(caught, default=0), self.device):  # one that came while it finished
+                raise Interrupted(128 + stop)
         return report
 
     def _resume(self) -> Report | None:
