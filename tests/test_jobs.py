@@ -247,6 +247,34 @@ def test_a_network_that_is_none_is_refused_before_anything_is_made(data, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "batch", "pretrain", "images", "key"),
+    [
+        ("supervised", 1, "none", 2, "train.batch"),
+        ("entropy", 2, "none", 2, "train.batch"),
+        ("supervised", 2, "hebbian", 1, "pretrain.batch"),
+    ],
+)
+def test_steps_of_one_image_of_one_pixel_are_refused_before_anything_is_made(
+    data, tmp_path, method, batch, pretrain, images, key
+):
+    """At 16 x 16, the fifth level has one pixel; two images of it can be normalised, and larger ones alone too."""
+    config = tiny_config(pretrain=pretrain, steps=1)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, size=(16,)),
+        net=NetConfig(widths=(2, 2, 2, 2, 2)),
+        method=MethodConfig(name=method),
+        pretrain=dataclasses.replace(config.pretrain, batch=images),
+        train=dataclasses.replace(config.train, batch=batch),
+    )
+    with pytest.raises(InputError) as caught:
+        jobs.train(data, tmp_path / "run", config)
+    assert caught.value.where == key and "--size" in caught.value.fix and not (tmp_path / "run").exists()
+    wider = dataclasses.replace(config, data=dataclasses.replace(config.data, size=(32,)))
+    jobs.train(data, tmp_path / "run", wider)
+
+
 def test_a_part_that_the_network_does_not_have_is_refused_before_anything_is_made(data, tmp_path):
     config = tiny_config()
     config = dataclasses.replace(

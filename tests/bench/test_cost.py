@@ -18,10 +18,10 @@ from nissl.bench import cost
 from nissl.bench.cost import COST, STEPS, Cost, Same, Work, measure_costs, probe, read_costs, seconds_of
 from nissl.bench.estimate import estimate
 from nissl.bench.grid import cells, load_grid
-from nissl.config import Config, DataConfig, MethodConfig
+from nissl.config import Config, DataConfig, MethodConfig, TrainConfig
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
-from nissl.train import parity
+from nissl.train.run import read_json
 
 SHAPE = (3, 32, 32)
 CPU = torch.device("cpu")
@@ -109,8 +109,8 @@ def test_a_probe_takes_sizes_and_length_that_the_published_protocol_sets(made, t
     config = dataclasses.replace(Config(), protocol="parity", data=DataConfig(label_map="binary"))
     config = dataclasses.replace(config, split=made[0].config.split)
     found = probe(dataclasses.replace(made[0], config=config), tmp_path / "run")
-    steps = parity.settled(config, 1).train.steps
-    assert steps != config.train.steps and found.passes == pytest.approx(3 * parity.LABELLED * steps, rel=0.02)
+    assert found.message == "" and found.passes is None  # its length follows the budget
+    assert read_json(tmp_path / "run" / "network.json")["input"][1:] == [128, 128]
 
 
 def test_each_arm_is_measured_once_and_one_that_failed_again(made, tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def test_each_arm_is_measured_once_and_one_that_failed_again(made, tmp_path, mon
 
     def apart(cell, threads):
         asked.append(cell.arm)
-        return Cost(cell.data, cell.arm, message="no" if cell.arm in fails else "", passes=1.0)
+        return Cost(cell.data, cell.arm, message="no" if cell.arm in fails else "", passes=1.0, threads=threads)
 
     monkeypatch.setattr(cost, "_apart", apart)
     first = measure_costs(tmp_path, made, 1)
@@ -127,6 +127,22 @@ def test_each_arm_is_measured_once_and_one_that_failed_again(made, tmp_path, mon
     assert measure_costs(tmp_path, made, 1) != first and asked[2:] == ["HPCA, folded"]
     measure_costs(tmp_path, made, 1)
     assert len(asked) == 3 and all(not one.message for one in read_costs(tmp_path).values())
+
+
+def test_a_new_arm_is_measured_with_the_threads_of_those_beside_it(made, tmp_path, monkeypatch):
+    asked = []
+
+    def apart(cell, threads):
+        asked.append((cell.arm, threads))
+        return Cost(cell.data, cell.arm, passes=1.0, threads=threads)
+
+    monkeypatch.setattr(cost, "_apart", apart)
+    plain = [cell for cell in made if cell.arm == "none + supervised"]
+    measure_costs(tmp_path, plain, 2)
+    measure_costs(tmp_path, plain, 1)
+    assert asked == [("none + supervised", 2)]
+    measure_costs(tmp_path, made, 1)
+    assert asked[1:] == [("none + supervised", 1), ("HPCA, folded", 1)]
 
 
 def test_a_damaged_file_of_costs_is_measured_again(made, tmp_path, monkeypatch):
@@ -165,3 +181,13 @@ def test_the_estimate_takes_finished_cells_first_then_the_probe(made):
     assert said.startswith("estimate: 0:00:30 ") and f"2 from {STEPS} steps of a cell" in said
     failed = costs | {("tiny", "HPCA, folded"): Cost("tiny", "HPCA, folded", message="no")}
     assert "1 from no timing" in estimate(made[:2], [], failed, 1)
+
+
+@pytest.mark.parametrize(("labels", "an_epoch"), [("1", 1), ("2", 1), ("3", 2), ("5", 3)])
+def test_the_estimate_of_the_published_protocol_counts_its_epochs_and_its_looks(made, labels, an_epoch):
+    """200 passes over the masks, two in a step, and 200 looks at two test images, a third of a step's work an image."""
+    costs = {("tiny", "none + supervised"): Cost("tiny", "none + supervised", seconds_stage_1=0, seconds_stage_2=4.0)}
+    config = dataclasses.replace(made[0].config, protocol="parity", train=TrainConfig())
+    split = dataclasses.replace(config.split, labels=labels)
+    cell = dataclasses.replace(made[0], config=dataclasses.replace(config, split=split))
+    assert seconds_of(cell, costs) == pytest.approx(4 * (200 * an_epoch + 200 * 2 / (3 * 2)))

@@ -116,6 +116,13 @@ def test_a_grid_that_cannot_run_is_refused_with_its_line_and_the_nearest_name(fo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_batch_that_a_method_cannot_halve_is_refused_with_its_line(folder):
+    path = write_grid(folder, TINY.replace("steps = 3, batch = 2", "steps = 3, batch = 3").replace("supervised", "cps"))
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "steps = 3" in text)
+    with pytest.raises(InputError, match=f"line {line}\n.*train.batch: 3\n.*an even number: with cps"):
+        load_grid(path)
+
+
 @pytest.mark.parametrize(
     ("cut", "told"),
     [("[[arms]]", "`arms`: missing"), ("budgets", "`budgets`: missing"), ("[data", "no data set")],

@@ -1,6 +1,7 @@
 """The curves hold every arm that has a finished run, and their names do not cover each other."""
 
 import base64
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -38,6 +39,15 @@ def test_the_pictures_need_neither_several_budgets_nor_several_seeds():
         for picture in found:
             kind, _, content = picture.partition(",")
             assert kind == "data:image/svg+xml;base64" and b"</svg>" in base64.b64decode(content)
+
+
+def test_names_are_drawn_as_they_are_written():
+    odd = " $a^$ and $b_{$"
+    renamed = [
+        replace(one, baseline=BASELINE + odd, rows=tuple(replace(row, arm=row.arm + odd) for row in one.rows))
+        for one in tables()
+    ]
+    assert len(pictures(renamed)) == 2
 
 
 def test_the_same_tables_give_the_same_bytes():

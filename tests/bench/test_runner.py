@@ -14,10 +14,11 @@ import nissl
 from nissl import nets
 from nissl.bench.grid import cells, load_grid
 from nissl.bench.results import folder_of, is_done, result_of
-from nissl.bench.runner import bench
+from nissl.bench.runner import _held, bench
 from nissl.bench.work import make
 from nissl.data.cases import find_cases
 from nissl.data.split import Split
+from nissl.errors import InputError
 
 
 def made_run(folder, row):
@@ -209,6 +210,26 @@ def test_a_folder_keeps_to_its_grid(folder, tmp_path, capsys):
         assert command("bench", write_grid(folder), "--out", tmp_path / "none", "--workers", "0") == 2
     finally:
         write_grid(folder)
+
+
+def test_a_bench_that_was_killed_before_it_began_can_begin(folder, tmp_path):
+    for name in ("grid.toml", ".nissl.bench-0123", ".cells.json.x.tmp"):
+        (tmp_path / name).touch()
+    with _held(tmp_path):
+        pass
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"not empty: notes\.txt"), _held(tmp_path):
+        pass
+
+
+def test_test_images_that_are_training_images_are_refused_before_anything_runs(tmp_path, capsys):
+    first, *others = sorted((write_tiny(tmp_path / "tiny") / "images").iterdir())
+    for copy in others:
+        copy.write_bytes(first.read_bytes())
+    assert command("bench", write_grid(tmp_path), "--out", tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "data set tiny" in shown and "training images under another name" in shown
+    assert not (tmp_path / "out" / "runs").exists() and not (tmp_path / "out" / "cost.json").exists()
 
 
 def test_numbers_of_an_earlier_start_do_not_make_a_cell_done(folder, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_a_row_has_the_mean_and_both_intervals():
         assert row.dice == pytest.approx(values.mean()) and row.pooled == pytest.approx(values.mean() + 0.01)
         expected = stats.t.interval(0.95, 4, means.mean(), stats.sem(means))
         assert row.over_seeds == pytest.approx(expected)
-        assert row.over_cases == bootstrap_interval(values.mean(axis=0), None, np.random.default_rng(0))
+        assert row.over_cases == pytest.approx(bootstrap_interval(values.mean(axis=0), None, np.random.default_rng(0)))
         assert row.pooled_sd == pytest.approx(np.std(means, ddof=1)) and row.masks == 5
 
 
@@ -129,18 +129,84 @@ def test_masks_needed_are_read_off_a_rising_curve():
     curve = [(5, 0.6), (10, 0.7), (40, 0.8)]
     grid = np.exp(np.linspace(np.log(5), np.log(40), 20001))
     heights = np.interp(np.log(grid), np.log([5, 10, 40]), [0.6, 0.7, 0.8])
-    for dice in (0.6, 0.63, 0.7, 0.745, 0.8):
-        kind, masks = masks_needed(curve[::-1], dice)
-        assert kind == "" and masks == pytest.approx(grid[np.searchsorted(heights, dice - 1e-12)], rel=1e-3)
-    assert masks_needed(curve, 0.81) == ("more than", 40) and masks_needed(curve, 0.59) == ("fewer than", 5)
-    assert masks_needed([(5, 0.6)], 0.6) == ("", 5)
+    for here, own in curve:
+        for dice in (0.6, 0.63, 0.7, 0.745, 0.8):
+            kind, masks = masks_needed(curve[::-1], here, dice - own)
+            assert kind == "" and masks == pytest.approx(grid[np.searchsorted(heights, dice - 1e-9)], rel=1e-3)
+        assert masks_needed(curve, here, 0.81 - own) == ("more than", 40)
+        assert masks_needed(curve, here, 0.59 - own) == ("fewer than", 5)
+    assert masks_needed([(5, 0.6)], 5, 0.0) == ("", 5)
 
 
 def test_a_curve_that_falls_is_levelled_first():
     curve = [(5, 0.6), (10, 0.72), (20, 0.68), (40, 0.8)]
-    assert masks_needed(curve, 0.7) == ("", pytest.approx(10))
-    kind, masks = masks_needed(curve, 0.75)
-    assert kind == "" and masks == pytest.approx(20 * 2**0.5)
+    for here in (10, 20):  # both at 0.7 then
+        assert masks_needed(curve, here, 0.0) == ("", here)
+        kind, masks = masks_needed(curve, here, 0.05)
+        assert kind == "" and masks == pytest.approx(20 * 2**0.5)
+
+
+def test_an_arm_equal_to_a_baseline_that_falls_needs_its_own_masks():
+    parts = [
+        made_up({arm: np.full((2, 3), level) for arm in (BASELINE, "none + cps")}, budget, masks)
+        for budget, masks, level in (("5%", 5, 0.72), ("10%", 9, 0.7), ("20%", 17, 0.76))
+    ]
+    merged = [[one for part in parts for one in part[place]] for place in (0, 1)]
+    tables = tables_of(*merged, parts[0][2] | parts[1][2] | parts[2][2], {})
+    assert [one.rows[1].needed for one in tables] == [("", 5), ("", 9), ("", 17)]
+
+
+def test_a_budget_at_which_the_baseline_lacks_a_run_is_no_point_of_its_curve():
+    parts = [
+        made_up({BASELINE: np.full((2, 3), level), "none + cps": np.full((2, 3), level + 0.05)}, budget, masks)
+        for budget, masks, level in (("5%", 5, 0.6), ("20%", 20, 0.7))
+    ]
+    parts[1][1][1] = result(parts[1][0][1])
+    merged = [parts[0][place] + parts[1][place] for place in (0, 1)]
+    tables = tables_of(*merged, parts[0][2] | parts[1][2], {})
+    assert [one.rows[1].needed for one in tables] == [("more than", 5), None]
+
+
+def with_alarms(dice, alarms):
+    """Add cases in which the class is not there to a bench; `alarms` says for each run how many have a false alarm."""
+    made, results, by_run = made_up(dice)
+    most = max(alarms.values())
+    for one, run in zip(made, results, strict=True):
+        rows = by_run[run.run]
+        for number in range(most):
+            alarm = number < alarms.get((one.arm, one.seed), 0)
+            empty = replace(rows[0], case=f"empty {number}", tp=0, fn=0, fp=5 if alarm else 0)
+            value = 0.0 if alarm else NAN
+            rows.append(replace(empty, presence="false alarm" if alarm else "both empty", dice=value))
+    return made, results, by_run
+
+
+def test_more_dice_with_more_false_alarms_has_not_helped():
+    dice = drawn({BASELINE: 0.0, "none + cps": 0.03}, seeds=6)
+    rows = tables_of(*with_alarms(dice, {}.fromkeys([("none + cps", seed) for seed in range(6)], 10)), {})[0].rows
+    assert rows[1].versus.dice > 0.02 and max(rows[1].versus.p_seeds, rows[1].versus.p_cases) < 0.05
+    assert (rows[1].versus.outcome, rows[1].versus.false_alarms, rows[1].needed) == ("unclear", (60, 0), None)
+    assert [row.false_alarms for row in rows] == [0, 60]
+    fewer = with_alarms(dice, {}.fromkeys([(BASELINE, seed) for seed in range(6)], 10))
+    assert tables_of(*fewer, {})[0].rows[1].versus.outcome == "helped"
+
+
+def test_a_false_alarm_of_one_seed_weighs_in_the_interval_as_in_the_mean():
+    dice = {BASELINE: np.full((6, 20), 0.75) + np.random.default_rng(0).normal(0, 0.03, (6, 20))}
+    made, results, by_run = with_alarms(dice, {(BASELINE, 0): 12})
+    row = tables_of(made, results, by_run, {})[0].rows[0]
+    assert row.over_cases[0] < row.dice < row.over_cases[1]
+    assert row.dice == pytest.approx(np.mean([dice[BASELINE][0].sum() / 32, *dice[BASELINE][1:].mean(axis=1)]))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"group": "patient 9"}, {"unit": "mm"}, {"tp": 4}, {"pixels": 121}, {"label": "tumour"}]
+)
+def test_a_run_of_other_groups_units_or_masks_than_most_counts_as_failed(changes):
+    made, results, by_run = made_up(drawn({BASELINE: 0.0, "none + cps": 0.03}))
+    by_run[results[0].run] = [replace(row, **changes) for row in by_run[results[0].run]]
+    rows = tables_of(made, results, by_run, {})[0].rows
+    assert [row.count("failed") for row in rows] == [1, 0] and "masks" in rows[0].runs[0].message
 
 
 def test_masks_needed_come_from_the_baseline_of_all_budgets_of_the_data_set():

@@ -17,7 +17,7 @@ NOWHERE = (NAN, NAN)
 
 
 def row(arm, versus=None):
-    return Row(arm, (), 5.0, 0.7, NOWHERE, NOWHERE, 0.7, 0.01, 10.0, NAN, NAN, None, versus)
+    return Row(arm, (), 5.0, 0.7, NOWHERE, NOWHERE, 0.7, 0.01, 10.0, NAN, NAN, 0, None, versus)
 
 
 def versus(dice, p, seeds=6):
@@ -50,6 +50,22 @@ def test_the_sentence_lists_every_arm_once_under_what_came_of_it():
         "Helped, against none + supervised: a (+3.1), d (+1.0). Hurt, against none + supervised: b (−2.0). "
         "No difference that 6 seeds show: c. Not compared, for too few finished runs: e, f."
     )
+
+
+def test_what_false_alarms_contradict_is_told_with_their_numbers():
+    said = words.sentence(table(row("a", replace(versus(0.02, 0.01), false_alarms=(60, 2)))))
+    assert said == (
+        "Neither helped nor hurt, as Dice and false alarms say the opposite: a (+2.0, false alarms 60 against 2)."
+    )
+
+
+def test_false_alarms_have_a_column_where_there_are_any():
+    clean = finished()
+    alarmed = replace(clean, rows=tuple(replace(row, false_alarms=7) for row in clean.rows))
+    assert "false alarms" not in words.results_sheet(clean).head
+    sheet = words.results_sheet(alarmed)
+    assert [line.texts[sheet.head.index("false alarms")] for line in sheet.lines[:2]] == ["7", "7"]
+    assert all(len(line.texts) == len(sheet.head) for line in sheet.lines)
 
 
 def test_the_sentence_leaves_out_what_did_not_happen_and_names_the_seeds():

@@ -13,6 +13,7 @@ from nissl.evaluate import (
     seed_interval,
     sign_flip_test,
 )
+from nissl.evaluate.statistics import side_by_side
 from nissl.evaluate.table import units_of
 
 
@@ -45,6 +46,15 @@ def test_classes_are_averaged_after_cases():
     assert np.isnan(mean_over_classes(np.full((3, 2), np.nan)))
     low, high = bootstrap_interval(values, None, np.random.default_rng(0))
     assert 0.0 <= low < 0.25 < high <= 1.0
+
+
+def test_seeds_side_by_side_have_the_mean_of_their_means():
+    values = np.random.default_rng(0).random((3, 6, 2))
+    values[0, :2, 0] = np.nan
+    values[1, 3] = np.nan
+    together = side_by_side(values)
+    assert together.shape == (6, 6) and together[4].tolist() == values[:, 4].ravel().tolist()
+    assert mean_over_classes(together) == pytest.approx(np.mean([mean_over_classes(one) for one in values]))
 
 
 def test_one_case_or_one_group_has_no_interval():

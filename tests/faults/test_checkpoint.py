@@ -374,6 +374,16 @@ def test_f04_f12_every_pretraining_that_is_stopped_goes_on_bit_for_bit(files, tm
         assert again == report
 
 
+def test_f12_a_stop_while_stage_1_finishes_is_heard_and_what_is_finished_stays(files, tmp_path):
+    recipe = Recipe(files, pretrain="hebbian", pretrain_config=replace(PRETRAIN, steps=8))
+    whole, report = stage_of(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted) as caught:
+        stage_of(recipe, tmp_path / "stopped", stop_at(8, signal.SIGTERM))  # the batch on which it measures
+    assert caught.value.code == 128 + signal.SIGTERM
+    resumed, again = stage_of(recipe, tmp_path / "stopped", stop_at(8, signal.SIGKILL))
+    assert differing(whole.state_dict(), resumed.state_dict()) == [] and again == report
+
+
 def test_f06_a_damaged_checkpoint_of_stage_1_gives_way_to_the_one_before(files, tmp_path, capsys):
     recipe = Recipe(files, pretrain="hebbian", pretrain_config=replace(PRETRAIN, steps=8))
     whole, report = stage_of(recipe, tmp_path / "whole")

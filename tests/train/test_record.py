@@ -254,6 +254,22 @@ def test_a_run_that_is_stopped_while_it_is_described_cannot_be_resumed(tmp_path,
     assert contents(tmp_path / "run") == {}
 
 
+@pytest.mark.parametrize("written", [["network.json"], ["network.json", "split.json", "data.json", "env.json"]])
+def test_a_run_that_is_stopped_while_it_describes_itself_can_be_started_again(tmp_path, written):
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "run", resume=False):
+            for name in written:
+                (tmp_path / "run" / name).write_text("{}")
+            raise KeyboardInterrupt
+        assert not (tmp_path / "run").exists()
+
+
+def test_f11_files_of_those_names_that_are_somebody_elses_are_kept(tmp_path):
+    (tmp_path / "network.json").write_text("mine")
+    assert "not empty: network.json" in refused(tmp_path)
+    assert contents(tmp_path) == {Path("network.json"): b"mine"}
+
+
 # Going on with other settings or data
 
 

@@ -122,9 +122,11 @@ def _answer(link: Connection, cell: Cell, run: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         with redirect_stderr(io.StringIO()):
-            link.send(probe(cell, run))
+            answer = probe(cell, run)
     except Exception as error:  # whatever it is, the others are measured
-        link.send(Cost(cell.data, cell.arm, message=one_line(error)))
+        answer = Cost(cell.data, cell.arm, message=one_line(error))
+    with suppress(BrokenPipeError):  # the bench has ended
+        link.send(answer)
 
 
 def probe(cell: Cell, run: Path) -> Cost:

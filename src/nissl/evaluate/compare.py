@@ -69,7 +69,7 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
 
     The difference of a case is A - B, with all seeds; its interval and test are over cases, or over groups
     where groups are known, and a second interval is over the seeds. One of the two is called better only where every
-    interval leaves out 0 and the test says so as well.
+    interval leaves out 0, the test says so as well, and it does not have more false alarms.
 
     Args:
         a: rows of the one side, by seed.
@@ -92,6 +92,8 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
     draws = int(rng.integers(2**63))  # the same for every class
     overall = _compared(a, b, labels, members, draws)
     n_units, several = len(set(members or groups)), len(a) > 1
+    where = f"{len(groups)} cases" + (f" of {n_units} groups" if members else "")
+    alarms = _false_alarms(a), _false_alarms(b)
     return Comparison(
         *names,
         seeds=tuple(sorted(a)) if several else (),
@@ -99,8 +101,8 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
         overall=overall,
         n_units=n_units,
         grouped=members is not None,
-        false_alarms=(_false_alarms(a), _false_alarms(b)),
-        verdict=verdict(overall, f"{len(groups)} cases" + (f" of {n_units} groups" if members else ""), len(a)),
+        false_alarms=alarms,
+        verdict=verdict(overall, where, len(a), alarms),
         warnings=tuple(_warnings(n_units, members is not None, several)),
     )
 
@@ -159,13 +161,14 @@ def require_paired(a: Sequence[CaseScore], b: Sequence[CaseScore], names: tuple[
             raise _unpaired(names, found, f"the same {what} on both sides")
 
 
-def verdict(overall: Compared, where: str, seeds: int) -> str:
+def verdict(overall: Compared, where: str, seeds: int, false_alarms: tuple[int, int]) -> str:
     """Say in one sentence which side is better, by how much and how surely; in points of Dice (hundredths).
 
     Args:
         overall: the differences.
         where: the cases in words, such as `80 cases of 12 groups`.
         seeds: how many each side has.
+        false_alarms: of A and of B, which the differences leave out.
 
     """
     found, over_seeds = overall.dice, overall.dice_seeds
@@ -181,6 +184,9 @@ def verdict(overall: Compared, where: str, seeds: int) -> str:
     clear = found.p_value < SIGNIFICANT and all(low * high > 0 for low, high in intervals)
     by_seed = f" over cases, {span(*over_seeds)} over {seeds} seeds" if seeds > 1 else ""
     numbers = f"{100 * abs(found.mean):.1f} Dice points ({span(found.low, found.high)}{by_seed})"
+    if clear and sign * (false_alarms[0] - false_alarms[1]) > 0:
+        more = "{} false alarms against {}".format(*sorted(false_alarms, reverse=True))
+        return f"Neither is called better: {'A' if sign > 0 else 'B'} gains {numbers} on these {where}, and has {more}."
     if clear:
         return f"{'A' if sign > 0 else 'B'} is better by {numbers} on these {where}."
     leader, together = "A - B" if sign > 0 else "B - A", f"{where} and {seeds} seeds" if seeds > 1 else where
