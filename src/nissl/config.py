@@ -132,6 +132,8 @@ class NetConfig:
     """Dropout in each level of the encoder; as many numbers as widths."""
     upsampling: Literal["transposed", "linear"] = "transposed"
     """How the decoder doubles the resolution: 2x2(x2) transposed convolution, or linear interpolation."""
+    activation: Literal["leaky-relu", "relu", "silu"] = "leaky-relu"
+    """Between the layers of the U-Net; the leaky one has slope 0.01 below zero."""
 
     def __post_init__(self) -> None:
         _require(len(self.widths) >= 2, "net.widths", self.widths, "two levels or more")

@@ -1,5 +1,6 @@
 """The U-Net is one code for 2-D and 3-D, with the parts and the size that its paper states."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -122,3 +123,12 @@ def test_initialisation_keeps_the_variance_of_the_signal(dims):
         if module.weight.numel() > 500:
             torch.testing.assert_close(module.weight.std().item(), expected, rtol=0.1, atol=0)
     assert (net.head.bias == 0).all()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("leaky-relu", nn.LeakyReLU), ("relu", nn.ReLU), ("silu", nn.SiLU)])
+def test_the_activation_is_the_one_asked_for_and_the_start_is_the_same(name, kind):
+    net, plain = unet(config=replace(SMALL, activation=name)), unet()
+    assert SMALL.activation == "leaky-relu"
+    # Two in each block: three in the encoder, two in the decoder.
+    assert [type(module) for module in net.modules() if type(module) in (nn.LeakyReLU, nn.ReLU, nn.SiLU)] == [kind] * 10
+    assert all(torch.equal(weight, plain.state_dict()[key]) for key, weight in net.state_dict().items())

@@ -1,6 +1,6 @@
 """The U-Net, in 2-D and 3-D by the same code: encoder, decoder and head, whose features other modules can tap."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -19,30 +19,35 @@ TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
 NORMALISATION: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOLING: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
+ACTIVATION: dict[str, Callable[[], nn.Module]] = {
+    "leaky-relu": lambda: nn.LeakyReLU(0.01, inplace=True),
+    "relu": lambda: nn.ReLU(inplace=True),
+    "silu": lambda: nn.SiLU(inplace=True),
+}
 
 
 class Block(nn.Sequential):
-    """Two times convolution, normalisation and LeakyReLU, with dropout between; the spatial size stays."""
+    """Two times convolution, normalisation and activation, with dropout between; the spatial size stays."""
 
-    def __init__(self, dims: int, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+    def __init__(self, dims: int, in_channels: int, out_channels: int, activation: str, dropout: float = 0.0) -> None:
         super().__init__(
             CONVOLUTION[dims](in_channels, out_channels, 3, padding=1, bias=False),
             NORMALISATION[dims](out_channels),
-            nn.LeakyReLU(0.01, inplace=True),
+            ACTIVATION[activation](),
             nn.Dropout(dropout),
             CONVOLUTION[dims](out_channels, out_channels, 3, padding=1, bias=False),
             NORMALISATION[dims](out_channels),
-            nn.LeakyReLU(0.01, inplace=True),
+            ACTIVATION[activation](),
         )
 
 
 class Encoder(nn.Module):
     """Blocks with max-pooling between them."""
 
-    def __init__(self, dims: int, in_channels: int, widths: Sequence[int], dropout: Sequence[float]) -> None:
+    def __init__(self, dims: int, in_channels: int, config: NetConfig) -> None:
         super().__init__()
-        sizes = (in_channels, *widths)
-        self.blocks = nn.ModuleList(Block(dims, a, b, p) for (a, b), p in zip(pairwise(sizes), dropout, strict=True))
+        levels = zip(pairwise((in_channels, *config.widths)), config.dropout, strict=True)
+        self.blocks = nn.ModuleList(Block(dims, a, b, config.activation, p) for (a, b), p in levels)
         self.pool = POOLING[dims](2)
 
     def forward(self, images: Float[Tensor, "batch channels *space"]) -> Features:
@@ -56,11 +61,11 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Doubles the resolution level by level; each level also sees the encoder's features of its size."""
 
-    def __init__(self, dims: int, widths: Sequence[int], upsampling: str) -> None:
+    def __init__(self, dims: int, config: NetConfig) -> None:
         super().__init__()
-        steps = list(pairwise(reversed(widths)))
-        self.ups = nn.ModuleList(_up(dims, coarse, fine, upsampling) for coarse, fine in steps)
-        self.blocks = nn.ModuleList(Block(dims, 2 * fine, fine) for _, fine in steps)
+        steps = list(pairwise(reversed(config.widths)))
+        self.ups = nn.ModuleList(_up(dims, coarse, fine, config.upsampling) for coarse, fine in steps)
+        self.blocks = nn.ModuleList(Block(dims, 2 * fine, fine, config.activation) for _, fine in steps)
 
     def forward(self, features: Features) -> Features:
         """Return the features of each level, the finest last."""
@@ -92,8 +97,8 @@ class UNet(nn.Module):
 
     def __init__(self, dims: int, in_channels: int, classes: int, config: NetConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(dims, in_channels, config.widths, config.dropout)
-        self.decoder = Decoder(dims, config.widths, config.upsampling)
+        self.encoder = Encoder(dims, in_channels, config)
+        self.decoder = Decoder(dims, config)
         self.head = CONVOLUTION[dims](config.widths[0], classes, 1)
         self.multiple = 2 ** (len(config.widths) - 1)
         self.apply(_initialise)
