@@ -156,7 +156,7 @@ def test_plain_weights_compute_the_same_and_leave_the_trained_network_as_it_is(t
 
     plain = nets.build(NET, dims, 1, 2, seed=99).eval()
     plain.load_state_dict(plain_state(trained))
-    torch.testing.assert_close(plain(images), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(plain(images), expected, rtol=1e-6, atol=1e-6)  # logits are near 8: three roundings
     assert differing(trained.state_dict(), before) == []
     assert torch.equal(trained(images), expected)
     kept = any(map(parametrize.is_parametrized, trained.modules()))
@@ -167,4 +167,4 @@ def test_plain_weights_compute_the_same_and_leave_the_trained_network_as_it_is(t
 
     saved = nets.build(NET, dims, 1, 2, seed=99).eval()
     saved.load_state_dict(load_checkpoint(tmp_path / "run" / WEIGHTS)[0])
-    torch.testing.assert_close(saved(images), trainer.average.module.eval()(images), rtol=0, atol=1e-6)
+    torch.testing.assert_close(saved(images), trainer.average.module.eval()(images), rtol=1e-6, atol=1e-6)
