@@ -27,7 +27,10 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "unit-norm": {"name": "unit-norm", "layers": "all"},
     "warm": {"name": "warm"},
 }
-RULES = {rule: {"name": "hebbian", "rule": rule, "layers": "all"} for rule in ("swta", "hpca", "softhebb")}
+RULES = {
+    rule: {"name": "hebbian", "rule": rule, "layers": "all", "response": "linear"}
+    for rule in ("swta", "hpca", "softhebb")
+}
 EVERY = {
     **CONTROLS,
     **{f"{rule}, folded": arm for rule, arm in RULES.items()},

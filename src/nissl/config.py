@@ -157,9 +157,9 @@ class PretrainConfig:
     layers: Annotated[Literal["auto", "all", "encoder", "decoder"], _short("layers")] = "auto"
     """Which layers learn in stage 1. `auto`: with a Hebbian rule and its controls those of the decoder, where the
     network has one (docs/results/few-labels.md says why); otherwise all."""
-    response: Literal["linear", "centred", "rectified"] = "linear"
+    response: Literal["auto", "linear", "centred", "rectified"] = "auto"
     """What a rule takes as the response of a filter: the `linear` one, that about its mean over the images (`centred`),
-    or, for HPCA, its positive part (`rectified`)."""
+    or, for HPCA, its positive part (`rectified`). `auto`: centred with HPCA, linear with the others."""
     order: Literal["together", "layer-wise"] = "together"
     """All layers learn `together`, or one after the other from the input on, each in its share of the steps."""
     whiten: bool = False
@@ -189,7 +189,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         rectifies = self.response != "rectified" or self.rule == "hpca"
-        _require(rectifies, "pretrain.response", self.response, f"`linear` or `centred` with {self.rule}")
+        _require(rectifies, "pretrain.response", self.response, f"`auto`, `linear` or `centred` with {self.rule}")
         _require(self.rate > 0, "pretrain.rate", self.rate, "more than 0")
         _require(self.fine_tuning_rate >= 0, "pretrain.fine_tuning_rate", self.fine_tuning_rate, "0 or more")
         _require(self.steps >= 1, "pretrain.steps", self.steps, "1 or more")

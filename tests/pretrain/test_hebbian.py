@@ -5,6 +5,7 @@ import torch
 from tests.pretrain.test_pretrain import Mixer, Pictures, configure, fresh, moved, weights
 from torch import nn
 
+from nissl.config import PretrainConfig
 from nissl.errors import InputError
 from nissl.plasticity import HPCA, SWTA
 from nissl.pretrain import PRETRAININGS, pretrain
@@ -16,6 +17,8 @@ def test_a_response_is_what_the_settings_say():
     assert make_rule(configure("hebbian", rule="hpca")) == HPCA()
     assert make_rule(configure("hebbian", rule="hpca", response="centred")) == HPCA(centred=True)
     assert make_rule(configure("hebbian", rule="hpca", response="rectified")) == HPCA(rectified=True)
+    assert make_rule(PretrainConfig(rule="hpca")) == HPCA(centred=True)
+    assert make_rule(PretrainConfig(rule="swta")) == SWTA(5.0, True, False)
     assert make_rule(configure("hebbian", rule="swta", response="centred")) == SWTA(5.0, True, True)
     with pytest.raises(InputError, match="linear"):
         configure("hebbian", rule="swta", response="rectified")

@@ -19,7 +19,7 @@ from nissl.pretrain.unit_norm import UnitNorm, normalise
 from nissl.train.loop import lay_out, plain_state
 
 NET = NetConfig(widths=(4, 8), dropout=(0.3, 0.3))
-CONFIG = PretrainConfig(layers="all", steps=3, batch=2, rate=0.1)
+CONFIG = PretrainConfig(layers="all", response="linear", steps=3, batch=2, rate=0.1)
 HANDOVERS = ["fold", "unit-norm"]
 LEARNING = ["hebbian", "shuffled"]
 GRADIENT = [name for name, kind in PRETRAININGS.items() if issubclass(kind, BackPropagation)]

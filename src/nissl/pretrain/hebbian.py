@@ -132,7 +132,8 @@ class Shuffled(Hebbian):
 
 def make_rule(config: PretrainConfig) -> Rule:
     """Make the rule of the settings; competition is between responses divided by their standard deviation."""
-    kind, centred = RULES[config.rule], config.response == "centred"
+    kind = RULES[config.rule]
+    centred = config.response == "centred" or (config.response == "auto" and kind is HPCA)
     if kind in (SWTA, SoftHebb):
         return kind(inverse_temperature=config.inverse_temperature, standardise=True, centred=centred)
     if config.response == "rectified":
