@@ -64,6 +64,7 @@ class Cost:
     of its libraries."""
     device: str | None = None
     threads: int | None = None
+    """With which it was measured."""
     message: str = ""
     """Why it could not be measured."""
 
