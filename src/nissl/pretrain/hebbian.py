@@ -59,7 +59,10 @@ class Hebbian(Pretraining):
         return [parameter for layer in layers.values() for parameter in layer.parameters()]
 
     def learn(self, net: nn.Module, pieces: Sequence[Tensor]) -> str:
-        """Pass a batch forward, move the filters and bring them back to unit norm."""
+        """Pass a batch forward, move the filters and bring them back to unit norm.
+
+        Mean and standard deviation of the responses, where a rule takes them, are those of each piece.
+        """
         config = self.config
         assert self.optimiser is not None
         still, left = self._turn(net)
