@@ -289,7 +289,7 @@ def times(cost: Cost | None, reference: Cost | None, field: str) -> str:
 
 def percent(value: float) -> str:
     """A share in hundredths, with one decimal."""
-    return fixed(100 * value, 1)
+    return fixed(100 * value, 1).replace("-", "−")
 
 
 def with_spread(mean: float, deviation: float) -> str:
