@@ -106,6 +106,9 @@ class AugmentConfig:
     """Exchange the axes at random: with `flip`, all turns by 90 degrees, without interpolation between them."""
     scale: float = 0.2
     """Largest relative change of size."""
+    affine: float = 1.0
+    """Share of the training images that are rotated and scaled. The pixels of the others are not interpolated, so that
+    they stay as sharp as those of the images that are predicted."""
     contrast: float = 0.25
     """Largest relative change of contrast."""
     brightness: float = 0.25
@@ -116,6 +119,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         _require(self.rotate is None or 0 <= self.rotate <= 180, "augment.rotate", self.rotate, "0 to 180 degrees")
         _require(0 <= self.scale < 1, "augment.scale", self.scale, "0 or more and below 1")
+        _require(0 <= self.affine <= 1, "augment.affine", self.affine, "0 to 1")
         for key in ("contrast", "brightness", "noise"):
             _require(getattr(self, key) >= 0, f"augment.{key}", getattr(self, key), "0 or more")
 

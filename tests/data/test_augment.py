@@ -106,6 +106,20 @@ def test_exchanging_axes_leaves_all_other_draws_as_they_are():
     )
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+def test_the_share_that_is_rotated_and_scaled_leaves_the_others_their_pixels(transpose):
+    """The others are mirrors and exchanges: a matrix with one 1 or -1 in each row; nothing else of a draw changes."""
+    affine, some = (AugmentConfig(affine=share, transpose=transpose) for share in (1.0, 0.3))
+    whole, part = ([draw(one, 2, np.random.default_rng(seed)) for seed in range(400)] for one in (affine, some))
+    moved = [np.array_equal(one.matrix, other.matrix) for one, other in zip(whole, part, strict=True)]
+    assert 0.23 < np.mean(moved) < 0.37
+    for same, one, other in zip(moved, whole, part, strict=True):
+        assert dataclasses.replace(one, matrix=other.matrix) == other
+        if not same:
+            assert np.array_equal(np.sort(np.abs(other.matrix)), [[0, 1], [0, 1]])
+            assert np.linalg.det(other.matrix) * np.linalg.det(one.matrix) > 0
+
+
 @pytest.mark.parametrize(("plane", "axes"), [(0, (2, 3)), (1, (2, 4)), (2, (3, 4))])
 def test_quarter_turns_in_3d_equal_rot90_in_their_plane(plane, axes):
     images, angles = noise((10, 10, 10)), [0.0, 0.0, 0.0]

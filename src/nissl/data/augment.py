@@ -60,14 +60,15 @@ def draw(config: AugmentConfig, dims: int, rng: np.random.Generator) -> Draw:
     mirrored = np.where((rng.random(dims) < 0.5) & flip, -1.0, 1.0)
     zoom = 1 + rng.uniform(-config.scale, config.scale)
     drawn = Draw(
-        matrix=turned * mirrored / zoom,
+        matrix=np.diag(mirrored),
         contrast=1 + rng.uniform(-config.contrast, config.contrast),
         brightness=rng.uniform(-config.brightness, config.brightness),
         noise=rng.uniform(0, config.noise),
         noise_seed=int(rng.integers(2**62)),
     )
     axes = rng.permutation(dims)
-    return dataclasses.replace(drawn, matrix=drawn.matrix[:, axes]) if config.transpose else drawn
+    matrix = turned * mirrored / zoom if rng.random() < config.affine else drawn.matrix
+    return dataclasses.replace(drawn, matrix=matrix[:, axes] if config.transpose else matrix)
 
 
 def apply(
