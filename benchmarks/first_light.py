@@ -20,7 +20,7 @@ import torch
 from scipy.stats import t
 
 from nissl import jobs
-from nissl.config import Config, DataConfig, NetConfig, PretrainConfig, SplitConfig, TrainConfig
+from nissl.config import AugmentConfig, Config, DataConfig, NetConfig, PretrainConfig, SplitConfig, TrainConfig
 
 CONTROLS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -54,12 +54,15 @@ class Grid:
     config: Config
 
 
+INTERPOLATED = AugmentConfig(transpose=False, affine=1.0)
+"""Every image is rotated and zoomed, as when the tables were made."""
 GRIDS = {
     "pocket": Grid(
         EVERY,
         6,
         Config(
             data=DataConfig(label_map="binary", size=(64, 64)),
+            augment=INTERPOLATED,
             split=SplitConfig(allow_shared_groups=True),
             net=NetConfig(widths=POCKET),
             pretrain=PretrainConfig(samples=0),
@@ -71,6 +74,7 @@ GRIDS = {
         3,
         Config(
             data=DataConfig(label_map="binary", size=(128, 128)),
+            augment=INTERPOLATED,
             split=SplitConfig(allow_shared_groups=True),
             train=TrainConfig(steps=400),
         ),
@@ -80,6 +84,7 @@ GRIDS = {
         2,
         Config(
             data=DataConfig(size=(32, 32, 32)),
+            augment=INTERPOLATED,
             net=NetConfig(widths=POCKET),
             pretrain=PretrainConfig(steps=150, batch=4),
             train=TrainConfig(steps=300, batch=4),

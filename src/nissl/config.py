@@ -102,11 +102,12 @@ class AugmentConfig:
     or down, and not in 3-D, where the axes of a scan tell classes apart, such as front and back of an organ."""
     rotate: float | None = None
     """Largest rotation, in degrees, about every axis. Left open, 180 in 2-D and 15 in 3-D."""
-    transpose: bool = False
-    """Exchange the axes at random: with `flip`, all turns by 90 degrees, without interpolation between them."""
+    transpose: bool | None = None
+    """Exchange the axes at random: with `flip`, all turns by 90 degrees, without interpolation between them. Left open,
+    it is done in 2-D and not in 3-D."""
     scale: float = 0.2
     """Largest relative change of size."""
-    affine: float = 1.0
+    affine: float = 0.2
     """Share of the training images that are rotated and scaled. The pixels of the others are not interpolated, so that
     they stay as sharp as those of the images that are predicted."""
     contrast: float = 0.25

@@ -147,7 +147,7 @@ def test_image_and_mask_move_together(space):
     masks = images[:, 0].gt(0).long()
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        draws = [Draw(draw(AugmentConfig(flip=True, rotate=180), len(space), rng).matrix) for _ in range(2)]
+        draws = [Draw(draw(AugmentConfig(flip=True, rotate=180, affine=1), len(space), rng).matrix) for _ in range(2)]
         moved, classes = apply(images, masks, draws)
         clear = moved[:, 0].abs() > 0.6  # nearer to the threshold, interpolation and nearest pixel may differ
         assert clear.float().mean() > 0.4
@@ -183,7 +183,9 @@ def test_global_random_state_is_neither_read_nor_changed():
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_draws_stay_within_their_bounds(dims):
-    config = AugmentConfig(flip=False, rotate=20, scale=0.1, contrast=0.2, brightness=0.3, noise=0.05)
+    config = AugmentConfig(
+        flip=False, rotate=20, transpose=False, scale=0.1, affine=1, contrast=0.2, brightness=0.3, noise=0.05
+    )
     draws = [draw(config, dims, np.random.default_rng(seed)) for seed in range(200)]
     zooms = np.array([np.linalg.det(one.matrix) ** (-1 / dims) for one in draws])
     assert 0.9 <= zooms.min() < 0.93 and 1.07 < zooms.max() <= 1.1
@@ -195,7 +197,7 @@ def test_draws_stay_within_their_bounds(dims):
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_settings_of_zero_draw_the_identity(dims):
-    config = AugmentConfig(flip=False, rotate=0, scale=0, contrast=0, brightness=0, noise=0)
+    config = AugmentConfig(flip=False, rotate=0, transpose=False, scale=0, contrast=0, brightness=0, noise=0)
     one = draw(config, dims, np.random.default_rng(0))
     assert np.array_equal(one.matrix, np.eye(dims))
     assert (one.contrast, one.brightness, one.noise) == (1.0, 0.0, 0.0)
@@ -211,6 +213,6 @@ def test_a_scan_keeps_its_direction_unless_asked_otherwise():
     rngs = [np.random.default_rng(seed) for seed in range(40)]
     upright = [draw(AugmentConfig(), 3, rng).matrix for rng in rngs]
     assert all((np.diag(matrix) > 0.5).all() for matrix in upright)
-    turned = [draw(AugmentConfig(flip=True, rotate=180), 3, rng).matrix for rng in rngs]
+    turned = [draw(AugmentConfig(flip=True, rotate=180, affine=1), 3, rng).matrix for rng in rngs]
     assert any(np.linalg.det(matrix) < 0 for matrix in turned)
     assert any(np.linalg.det(draw(AugmentConfig(), 2, rng).matrix) < 0 for rng in rngs)

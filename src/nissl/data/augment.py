@@ -55,6 +55,7 @@ def draw(config: AugmentConfig, dims: int, rng: np.random.Generator) -> Draw:
     """Draw one change within the bounds of the settings; the generator advances by the same amount for any bounds."""
     free = dims == 2
     flip = free if config.flip is None else config.flip
+    transpose = free if config.transpose is None else config.transpose
     limit = np.deg2rad((180.0 if free else 15.0) if config.rotate is None else config.rotate)
     turned = rotation(rng.uniform(-limit, limit, dims * (dims - 1) // 2).tolist(), dims)
     mirrored = np.where((rng.random(dims) < 0.5) & flip, -1.0, 1.0)
@@ -68,7 +69,7 @@ def draw(config: AugmentConfig, dims: int, rng: np.random.Generator) -> Draw:
     )
     axes = rng.permutation(dims)
     matrix = turned * mirrored / zoom if rng.random() < config.affine else drawn.matrix
-    return dataclasses.replace(drawn, matrix=matrix[:, axes] if config.transpose else matrix)
+    return dataclasses.replace(drawn, matrix=matrix[:, axes] if transpose else matrix)
 
 
 def apply(
