@@ -269,6 +269,7 @@ class _Samples:
         return [(step * schedule.batch + row, int(cases[row])) for row in rows]
 
     def batch(self, step: int) -> tuple[Float[Tensor, "batch channels *space"], Integer[Tensor, "batch *space"] | None]:
+        """Cut, normalise and augment the samples of this process in a step; masks come where there are any."""
         images, masks, draws = [], [], []
         for position, index in self.mine(step):
             rng = np.random.default_rng([self.schedule.seed, SAMPLE, self.stream, position])
