@@ -67,14 +67,16 @@ def test_the_page_is_the_same_without_data_grid_and_weights(folder, out, capsys)
 
 def test_page_and_markdown_have_the_same_tables_with_a_row_for_each_arm(out):
     found = tables(out)
-    assert list(found) == ["tiny, 1 (1 mask)", "tiny, 3 (3 masks)", "Cost"]
+    assert list(found) == ["All tables together", "tiny, 1 (1 mask)", "tiny, 3 (3 masks)", "Cost"]
+    together = found.pop("All tables together")
+    assert [row[0] for row in together] == ["arm", "HPCA | &lt;b>folded&lt;/b>"]
     for name, rows in found.items():
         assert len({len(row) for row in rows}) == 1, name
         arms = [row[0] for row in rows[1:]]
         assert arms[:2] == ["none + supervised (baseline)", "HPCA | &lt;b>folded&lt;/b>"]
         assert (arms[2:] == ["foreground everywhere"]) == (name != "Cost")
     shown = [[text.replace("&gt;", ">") for text in row] for row in page_rows(out)]
-    assert all(row in shown for rows in found.values() for row in rows)
+    assert all(row in shown for rows in (together, *found.values()) for row in rows)
 
 
 def test_the_numbers_are_those_of_the_runs(out):
@@ -91,6 +93,8 @@ def test_the_numbers_are_those_of_the_runs(out):
     gain = sum(a["dice"] - b["dice"] for a, b in zip(*reversed(overall), strict=True)) / 2
     shown = arm[head.index("difference, points")]
     assert float(shown.replace("−", "-")) == pytest.approx(100 * gain, abs=0.051)
+    other = tables(out)["tiny, 1 (1 mask)"][2][head.index("difference, points")]
+    assert tables(out)["All tables together"][1][1:3] == [other, shown]
     costs = tables(out)["Cost"]
     assert [row[1:5] for row in costs[1:]] == [["0", "0", "3", "6"], ["2", "4", "3", "6"]]
     assert costs[1][6] == "1.00×" and float(costs[2][6].rstrip("×")) > 1

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.bench.made_up import BASELINE, cell, made_up, result
 
-from nissl.bench.pictures import curves_of, pictures, spread
+from nissl.bench.overview import gains_of
+from nissl.bench.pictures import curves_of, glance, pictures, spread
 from nissl.bench.tables import tables_of
 
 ARMS = [BASELINE, *(f"none + {name}" for name in ("entropy", "mean-teacher", "uamt", "cps", "urpc", "cct", "dtc"))]
@@ -39,6 +40,17 @@ def test_the_pictures_need_neither_several_budgets_nor_several_seeds():
         for picture in found:
             kind, _, content = picture.partition(",")
             assert kind == "data:image/svg+xml;base64" and b"</svg>" in base64.b64decode(content)
+
+
+def test_the_glance_names_every_arm_once_also_where_nothing_is_known():
+    made = tables()
+    gains = gains_of(made)
+    unknown = [replace(gains[0], arm="$a^$", versus=(None, None), dice=float("nan")), *gains[1:]]
+    for asked in (gains, unknown):
+        kind, _, content = glance(asked, made).partition(",")
+        drawn = base64.b64decode(content).decode()
+        assert kind == "data:image/svg+xml;base64"
+        assert [drawn.count(f"<!-- {gain.arm} -->") for gain in asked] == [1] * len(asked)
 
 
 def test_names_are_drawn_as_they_are_written():

@@ -9,6 +9,7 @@ from tests.bench.made_up import BASELINE, cell, made_up, result
 
 from nissl.bench import words
 from nissl.bench.cost import Cost
+from nissl.bench.overview import Gain
 from nissl.bench.tables import Row, Table, Versus, tables_of
 from nissl.config import Config
 
@@ -49,6 +50,26 @@ def test_the_sentence_lists_every_arm_once_under_what_came_of_it():
     assert said == (
         "Helped, against none + supervised: a (+3.1), d (+1.0). Hurt, against none + supervised: b (−2.0). "
         "No difference that 6 seeds show: c. Not compared, for too few finished runs: e, f."
+    )
+
+
+def test_the_tables_together_are_listed_best_first_and_told_in_a_sentence():
+    tables = (table(), replace(table(), budget="10%"))
+    gains = (
+        Gain("a", (versus(-0.02, 0.001), None), 0),
+        Gain("b", (versus(0.001, 0.9), versus(0.003, 0.9)), 6, 0.002, (-0.01, 0.014), 0.9),
+        Gain("c", (versus(0.04, 0.01), versus(0.02, 0.3)), 6, 0.03, (0.02, 0.04), 0.01),
+    )
+    sheet = words.overview_sheet(gains, tables)
+    assert sheet.head == ("arm", "glas, 5%", "glas, 10%", "mean", "95 % over seeds", "p over seeds", "seeds")
+    assert [line.texts for line in sheet.lines] == [
+        ("c", "+4.0*", "+2.0", "+3.0", "+2.0 to +4.0", "0.010", "6"),
+        ("b", "+0.1", "+0.3", "+0.2", "−1.0 to +1.4", "0.900", "6"),
+        ("a", "−2.0*", "–", "–", "–", "–", "0"),
+    ]
+    assert words.overview_sentence(gains, tables) == (
+        "On average over 2 tables, better than none + supervised: c (+3.0; +2.0 to +4.0); no difference is shown: b; "
+        "not compared, for too few seeds that are finished in all: a."
     )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from nissl.bench import words
 from nissl.bench.cost import read_costs
 from nissl.bench.grid import Cell
-from nissl.bench.pictures import pictures
+from nissl.bench.overview import gains_of
+from nissl.bench.pictures import glance, pictures
 from nissl.bench.results import Result, read_results, scores_of, stored_cells, warnings_of
 from nissl.bench.tables import Table, tables_of
 from nissl.errors import NisslError
@@ -16,6 +17,7 @@ from nissl.files import write_whole
 from nissl.report.html import environment
 
 PAGE, MARKDOWN = "report.html", "tables.md"
+TOGETHER = "All tables together"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Overview:
+    """All tables together, as they are printed."""
+
+    sentence: str
+    sheet: words.Sheet
+    picture: str
+    """SVG data URI."""
+
+
+@dataclass(frozen=True)
 class Chapter:
     """A data set, as it is printed."""
 
@@ -45,6 +57,17 @@ class Chapter:
     failed_probes: tuple[tuple[str, str], ...]
     pictures: tuple[str, ...]
     """SVG data URIs: all arms, and each beside the baseline; fewer where there is nothing to show."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What page and tables say."""
+
+    title: str
+    headline: str
+    overview: Overview | None
+    chapters: tuple[Chapter, ...]
+    failed: tuple[Result, ...]
 
 
 def report_bench(out: Path) -> Path:
@@ -69,18 +92,29 @@ def write_page(out: Path, cells: Sequence[Cell], results: Sequence[Result]) -> P
             if result.status == "done":
                 scores[result.run] = scores_of(out, result)
     tables = tables_of(cells, results, scores, read_costs(out))
-    chapters = [_chapter(out, [table for table in tables if table.data == data]) for data in _names(tables)]
-    failed = [run for table in tables for row in table.rows for run in row.runs if run.status == "failed"]
-    title, headline = out.resolve().name, words.headline(tables)
-    write_whole(out / MARKDOWN, markdown(title, headline, chapters, failed))
+    contents = Contents(
+        out.resolve().name,
+        words.headline(tables),
+        _overview(tables),
+        tuple(_chapter(out, [table for table in tables if table.data == data]) for data in _names(tables)),
+        tuple(run for table in tables for row in table.rows for run in row.runs if run.status == "failed"),
+    )
+    write_whole(out / MARKDOWN, markdown(contents))
     page = environment().get_template("bench.html.j2")
-    filled = page.render(title=title, headline=headline, chapters=chapters, failed=failed, reading=words.READING)
-    write_whole(out / PAGE, filled)
+    write_whole(out / PAGE, page.render(contents=contents, together=TOGETHER, reading=words.READING))
     return out / PAGE
 
 
 def _names(tables: Sequence[Table]) -> list[str]:
     return list(dict.fromkeys(table.data for table in tables))
+
+
+def _overview(tables: Sequence[Table]) -> Overview | None:
+    """Put the tables together, where there are several and other arms than the baseline."""
+    gains = gains_of(tables)
+    if len(tables) < 2 or not gains:
+        return None
+    return Overview(words.overview_sentence(gains, tables), words.overview_sheet(gains, tables), glance(gains, tables))
 
 
 def _chapter(out: Path, tables: Sequence[Table]) -> Chapter:
@@ -109,18 +143,20 @@ def _part(table: Table) -> Part:
     )
 
 
-def markdown(title: str, headline: str, chapters: Sequence[Chapter], failed: Sequence[Result]) -> str:
+def markdown(contents: Contents) -> str:
     """The same tables and sentences as on the page, to be pasted into a page of results."""
-    blocks = [f"# {_escaped(title)}", headline]
-    for chapter in chapters:
+    blocks = [f"# {_escaped(contents.title)}", contents.headline]
+    if overview := contents.overview:
+        blocks += [f"## {TOGETHER}", _escaped(overview.sentence), _table(overview.sheet)]
+    for chapter in contents.chapters:
         blocks += [f"## {_escaped(chapter.data)}", *_listed(chapter.caveats)]
         for part in chapter.parts:
             blocks += [f"### {_escaped(part.title)}", _escaped(part.facts), *_listed(part.warnings)]
             blocks += [_escaped(part.sentence), _table(part.sheet)]
         blocks += ["### Cost", _escaped(chapter.cost_facts), _table(chapter.cost)]
         blocks += _listed(f"not measured: {arm}: {why}" for arm, why in chapter.failed_probes)
-    if failed:
-        blocks += ["## Failed runs", *_listed(f"{run.run}: {run.message}" for run in failed)]
+    if contents.failed:
+        blocks += ["## Failed runs", *_listed(f"{run.run}: {run.message}" for run in contents.failed)]
     blocks += ["## How to read this", *words.READING]
     return "\n\n".join(blocks) + "\n"
 

@@ -1,4 +1,4 @@
-"""Curves of Dice against the number of masks: all arms in one picture, and each beside the baseline."""
+"""Pictures of a bench: what each arm gains at a glance, and curves of Dice against the number of masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from nissl.bench.overview import Gain
 from nissl.bench.tables import Row, Table
 from nissl.report.curves import BLUE, GREEN, GREY, PURPLE, VERMILION, picture
 
@@ -67,6 +68,34 @@ def pictures(tables: Sequence[Table]) -> tuple[str, ...]:
     curves, first = curves_of(tables), tables[0].baseline
     others = any(curve.arm != first for curve in curves)
     return (*((_overview(curves, first),) if curves else ()), *((_beside(curves, first),) if others else ()))
+
+
+def glance(gains: Sequence[Gain], tables: Sequence[Table]) -> str:
+    """The mean difference of each arm over all tables with its interval, best on top, and that of each table."""
+    ordered = sorted(gains, key=lambda gain: -np.inf if np.isnan(gain.dice) else gain.dice)
+    names = list(dict.fromkeys(table.data for table in tables))
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        axes.axvline(0, color=INK, linewidth=1)
+        for name, colour in zip(names, [*HIGHLIGHTS, *[GREY] * len(names)], strict=False):
+            dots = [
+                (100 * one.dice, place)
+                for place, gain in enumerate(ordered)
+                for one, table in zip(gain.versus, tables, strict=True)
+                if one and table.data == name
+            ]
+            across, up = np.array(dots).reshape(-1, 2).T
+            axes.plot(across, up, "o", color=colour, alpha=0.55, markersize=4.5, label=name)
+        places = range(len(ordered))
+        low, high = 100 * np.array([gain.over_seeds for gain in ordered]).T
+        axes.hlines(places, low, high, color=INK, linewidth=1.6)
+        axes.plot([100 * gain.dice for gain in ordered], places, "D", color=INK, markersize=5.5, label="mean")
+        axes.set_yticks(places, [gain.arm for gain in ordered], parse_math=False)
+        axes.set(xlabel=f"points of Dice against {tables[0].baseline}", ylim=(-0.7, len(ordered) - 0.3))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+    return picture(draw, (9.0, 1.2 + 0.27 * len(ordered)))
 
 
 def _overview(curves: Sequence[Curve], first: str) -> str:

@@ -51,6 +51,8 @@ class Versus:
     """Of the sign-flip test over cases (groups where known), corrected in the same way."""
     false_alarms: tuple[int, int] = (0, 0)
     """Of the arm and of the baseline, on these seeds. Where only one of the two has one, the pair is left out."""
+    by_seed: tuple[tuple[int, float], ...] = ()
+    """Each of these seeds with its mean difference over cases."""
 
     @property
     def outcome(self) -> Outcome:
@@ -270,6 +272,7 @@ def _versus(
         p_seeds=paired_t_test(by_seed),
         p_cases=cases.p_value,
         false_alarms=(sum(own.false_alarms for own, _ in pairs), sum(twin.false_alarms for _, twin in pairs)),
+        by_seed=tuple(zip((run.seed for run in done), by_seed.tolist(), strict=True)),
     )
 
 

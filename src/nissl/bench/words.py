@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nissl.bench.cost import STEPS, Cost
+from nissl.bench.overview import Gain
 from nissl.bench.results import Result
 from nissl.bench.tables import Interval, Needed, Row, Table, unlike
 from nissl.evaluate import EMPTY_POLICY
@@ -23,6 +24,10 @@ READING = (
     "t-test, the one over cases or patients that of the sign-flip test; both are corrected for the number of arms in "
     "the table (Holm). An arm has helped or hurt only where both are below 0.05, and the false alarms do not say the "
     "opposite: where only one of the two shows a class that is not there, that pair has no difference.",
+    "All tables together: the difference to the baseline in points of Dice, averaged over the tables for each seed, "
+    "then over the seeds that are finished in all of them. Each table weighs the same; the interval and the p-value "
+    "(corrected in the same way) are over seeds, so they speak of these test images. A star: the table itself shows "
+    "it.",
     "Masks the baseline needs: for the mean Dice of the arm, its gain added to the baseline's own curve (made one that "
     "never falls, linear in the logarithm of the masks, of the budgets at which all runs of the baseline are done). "
     "Where that is above or below the whole curve, the largest or smallest budget is the bound.",
@@ -79,6 +84,39 @@ def sentence(table: Table) -> str:
     if "not compared" in by_outcome:
         parts.append(f"not compared, for too few finished runs: {', '.join(by_outcome['not compared'])}.")
     return " ".join(part[0].upper() + part[1:] for part in parts) or "There is one arm, and nothing to compare it with."
+
+
+def overview_sentence(gains: Sequence[Gain], tables: Sequence[Table]) -> str:
+    """Say which arms helped on average over all tables, with interval, and which did not."""
+    by_outcome: dict[str, list[str]] = {}
+    for gain in gains:
+        shown = gain.outcome in ("helped", "hurt")
+        size = f" ({points_of(gain.dice)}; {points_span(gain.over_seeds)})" if shown else ""
+        by_outcome.setdefault(gain.outcome, []).append(gain.arm + size)
+    said = {
+        "helped": f"better than {tables[0].baseline}",
+        "hurt": f"worse than {tables[0].baseline}",
+        "no difference": "no difference is shown",
+        "not compared": "not compared, for too few seeds that are finished in all",
+    }
+    parts = [f"{said[outcome]}: {', '.join(by_outcome[outcome])}" for outcome in said if outcome in by_outcome]
+    return f"On average over {len(tables)} tables, {'; '.join(parts)}."
+
+
+def overview_sheet(gains: Sequence[Gain], tables: Sequence[Table]) -> Sheet:
+    """The difference of each arm in every table and on average, best first; a star where a table shows it."""
+    ordered = sorted(gains, key=lambda gain: -math.inf if math.isnan(gain.dice) else gain.dice, reverse=True)
+    places = [f"{table.data}, {table.budget}" for table in tables]
+    head = ("arm", *places, "mean", "95 % over seeds", "p over seeds", "seeds")
+    return Sheet(head, tuple(_overview_line(gain) for gain in ordered))
+
+
+def _overview_line(gain: Gain) -> Line:
+    cells = [
+        points_of(one.dice) + ("*" if one.outcome in ("helped", "hurt") else "") if one else "–" for one in gain.versus
+    ]
+    average = (points_of(gain.dice), points_span(gain.over_seeds), p_text(gain.p_seeds), str(gain.seeds))
+    return Line((gain.arm, *cells, *average), gain.outcome)
 
 
 def unequal(table: Table) -> list[str]:
