@@ -1,0 +1,78 @@
+"""Put what a bench measured into one small file: all that `nissl report` needs, without weights, data or paths.
+
+`python benchmarks/pack.py DIR FILE.tar.xz`. Unpacked, the folder gives the same page and the same tables as DIR, and
+every case of every run can be counted again.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+OF_THE_BENCH = ("grid.toml", "cost.json", "results.csv")
+OF_A_RUN = ("config.toml", "metrics.csv", "metrics.json", "pretrain.json", "network.json", "budget.json")
+MAYBE = ("parity.json", "failed.json")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Pack a bench."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder of the bench."""
+    file: Annotated[Path, tyro.conf.Positional]
+    """The file to write, which is not there yet."""
+
+
+def main(asked: Pack) -> None:
+    """Write the file and say how large it is."""
+    with tarfile.open(asked.file, "x:xz") as archive:
+        for name, content in contents(asked.out):
+            entry = tarfile.TarInfo(f"{asked.out.resolve().name}/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    print(f"{asked.file}: {asked.file.stat().st_size / 1e6:.2f} MB")
+
+
+def contents(out: Path) -> Iterator[tuple[str, bytes]]:
+    """Each file by its place in the bench, runs of one arm beside each other so that they pack well."""
+    for name in OF_THE_BENCH:
+        yield name, (out / name).read_bytes()
+    cells = json.loads((out / "cells.json").read_text())
+    yield "cells.json", _json({cell: tree | {"path": Path(tree["path"]).name} for cell, tree in cells.items()})
+    runs = [out / "runs" / cell for cell in cells]
+    changed: dict[str, Callable[[Path], bytes]] = {"env.json": _environment, "log.jsonl": _steps}
+    for name in (*OF_A_RUN, *MAYBE, *changed):
+        for path in (run / name for run in runs):
+            if path.is_file():
+                yield str(path.relative_to(out)), changed.get(name, Path.read_bytes)(path)
+
+
+def _environment(path: Path) -> bytes:
+    """Without the command, which names folders of the machine."""
+    known = json.loads(path.read_text())
+    return _json({name: known[name] for name in ("nissl", "torch", "python", "device", "threads", "date")})
+
+
+def _steps(path: Path) -> bytes:
+    """Of each step its number, its loss and its seconds."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    kept: list[dict[str, Any]] = [{name: line[name] for name in ("step", "loss", "seconds")} for line in lines]
+    return "\n".join(json.dumps(_rounded(line)) for line in kept).encode() + b"\n"
+
+
+def _rounded(line: dict[str, Any]) -> dict[str, Any]:
+    return line | {"loss": None if line["loss"] is None else round(line["loss"], 3)}
+
+
+def _json(tree: Any) -> bytes:
+    return json.dumps(tree).encode() + b"\n"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Pack))
