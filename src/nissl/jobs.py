@@ -1,6 +1,5 @@
 """The verbs, from Python as from the command line: check, train, evaluate, predict, report, demo."""
 
-import copy
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nissl import nets
 from nissl.config import Config, DataConfig, load_config
@@ -40,6 +38,7 @@ from nissl.train.checkpoint import has_checkpoint
 from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
 from nissl.train.memory import keep_freed_memory
+from nissl.train.network import measure_network
 from nissl.train.record import changes, claimed, count_classes, describe, note_session, require_same, without_names
 from nissl.train.run import STATE, choose_device, find_root, load_model, read_json, write_json
 from nissl.train.stage1 import Stage1
@@ -94,7 +93,7 @@ def train(
         # What cannot work shows here, before the run starts.
         networks, stores = _networks(job), _stores(job, whole)
         class_pixels = count_classes(stores.labelled, dataset)
-        network = _measure_network(networks[0], config, dataset)
+        network = measure_network(networks[0], config, dataset, _steps(config))
         _pretraining(config, 0).check(networks[0])
         if METHODS[config.method.name].needs_parts:
             nets.parts(networks[0], f"--method {config.method.name}")
@@ -379,6 +378,12 @@ def per_stream(config: Config) -> int:
     return batch // 2
 
 
+def _steps(config: Config) -> dict[str, int]:
+    """Images that pass through a network at once in a step of each stage, by the setting that says how many."""
+    stage_1 = {"pretrain.batch": config.pretrain.batch} if _pretraining(config, 0).steps else {}
+    return {"train.batch": per_stream(config), **stage_1}
+
+
 def _images(job: _Job, store: Store | None, index: int) -> Images:
     """Serve images of all training cases, on the device; no mask file is opened."""
     if store is None:
@@ -403,58 +408,6 @@ class _Placed:
     def ids(self, step: int) -> tuple[str, ...]:
         """Ids of the cases of a step."""
         return self.stream.ids(step)
-
-
-def _measure_network(net: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Count parameters, and multiply-adds for one input.
-
-    Raises:
-        InputError: the network does not make logits of the size of its input, or cannot normalise what a step shows it.
-
-    """
-    size, classes = config.data.size, len(dataset.label_map.names)
-    counter = FlopCounterMode(display=False)
-    training = net.training
-    try:
-        with counter, torch.no_grad():
-            logits = net.eval()(torch.zeros(1, dataset.channels, *size))
-        found = f"output of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    except Exception as error:  # another's network may raise anything
-        logits, found = None, str(error)
-    if not isinstance(logits, Tensor) or logits.shape != (1, classes, *size):
-        fitting = -(-max(size) // nets.multiple(net)) * nets.multiple(net)
-        wanted = f"logits of shape {(1, classes, *size)} for an image of that size"
-        raise InputError(f"net.name {config.net.name}", found, wanted, f"try --size {fitting}, or another network")
-    net.train(training)
-    _require_batch(net, config, dataset.channels)
-    return {
-        "name": config.net.name,
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "multiply_adds": counter.get_total_flops() // 2,
-        "input": [dataset.channels, *size],
-    }
-
-
-def _require_batch(net: nn.Module, config: Config, channels: int) -> None:
-    """Refuse steps of one image that is a single pixel where the network is coarsest: it has no variance.
-
-    Raises:
-        InputError: a normalisation layer cannot train on them.
-
-    """
-    steps = {"train.batch": per_stream(config)}
-    if PRETRAININGS[config.pretrain.name](config.pretrain).steps:
-        steps["pretrain.batch"] = config.pretrain.batch
-    for key, images in steps.items():
-        if images > 1:
-            continue
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                copy.deepcopy(net).train()(torch.zeros(1, channels, *config.data.size))
-        except ValueError as error:
-            found = f"one image of {'x'.join(map(str, config.data.size))} pixels at a time: {error}"
-            fix = f"raise --{key} (with images without masks, one half of it has masks) or --size"
-            raise InputError(key, found, "two images in a step, or larger ones, to normalise by", fix) from error
 
 
 def _save_filters(path: Path, net: nn.Module) -> None:
