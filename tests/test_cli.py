@@ -365,3 +365,14 @@ def test_check_text_has_all_parts_of_a_finding():
     text = cli._check_text(Report((finding,), {"images": 3}))
     assert "warning: somewhere\n    found: this\n  expected: that\n  next step: mend it" in text
     assert text.endswith("images: 3\nno fault, 1 warnings")
+
+
+def test_a_run_can_take_over_the_stage_1_of_another(data, tmp_path, capsys):
+    hebbian = ["--pretrain", "hebbian", *FLAGS]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert leave(["train", data, "--out", first, *hebbian]) == 0
+    assert leave(["train", data, "--out", second, *hebbian, "--method", "entropy", "--pretrained", first]) == 0
+    assert json.loads((second / "pretrain.json").read_text())["taken_from"] == "../first"
+    several = ["train", data, "--out", tmp_path / "series", *hebbian, "--seeds", "2", "--pretrained", first]
+    assert leave(several) == 2 and not (tmp_path / "series").exists()
+    assert "each seed has its own stage 1" in capsys.readouterr().err

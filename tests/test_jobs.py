@@ -394,3 +394,55 @@ def test_an_odd_number_of_images_cannot_be_halved(data, tmp_path):
     with pytest.raises(InputError, match="even number"):
         jobs.train(data, tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["supervised", "cps"])
+def test_a_stage_1_taken_over_gives_the_bits_of_one_made_here(data, tmp_path, run, method):
+    """Whatever the budget and the method of the other run; a second network has a stage 1 of its own."""
+    split = dataclasses.replace(tiny_config().split, labels="50%")
+    config = dataclasses.replace(_learning(method, 2), split=split)
+    alone = jobs.train(data, tmp_path / "alone", config)
+    shared = jobs.train(data, tmp_path / "shared", config, pretrained=run)
+    assert len(read(shared / "budget.json")["masks_seen"]) != len(read(run / "budget.json")["masks_seen"])
+    assert weights_hash(shared) == weights_hash(alone)
+    first, taken = (read(folder / "pretrain.json") for folder in (alone, shared))
+    assert (tmp_path / "shared" / taken.pop("taken_from")).resolve() == run.resolve()
+    assert {key: taken[key] for key in taken if key != "seconds"} == {
+        key: first[key] for key in first if key != "seconds"
+    }
+
+
+def test_a_stage_1_that_is_taken_over_is_not_made_again(data, tmp_path, run, monkeypatch):
+    def never(*_):
+        raise AssertionError("a step of stage 1")
+
+    monkeypatch.setattr("nissl.pretrain.hebbian.Hebbian.learn", never)
+    assert jobs.train(data, tmp_path / "run", tiny_config(), pretrained=run) == tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"seed": 4}, "seed is 0 there, 4 here"),
+        ({"net": dataclasses.replace(NET, widths=(4, 12))}, "net.widths is .* there"),
+        ({"pretrain": dataclasses.replace(tiny_config().pretrain, rate=0.5)}, "pretrain.rate is"),
+    ],
+)
+def test_the_stage_1_of_another_kind_of_run_is_refused_before_anything_is_written(data, tmp_path, run, change, found):
+    config = dataclasses.replace(tiny_config(), **change)
+    with pytest.raises(InputError, match=found):
+        jobs.train(data, tmp_path / "run", config, pretrained=run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_stage_1_of_other_images_is_refused(tmp_path, run):
+    other = write_tiny(tmp_path / "data", unmasked=())
+    path = sorted((other / "images").glob("field000.*"))[0]
+    write_image(path, read_raster(path).pixels // 2)
+    with pytest.raises(InputError, match="training images differ"):
+        jobs.train(other, tmp_path / "run", tiny_config(), pretrained=run)
+
+
+def test_what_is_no_run_gives_no_stage_1(data, tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        jobs.train(data, tmp_path / "run", tiny_config(), pretrained=tmp_path / "nowhere")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nissl.config import Config, DataConfig, load_config
-from nissl.errors import NisslError, ResourceError, out_of_memory
+from nissl.errors import InputError, NisslError, ResourceError, out_of_memory
 
 if TYPE_CHECKING:
     from nissl.data.check import Report
@@ -85,15 +85,23 @@ class Train:
     """Train so often, each time with a seed of its own: OUT/seed-0, OUT/seed-1, ... on the same test cases."""
     allow_changed: bool = False
     """With --resume: accept settings or data that differ from those that the run began with."""
+    pretrained: Path | None = None
+    """Another run with the same images, seed and settings of stage 1, of any budget and method: take its pre-trained
+    networks."""
 
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import jobs, series
         from nissl.train.series import is_series
 
+        several = self.seeds is not None or is_series(self.out)
+        if several and self.pretrained:
+            expected = "a run of its own: each seed has its own stage 1"
+            raise InputError("--pretrained", "given with several seeds", expected, "leave one of them out")
         try:
-            if self.seeds is None and not is_series(self.out):
-                jobs.train(self.folder, self.out, self.settings, self.resume, self.allow_changed)
+            if not several:
+                changed, start = self.allow_changed, self.pretrained
+                jobs.train(self.folder, self.out, self.settings, self.resume, changed, start)
             else:
                 series.train(self.folder, self.out, self.settings, self.seeds, self.resume)
         except SystemExit:

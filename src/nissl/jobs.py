@@ -39,9 +39,18 @@ from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
 from nissl.train.memory import keep_freed_memory
 from nissl.train.network import measure_network
-from nissl.train.record import changes, claimed, count_classes, describe, note_session, require_same, without_names
+from nissl.train.record import (
+    changes,
+    claimed,
+    count_classes,
+    describe,
+    note_session,
+    require_alike,
+    require_same,
+    without_names,
+)
 from nissl.train.run import STATE, choose_device, find_root, load_model, read_json, write_json
-from nissl.train.stage1 import Stage1
+from nissl.train.stage1 import Stage1, checkpoint_of, take_over
 
 NETWORK, STAGE_1, STAGE_2, BOOTSTRAP = 1, 2, 3, 4
 """Names of the draws that follow from one seed."""
@@ -53,6 +62,7 @@ def train(
     config: Config | None = None,
     resume: bool = False,
     allow_changed: bool = False,
+    pretrained: Path | str | None = None,
 ) -> Path:
     """Train a model on a folder of images with a few masks; returns the run folder.
 
@@ -62,9 +72,12 @@ def train(
         config: the settings; None takes the defaults, or those of the run with `resume`.
         resume: go on with an interrupted run of the same settings and data.
         allow_changed: with `resume`, accept other settings or data where the state still fits; the report says so.
+        pretrained: another run that began with the same stage 1 (images, settings and seed), whatever its budget and
+            method: its networks as they left stage 1 are taken, which saves the time and gives the same bits.
 
     Raises:
-        InputError: unusable folder, settings or label budget; the output folder is in use or holds something else.
+        InputError: unusable folder, settings or label budget; the output folder is in use or holds something else; or
+            the stage 1 of `pretrained` is not that of this run.
         DataError: a fault in the data.
         ResourceError: out of disk, or a training that diverges.
 
@@ -83,13 +96,8 @@ def train(
     config = _settled(config, dataset, split)
     device = choose_device(config.device)
     with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
-        job = _Job(out, config, dataset, split, device, world)
-        if config.protocol == "parity":
-            parity.require(dataset, config.data, world.size)
-            warn(parity.WARNING)
-        changed = changes(out, config, dataset, split) if resume else ()
-        if not allow_changed:
-            require_same(out, changed)
+        job = _Job(out, config, dataset, split, device, world, None if pretrained is None else Path(pretrained))
+        changed = _admit(job, resume, allow_changed)
         # What cannot work shows here, before the run starts.
         networks, stores = _networks(job), _stores(job, whole)
         class_pixels = count_classes(stores.labelled, dataset)
@@ -107,6 +115,20 @@ def train(
     return out
 
 
+def _admit(job: "_Job", resume: bool, allow_changed: bool) -> tuple[str, ...]:
+    """Refuse what the protocol does not cover and runs that are not what they should be; return what has changed."""
+    config, dataset, split = job.config, job.dataset, job.split
+    if config.protocol == "parity":
+        parity.require(dataset, config.data, job.world.size)
+        warn(parity.WARNING)
+    changed = changes(job.out, config, dataset, split) if resume else ()
+    if not allow_changed:
+        require_same(job.out, changed)
+    if job.pretrained:
+        require_alike(job.pretrained, config, dataset, split)
+    return changed
+
+
 @dataclasses.dataclass(frozen=True)
 class _Job:
     """One training: what, of what, where to and by whom."""
@@ -117,6 +139,8 @@ class _Job:
     split: Split
     device: torch.device
     world: World
+    pretrained: Path | None
+    """The run whose stage 1 is taken over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,18 +222,23 @@ def _pretrain(job: _Job, networks: Sequence[nn.Module], store: Store | None) -> 
     """Pre-train the networks in place; the report left behind is that of the first, with the cost of all."""
     out, config, world = job.out, job.config, job.world
     reports, seconds = [], 0.0
+    if job.pretrained:
+        if world.first:
+            take_over(job.pretrained, out, len(networks))
+        world.largest(0, job.device)  # the others wait for it
     for index, net in enumerate(networks):
         net.to(job.device)
         lay_out(net)
         if world.size > 1:
             synchronise(net)
-        path = out / STATE.with_name(f"stage1-{index}.safetensors")
+        path = checkpoint_of(out, index)
         stage = Stage1(_pretraining(config, index), net, path, config.train.save_every, job.device, world)
         reports.append(stage.run(_images(job, store, index)))
         seconds += stage.seconds
     if world.first:
         cost = {"images": sum(report.images for report in reports), "seconds": seconds}
-        write_json(out / "pretrain.json", dataclasses.asdict(reports[0]) | cost)
+        origin = {"taken_from": os.path.relpath(job.pretrained, out)} if job.pretrained else {}
+        write_json(out / "pretrain.json", dataclasses.asdict(reports[0]) | cost | origin)
         _save_filters(out / "filters_start.npy", networks[0])
 
 

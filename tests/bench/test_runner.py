@@ -54,6 +54,16 @@ def test_a_cell_is_an_ordinary_run(folder):
     assert (made / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
 
 
+def test_stage_1_is_made_once_for_all_budgets_and_methods_of_a_seed(folder):
+    taken = {}
+    for cell in cells(load_grid(folder / "grid.toml")):
+        run = folder_of(folder / "out", cell)
+        origin = json.loads((run / "pretrain.json").read_text()).get("taken_from")
+        taken[cell.id] = origin and str((run / origin).resolve().relative_to(folder / "out" / "runs"))
+    shared = {f"tiny/50pct/hpca-folded/seed-{seed}": f"tiny/1/hpca-folded/seed-{seed}" for seed in (0, 1)}
+    assert {name: origin for name, origin in taken.items() if origin} == shared
+
+
 def test_results_have_a_row_for_each_cell(folder):
     made = cells(load_grid(folder / "grid.toml"))
     found = rows(folder / "out")

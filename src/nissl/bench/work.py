@@ -17,9 +17,12 @@ import torch
 
 from nissl import jobs
 from nissl.bench.grid import Cell
-from nissl.bench.results import FAILED, folder_of, one_line, read_results
+from nissl.bench.results import CELLS, FAILED, RUNS, folder_of, one_line, read_results
 from nissl.config import Config, from_tree, to_tree
-from nissl.train.run import write_json
+from nissl.pretrain import PRETRAININGS
+from nissl.train.record import stage_1_settings
+from nissl.train.run import read_json, write_json
+from nissl.train.stage1 import checkpoint_of
 
 LOGS = "logs"
 GRACE = 300.0
@@ -53,11 +56,23 @@ def make(cell: Cell, out: Path) -> None:
             for stale in (FAILED, "metrics.json"):  # with its numbers, a cell is done
                 (run / stale).unlink(missing_ok=True)
             begun = (run / "config.toml").is_file()
-            jobs.train(cell.path, run, cell.config, resume=begun)
+            jobs.train(cell.path, run, cell.config, resume=begun, pretrained=None if begun else alike(out, cell))
             jobs.evaluate(run, device=cell.config.device)
         except Exception as error:  # whatever it is, the other cells go on
             print(f"failed: {error}", file=sys.stderr)
             enter_failure(run, one_line(error))
+
+
+def alike(out: Path, cell: Cell) -> Path | None:
+    """Find a finished run of the bench with the stage 1 of a cell: of the same seed, with any budget and any method."""
+    if not PRETRAININGS[cell.config.pretrain.name](cell.config.pretrain).steps:
+        return None
+    wanted = str(cell.path.resolve()), stage_1_settings(to_tree(cell.config))
+    described = read_json(out / CELLS)
+    runs = [out / RUNS / name for name, tree in described.items() if (tree["path"], stage_1_settings(tree)) == wanted]
+    finished = [run for run in runs if (run / "metrics.json").is_file() and checkpoint_of(run, 0).is_file()]
+    # One of two networks rather than of one, for a method that asks for two.
+    return max(finished, key=lambda run: checkpoint_of(run, 1).is_file(), default=None)
 
 
 def log_of(out: Path, cell: Cell) -> Path:

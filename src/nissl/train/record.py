@@ -234,6 +234,41 @@ def require_same(out: Path, changed: Sequence[str]) -> None:
         raise InputError(out, "; ".join(changed), "the settings and data that the run began with", fix)
 
 
+STAGE_1 = ("seed", "deterministic", "protocol", "data", "augment", "net", "pretrain")
+"""Settings that stage 1 follows from; of these, not the ones below."""
+NOT_STAGE_1 = ("data.workers", "data.cache_gib", "data.limit_gib", "pretrain.fine_tuning_rate")
+
+
+def stage_1_settings(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Of the settings of a run, those that stage 1 follows from: where they agree, so do its networks.
+
+    `tree` is what `nissl.config.to_tree` makes; the result has each value in JSON by its dotted name.
+    """
+    flat = _flat({key: tree[key] for key in STAGE_1})
+    return {key: value for key, value in flat.items() if key not in NOT_STAGE_1}
+
+
+def require_alike(other: Path, config: Config, dataset: Dataset, split: Split) -> None:
+    """Refuse to take over the stage 1 of a run that began it with other settings or images.
+
+    Raises:
+        InputError: it did, or the folder is no run.
+
+    """
+    theirs, ours = (stage_1_settings(to_tree(one)) for one in (load_config(other / "config.toml"), config))
+    unlike = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
+    listed = [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in unlike]
+    seen, here = (
+        {case["id"]: case["image_sha256"] for case in tree["cases"] if case["image_sha256"]}
+        for tree in (read_json(other / "data.json"), _data(dataset, split))
+    )
+    if different := sorted(key for key in seen.keys() | here.keys() if seen.get(key) != here.get(key)):
+        listed.append(f"{len(different)} training images differ, such as {different[0]}")
+    if listed:
+        fix = "leave out --pretrained, or begin this run with the same seed, images and settings of stage 1"
+        raise InputError(other, "; ".join(listed), "a run whose stage 1 is that of this one", fix)
+
+
 def note_session(out: Path, config: Config, changed: Sequence[str]) -> None:
     """Enter in env.json that the run goes on, and whether it can still be exact."""
     before, now = read_json(out / "env.json"), _environment(config)
