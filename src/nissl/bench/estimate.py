@@ -30,7 +30,8 @@ def estimate(todo: Sequence[Cell], results: Sequence[Result], costs: Mapping[Key
         total += known[key] or 0.0
     told = ", ".join(f"{count} from {source}" for source, count in sources.items() if count)
     length = timedelta(seconds=round(total / min(workers, len(todo))))
-    return f"estimate: {length} of training, measuring not counted (arms on data sets: {told})"
+    left_out = "measuring not counted, a shared stage 1 counted each time"
+    return f"estimate: {length} of training, {left_out} (arms on data sets: {told})"
 
 
 def _seconds(result: Result) -> float:
