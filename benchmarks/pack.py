@@ -10,13 +10,16 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import tyro
 
 OF_THE_BENCH = ("grid.toml", "cost.json", "results.csv")
-OF_A_RUN = ("config.toml", "metrics.csv", "metrics.json", "pretrain.json", "network.json", "budget.json")
+OF_A_RUN = ("config.toml", "metrics.csv", "metrics.json", "network.json", "budget.json")
 MAYBE = ("parity.json", "failed.json")
+LAST = 20
+"""Steps whose mean is the loss that is kept."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,11 @@ def contents(out: Path) -> Iterator[tuple[str, bytes]]:
     cells = json.loads((out / "cells.json").read_text())
     yield "cells.json", _json({cell: tree | {"path": Path(tree["path"]).name} for cell, tree in cells.items()})
     runs = [out / "runs" / cell for cell in cells]
-    changed: dict[str, Callable[[Path], bytes]] = {"env.json": _environment, "log.jsonl": _steps}
+    changed: dict[str, Callable[[Path], bytes]] = {
+        "env.json": _environment,
+        "log.jsonl": _end,
+        "pretrain.json": _stage_1,
+    }
     for name in (*OF_A_RUN, *MAYBE, *changed):
         for path in (run / name for run in runs):
             if path.is_file():
@@ -59,15 +66,17 @@ def _environment(path: Path) -> bytes:
     return _json({name: known[name] for name in ("nissl", "torch", "python", "device", "threads", "date")})
 
 
-def _steps(path: Path) -> bytes:
-    """Of each step its number, its loss and its seconds."""
+def _end(path: Path) -> bytes:
+    """The last step, with the seconds of all steps and the mean loss of the last ones."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    kept: list[dict[str, Any]] = [{name: line[name] for name in ("step", "loss", "seconds")} for line in lines]
-    return "\n".join(json.dumps(_rounded(line)) for line in kept).encode() + b"\n"
+    losses = [line["loss"] for line in lines[-LAST:] if line["loss"] is not None]
+    seconds = round(sum(line["seconds"] for line in lines), 2)
+    return _json({"step": lines[-1]["step"], "loss": round(mean(losses), 4) if losses else None, "seconds": seconds})
 
 
-def _rounded(line: dict[str, Any]) -> dict[str, Any]:
-    return line | {"loss": None if line["loss"] is None else round(line["loss"], 3)}
+def _stage_1(path: Path) -> bytes:
+    """Without its curves, which are most of it."""
+    return _json(json.loads(path.read_text()) | {"curves": []})
 
 
 def _json(tree: Any) -> bytes:
