@@ -372,7 +372,7 @@ def test_a_run_can_take_over_the_stage_1_of_another(data, tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     assert leave(["train", data, "--out", first, *hebbian]) == 0
     assert leave(["train", data, "--out", second, *hebbian, "--method", "entropy", "--pretrained", first]) == 0
-    assert json.loads((second / "pretrain.json").read_text())["taken_from"] == "../first"
+    assert json.loads((second / "env.json").read_text())["stage_1_of"] == "../first"
     several = ["train", data, "--out", tmp_path / "series", *hebbian, "--seeds", "2", "--pretrained", first]
     assert leave(several) == 2 and not (tmp_path / "series").exists()
     assert "each seed has its own stage 1" in capsys.readouterr().err

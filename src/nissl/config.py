@@ -317,13 +317,22 @@ def load_config(path: Path) -> Config:
         InputError: the file is missing, is not TOML, or has an unknown key or a value of the wrong kind.
 
     """
+    return from_tree(Config, read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file of settings as it is, without the defaults of what it leaves open.
+
+    Raises:
+        InputError: the file is missing or is not TOML.
+
+    """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}", "a settings file", "check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(path, str(error), "a TOML file", "correct the line that is named") from error
-    return from_tree(Config, tree, str(path))
 
 
 def from_tree(kind: type[T], tree: dict[str, Any], where: str) -> T:

@@ -45,12 +45,12 @@ from nissl.train.record import (
     count_classes,
     describe,
     note_session,
-    require_alike,
     require_same,
     without_names,
 )
 from nissl.train.run import STATE, choose_device, find_root, load_model, read_json, write_json
-from nissl.train.stage1 import Stage1, checkpoint_of, take_over
+from nissl.train.stage1 import Stage1, checkpoint_of
+from nissl.train.takeover import has_begun, note_origin, require_alike, take_over
 
 NETWORK, STAGE_1, STAGE_2, BOOTSTRAP = 1, 2, 3, 4
 """Names of the draws that follow from one seed."""
@@ -73,7 +73,8 @@ def train(
         resume: go on with an interrupted run of the same settings and data.
         allow_changed: with `resume`, accept other settings or data where the state still fits; the report says so.
         pretrained: another run that began with the same stage 1 (images, settings and seed), whatever its budget and
-            method: its networks as they left stage 1 are taken, which saves the time and gives the same bits.
+            method: its networks as they left stage 1 are taken, which saves the time and gives the same bits as making
+            them here would on the same machine. A run that has begun a stage 1 of its own goes on with that.
 
     Raises:
         InputError: unusable folder, settings or label budget; the output folder is in use or holds something else; or
@@ -96,7 +97,8 @@ def train(
     config = _settled(config, dataset, split)
     device = choose_device(config.device)
     with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
-        job = _Job(out, config, dataset, split, device, world, None if pretrained is None else Path(pretrained))
+        other = None if pretrained is None or has_begun(out) else Path(pretrained)
+        job = _Job(out, config, dataset, split, device, world, other)
         changed = _admit(job, resume, allow_changed)
         # What cannot work shows here, before the run starts.
         networks, stores = _networks(job), _stores(job, whole)
@@ -224,6 +226,7 @@ def _pretrain(job: _Job, networks: Sequence[nn.Module], store: Store | None) -> 
     reports, seconds = [], 0.0
     if job.pretrained:
         if world.first:
+            note_origin(out, job.pretrained, job.dataset.private)
             take_over(job.pretrained, out, len(networks))
         world.largest(0, job.device)  # the others wait for it
     for index, net in enumerate(networks):
@@ -237,8 +240,7 @@ def _pretrain(job: _Job, networks: Sequence[nn.Module], store: Store | None) -> 
         seconds += stage.seconds
     if world.first:
         cost = {"images": sum(report.images for report in reports), "seconds": seconds}
-        origin = {"taken_from": os.path.relpath(job.pretrained, out)} if job.pretrained else {}
-        write_json(out / "pretrain.json", dataclasses.asdict(reports[0]) | cost | origin)
+        write_json(out / "pretrain.json", dataclasses.asdict(reports[0]) | cost)
         _save_filters(out / "filters_start.npy", networks[0])
 
 

@@ -6,7 +6,7 @@ from scipy import stats
 from tests.bench.made_up import BASELINE, made_up
 
 from nissl.bench.overview import Gain, gains_of
-from nissl.bench.tables import tables_of
+from nissl.bench.tables import Versus, tables_of
 
 NAN = float("nan")
 ARMS = {BASELINE: 0.0, "none + cps": 0.03, "none + bcp": 0.004}
@@ -80,3 +80,14 @@ def test_without_a_common_seed_nothing_is_said():
 )
 def test_an_arm_has_helped_where_the_corrected_test_says_so(dice, p, outcome):
     assert Gain("a", (), 6, dice, (0.0, 0.1), p).outcome == outcome
+
+
+def test_false_alarms_that_say_the_opposite_make_it_unclear():
+    def versus(mine, others):
+        return Versus(6, 0.03, (NAN, NAN), (NAN, NAN), 0.01, 0.01, (mine, others))
+
+    def gain(*versus):
+        return Gain("a", versus, 6, 0.03, (0.0, 0.1), 0.01)
+
+    assert gain(versus(20, 0), None, versus(0, 3)).outcome == "unclear"
+    assert gain(versus(2, 0), None, versus(0, 3)).outcome == "helped"

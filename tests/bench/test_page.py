@@ -3,6 +3,10 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 from tests.bench.grids import TINY, write_grid
@@ -13,6 +17,7 @@ from nissl.bench.page import report_bench
 from nissl.bench.runner import bench
 from nissl.errors import DataError, InputError
 
+ROOT = Path(__file__).parents[2]
 ARM = "HPCA | <b>folded</b>"
 GRID = TINY.replace("HPCA, folded", ARM).replace('["1", "50%"]', '["1", "3"]')
 
@@ -63,6 +68,22 @@ def test_the_page_is_the_same_without_data_grid_and_weights(folder, out, capsys)
     assert cli.run(["report", str(out)]) == 0
     assert f"report: {out / 'report.html'}" in capsys.readouterr().out
     assert [(out / name).read_bytes() for name in names] == before
+
+
+def test_a_packed_bench_gives_the_same_page_and_tables(out, tmp_path):
+    """Also with a run that failed and one whose log a kill cut short; no folder of the machine is in the file."""
+    (out / "runs/tiny/1/none-supervised/seed-0/log.jsonl").write_text('{"step"')
+    shutil.rmtree(out / "runs/tiny/1/none-supervised/seed-1")
+    report_bench(out)
+    command = [sys.executable, ROOT / "benchmarks" / "pack.py", out, tmp_path / "packed.tar.xz"]
+    subprocess.run(command, check=True, capture_output=True)
+    with tarfile.open(tmp_path / "packed.tar.xz") as archive:
+        archive.extractall(tmp_path / "there", filter="data")
+    unpacked = tmp_path / "there" / "out"
+    report_bench(unpacked)
+    assert tables(unpacked) == tables(out) and page_rows(unpacked) == page_rows(out)
+    assert not any(str(out.parent) in path.read_text() for path in unpacked.rglob("*") if path.is_file())
+    assert subprocess.run(command, capture_output=True).returncode == 1
 
 
 def test_page_and_markdown_have_the_same_tables_with_a_row_for_each_arm(out):

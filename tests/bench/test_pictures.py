@@ -1,6 +1,7 @@
 """The curves hold every arm that has a finished run, and their names do not cover each other."""
 
 import base64
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -42,15 +43,23 @@ def test_the_pictures_need_neither_several_budgets_nor_several_seeds():
             assert kind == "data:image/svg+xml;base64" and b"</svg>" in base64.b64decode(content)
 
 
-def test_the_glance_names_every_arm_once_also_where_nothing_is_known():
+def svg(picture):
+    return base64.b64decode(picture.partition(",")[2]).decode()
+
+
+def test_the_glance_has_each_arm_in_its_place_with_dots_mean_and_interval():
     made = tables()
     gains = gains_of(made)
     unknown = [replace(gains[0], arm="$a^$", versus=(None, None), dice=float("nan")), *gains[1:]]
-    for asked in (gains, unknown):
-        kind, _, content = glance(asked, made).partition(",")
-        drawn = base64.b64decode(content).decode()
-        assert kind == "data:image/svg+xml;base64"
+    for asked, known in ((gains, len(gains)), (unknown, len(gains) - 1)):
+        drawn = svg(glance(asked, made))
         assert [drawn.count(f"<!-- {gain.arm} -->") for gain in asked] == [1] * len(asked)
+        ordered = sorted(asked, key=lambda gain: -np.inf if np.isnan(gain.dice) else gain.dice)
+        places = [drawn.index(f"<!-- {gain.arm} -->") for gain in ordered]
+        assert places == sorted(places)  # from the axis upwards: the best on top
+        markers = [part.count("<use ") for part in re.findall(r'<g id="line2d_\d+">(.*?)</g>\s*</g>', drawn, re.S)]
+        assert markers.count(known) == 1 and markers.count(2 * known) == 1  # diamonds; a dot for each of two tables
+        assert "LineCollection" in drawn
 
 
 def test_names_are_drawn_as_they_are_written():
@@ -60,6 +69,8 @@ def test_names_are_drawn_as_they_are_written():
         for one in tables()
     ]
     assert len(pictures(renamed)) == 2
+    renamed = [replace(one, data=odd) for one in tables()]
+    assert f"<!-- {odd} -->" in svg(glance(gains_of(renamed), renamed))
 
 
 def test_the_same_tables_give_the_same_bytes():

@@ -15,7 +15,8 @@ from nissl import nets
 from nissl.bench.grid import cells, load_grid
 from nissl.bench.results import folder_of, is_done, result_of
 from nissl.bench.runner import _held, bench
-from nissl.bench.work import make
+from nissl.bench.work import alike, make
+from nissl.config import to_tree
 from nissl.data.cases import find_cases
 from nissl.data.split import Split
 from nissl.errors import InputError
@@ -54,14 +55,71 @@ def test_a_cell_is_an_ordinary_run(folder):
     assert (made / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
 
 
-def test_stage_1_is_made_once_for_all_budgets_and_methods_of_a_seed(folder):
+def test_stage_1_is_taken_from_a_finished_run_of_the_same_seed(folder):
     taken = {}
     for cell in cells(load_grid(folder / "grid.toml")):
         run = folder_of(folder / "out", cell)
-        origin = json.loads((run / "pretrain.json").read_text()).get("taken_from")
+        origin = env(run).get("stage_1_of")
         taken[cell.id] = origin and str((run / origin).resolve().relative_to(folder / "out" / "runs"))
     shared = {f"tiny/50pct/hpca-folded/seed-{seed}": f"tiny/1/hpca-folded/seed-{seed}" for seed in (0, 1)}
     assert {name: origin for name, origin in taken.items() if origin} == shared
+
+
+def test_a_stage_1_is_taken_from_finished_runs_alone_and_from_two_networks_rather_than_one(tmp_path):
+    text = TINY + '[[arms]]\nmethod = "cps"\npretrain = { name = "hebbian", rule = "hpca" }\n'
+    write_tiny(tmp_path / "tiny")
+    made = {cell.id: cell for cell in cells(load_grid(write_grid(tmp_path, text)))}
+    one, two, other, wanted = (
+        made[f"tiny/{place}"]
+        for place in (
+            "1/hpca-folded/seed-0",
+            "1/hebbian-cps/seed-0",
+            "1/hpca-folded/seed-1",
+            "50pct/hpca-folded/seed-0",
+        )
+    )
+    described = {cell.id: {"path": str(cell.path.resolve()), **to_tree(cell.config)} for cell in made.values()}
+
+    def pretend(cell, networks, done=True, **changes):
+        folder = folder_of(tmp_path, cell) / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        for network in range(networks):
+            (folder / f"stage1-{network}.safetensors").touch()
+        if done:
+            (folder.parent / "metrics.json").touch()
+        tree = json.loads(json.dumps(described))
+        tree[cell.id] |= changes
+        (tmp_path / "cells.json").write_text(json.dumps(tree))
+
+    pretend(other, 1)
+    assert alike(tmp_path, wanted) is None
+    pretend(one, 1, done=False)
+    assert alike(tmp_path, wanted) is None
+    pretend(one, 1, path="/another/folder")
+    assert alike(tmp_path, wanted) is None
+    pretend(one, 1)
+    assert alike(tmp_path, wanted) == folder_of(tmp_path, one)
+    pretend(two, 2)
+    assert alike(tmp_path, wanted) == folder_of(tmp_path, two)
+    assert alike(tmp_path, made["tiny/50pct/none-supervised/seed-0"]) is None
+
+
+def test_a_damaged_stage_1_of_another_run_fails_no_cell(folder, tmp_path):
+    write_tiny(tmp_path / "tiny")
+    made = {cell.id: cell for cell in cells(load_grid(write_grid(tmp_path)))}
+    first, second = made["tiny/1/hpca-folded/seed-0"], made["tiny/50pct/hpca-folded/seed-0"]
+    described = {cell.id: {"path": str(cell.path.resolve()), **to_tree(cell.config)} for cell in made.values()}
+    (tmp_path / "cells.json").write_text(json.dumps(described))
+    make(first, tmp_path)
+    stage = folder_of(tmp_path, first) / "checkpoints" / "stage1-0.safetensors"
+    content = bytearray(stage.read_bytes())
+    content[-1] ^= 1
+    stage.write_bytes(content)
+    make(second, tmp_path)
+    run = folder_of(tmp_path, second)
+    assert is_done(tmp_path, second) and "stage_1_of" not in env(run)
+    assert (run / WEIGHTS).read_bytes() == (folder_of(folder / "out", second) / WEIGHTS).read_bytes()
+    assert "stage 1 is made anew" in (tmp_path / "logs" / f"{second.id}.log").read_text()
 
 
 def test_results_have_a_row_for_each_cell(folder):

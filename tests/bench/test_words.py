@@ -69,7 +69,7 @@ def test_the_tables_together_are_listed_best_first_and_told_in_a_sentence():
     ]
     assert words.overview_sentence(gains, tables) == (
         "On average over 2 tables, better than none + supervised: c (+3.0; +2.0 to +4.0); no difference is shown: b; "
-        "not compared, for too few seeds that are finished in all: a."
+        "not compared, for too few seeds with a number in all: a."
     )
 
 

@@ -27,12 +27,21 @@ class Gain:
     """Of the paired t-test over seeds, Holm-corrected over the arms."""
 
     @property
+    def false_alarms(self) -> tuple[int, int]:
+        """Of the arm and of the baseline, over all tables."""
+        known = [one.false_alarms for one in self.versus if one]
+        return sum(mine for mine, _ in known), sum(others for _, others in known)
+
+    @property
     def outcome(self) -> Outcome:
-        """Helped or hurt on average where the corrected p-value says so."""
+        """Helped or hurt on average where the corrected test says so; unclear where false alarms say the opposite."""
         if np.isnan(self.p_seeds):
             return "not compared"
         if self.p_seeds >= SIGNIFICANT or self.dice == 0:
             return "no difference"
+        mine, others = self.false_alarms
+        if (mine - others) * self.dice > 0:
+            return "unclear"
         return "helped" if self.dice > 0 else "hurt"
 
 

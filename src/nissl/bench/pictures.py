@@ -76,7 +76,7 @@ def glance(gains: Sequence[Gain], tables: Sequence[Table]) -> str:
     names = list(dict.fromkeys(table.data for table in tables))
 
     def draw(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+        axes, drawn = figure.add_subplot(), []
         axes.axvline(0, color=INK, linewidth=1)
         for name, colour in zip(names, [*HIGHLIGHTS, *[GREY] * len(names)], strict=False):
             dots = [
@@ -86,14 +86,14 @@ def glance(gains: Sequence[Gain], tables: Sequence[Table]) -> str:
                 if one and table.data == name
             ]
             across, up = np.array(dots).reshape(-1, 2).T
-            axes.plot(across, up, "o", color=colour, alpha=0.55, markersize=4.5, label=name)
+            drawn += axes.plot(across, up, "o", color=colour, alpha=0.55, markersize=4.5)
         places = range(len(ordered))
         low, high = 100 * np.array([gain.over_seeds for gain in ordered]).T
         axes.hlines(places, low, high, color=INK, linewidth=1.6)
-        axes.plot([100 * gain.dice for gain in ordered], places, "D", color=INK, markersize=5.5, label="mean")
-        axes.set_yticks(places, [gain.arm for gain in ordered], parse_math=False)
+        drawn += axes.plot([100 * gain.dice for gain in ordered], places, "D", color=INK, markersize=5.5)
+        axes.set_yticks(places, [gain.arm for gain in ordered])
         axes.set(xlabel=f"points of Dice against {tables[0].baseline}", ylim=(-0.7, len(ordered) - 0.3))
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.legend(drawn, [*names, "mean"], loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
     return picture(draw, (9.0, 1.2 + 0.27 * len(ordered)))
 
@@ -138,7 +138,7 @@ def _beside(curves: Sequence[Curve], first: str) -> str:
                     axes.fill_between(curve.masks, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
                     axes.plot(curve.masks, curve.dice, "o-", color=colour, linewidth=1.6, markersize=3.5)
                     axes.vlines(curve.masks, curve.low, curve.high, color=colour, linewidth=0.8)
-                axes.set_title(others[place].arm, fontsize=9, loc="left", parse_math=False)
+                axes.set_title(others[place].arm, fontsize=9, loc="left")
                 _masks_axis(axes, curves)
                 axes.tick_params(labelbottom=place + COLUMNS >= len(others))
             figure.supxlabel("masks (logarithmic)", fontsize=9)
@@ -178,7 +178,6 @@ def _names(axes: "Axes", curves: Sequence[Curve], colours: dict[str, str]) -> No
             fontweight="bold" if arm in colours else "normal",
             va="center",
             annotation_clip=False,
-            parse_math=False,
             arrowprops={"arrowstyle": "-", "color": "#cfd5da", "linewidth": 0.7, "relpos": (0, 0.5), "shrinkB": 2},
         )
     axes.set_ylim(low, high)

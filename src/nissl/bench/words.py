@@ -26,8 +26,8 @@ READING = (
     "opposite: where only one of the two shows a class that is not there, that pair has no difference.",
     "All tables together: the difference to the baseline in points of Dice, averaged over the tables for each seed, "
     "then over the seeds that are finished in all of them. Each table weighs the same; the interval and the p-value "
-    "(corrected in the same way) are over seeds, so they speak of these test images. A star: the table itself shows "
-    "it.",
+    "(corrected in the same way) are over seeds alone, so they speak of these test images: for others of this kind, "
+    "the tables have the test over cases or patients. A star: the table itself shows it, by both tests.",
     "Masks the baseline needs: for the mean Dice of the arm, its gain added to the baseline's own curve (made one that "
     "never falls, linear in the logarithm of the masks, of the budgets at which all runs of the baseline are done). "
     "Where that is above or below the whole curve, the largest or smallest budget is the bound.",
@@ -90,14 +90,18 @@ def overview_sentence(gains: Sequence[Gain], tables: Sequence[Table]) -> str:
     """Say which arms helped on average over all tables, with interval, and which did not."""
     by_outcome: dict[str, list[str]] = {}
     for gain in gains:
-        shown = gain.outcome in ("helped", "hurt")
-        size = f" ({points_of(gain.dice)}; {points_span(gain.over_seeds)})" if shown else ""
+        size = ""
+        if gain.outcome in ("helped", "hurt"):
+            size = f" ({points_of(gain.dice)}; {points_span(gain.over_seeds)})"
+        if gain.outcome == "unclear":
+            size = f" ({points_of(gain.dice)}, false alarms {gain.false_alarms[0]} against {gain.false_alarms[1]})"
         by_outcome.setdefault(gain.outcome, []).append(gain.arm + size)
     said = {
         "helped": f"better than {tables[0].baseline}",
         "hurt": f"worse than {tables[0].baseline}",
+        "unclear": "neither, as Dice and false alarms say the opposite",
         "no difference": "no difference is shown",
-        "not compared": "not compared, for too few seeds that are finished in all",
+        "not compared": "not compared, for too few seeds with a number in all",
     }
     parts = [f"{said[outcome]}: {', '.join(by_outcome[outcome])}" for outcome in said if outcome in by_outcome]
     return f"On average over {len(tables)} tables, {'; '.join(parts)}."

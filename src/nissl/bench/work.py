@@ -19,10 +19,10 @@ from nissl import jobs
 from nissl.bench.grid import Cell
 from nissl.bench.results import CELLS, FAILED, RUNS, folder_of, one_line, read_results
 from nissl.config import Config, from_tree, to_tree
+from nissl.errors import NisslError
 from nissl.pretrain import PRETRAININGS
-from nissl.train.record import stage_1_settings
 from nissl.train.run import read_json, write_json
-from nissl.train.stage1 import checkpoint_of
+from nissl.train.takeover import checkpoints_of, stage_1_settings
 
 LOGS = "logs"
 GRACE = 300.0
@@ -55,12 +55,23 @@ def make(cell: Cell, out: Path) -> None:
         try:
             for stale in (FAILED, "metrics.json"):  # with its numbers, a cell is done
                 (run / stale).unlink(missing_ok=True)
-            begun = (run / "config.toml").is_file()
-            jobs.train(cell.path, run, cell.config, resume=begun, pretrained=None if begun else alike(out, cell))
+            _train(cell, run, alike(out, cell))
             jobs.evaluate(run, device=cell.config.device)
         except Exception as error:  # whatever it is, the other cells go on
             print(f"failed: {error}", file=sys.stderr)
             enter_failure(run, one_line(error))
+
+
+def _train(cell: Cell, run: Path, other: Path | None) -> None:
+    """Train from the stage 1 of another run, but for its sake no cell fails: without, where it cannot be taken."""
+    begun = (run / "config.toml").is_file()
+    try:
+        jobs.train(cell.path, run, cell.config, resume=begun, pretrained=other)
+    except NisslError as error:
+        if other is None or (run / "config.toml").is_file() != begun:
+            raise
+        print(f"stage 1 is made anew: {one_line(error)}", file=sys.stderr)
+        jobs.train(cell.path, run, cell.config, resume=begun)
 
 
 def alike(out: Path, cell: Cell) -> Path | None:
@@ -70,9 +81,9 @@ def alike(out: Path, cell: Cell) -> Path | None:
     wanted = str(cell.path.resolve()), stage_1_settings(to_tree(cell.config))
     described = read_json(out / CELLS)
     runs = [out / RUNS / name for name, tree in described.items() if (tree["path"], stage_1_settings(tree)) == wanted]
-    finished = [run for run in runs if (run / "metrics.json").is_file() and checkpoint_of(run, 0).is_file()]
+    finished = [run for run in runs if (run / "metrics.json").is_file() and checkpoints_of(run)]
     # One of two networks rather than of one, for a method that asks for two.
-    return max(finished, key=lambda run: checkpoint_of(run, 1).is_file(), default=None)
+    return max(finished, key=lambda run: len(checkpoints_of(run)), default=None)
 
 
 def log_of(out: Path, cell: Cell) -> Path:

@@ -19,6 +19,7 @@ BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7
 STYLE: Any = {
     "svg.hashsalt": "nissl",  # the same run gives the same bytes
     "font.size": 11,
+    "text.parse_math": False,  # names are drawn as they are written
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,

@@ -48,7 +48,7 @@ number that the published protocol asks for (`nissl.train.parity`)."""
 
 FACTS = ("dims", "channels", "classes")
 """Of the data, beside the cases: what fixes the network and the meaning of its output."""
-PLACE = ("torch", "device", "threads")
+PLACE = ("torch", "device", "threads", "processes")
 """Of the environment: what bits depend on."""
 DESCRIPTION = ("network.json", "split.json", "data.json", "env.json", "budget.json", "config.toml")
 """What is written before the work starts, in this order."""
@@ -120,7 +120,7 @@ def describe(out: Path, config: Config, dataset: Dataset, split: Split, class_pi
 
     `class_pixels` are those of the labelled masks.
     """
-    data = _data(dataset, split)  # takes long; a run that is stopped here has not begun
+    data = data_of(dataset, split)  # takes long; a run that is stopped here has not begun
     opened = split.test if config.protocol == "parity" else ()
     made = "the best pooled Jaccard index on the test images, for parity.json alone"
     looked = [{"choice": "epoch, threshold and network", "made": made, "split": "test", "cases": len(opened)}]
@@ -171,8 +171,8 @@ def count_classes(labelled: Store, dataset: Dataset) -> dict[str, int]:
     return {name: int(count) for name, count in zip(names, counts, strict=True)}
 
 
-def _data(dataset: Dataset, split: Split) -> dict[str, Any]:
-    """List the cases; only files that the training opens are hashed."""
+def data_of(dataset: Dataset, split: Split) -> dict[str, Any]:
+    """List the cases, as in data.json; only files that the training opens are hashed."""
     labelled, seen = set(split.labelled), set(split.labelled + split.unlabelled)
     return {
         "name": "DICOM data" if dataset.private else dataset.root.resolve().name,
@@ -204,6 +204,7 @@ def _environment(config: Config, private: bool = False) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # as torchrun says
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["nissl", *given]),
         "exact": config.deterministic and device.type == "cpu",
@@ -212,10 +213,10 @@ def _environment(config: Config, private: bool = False) -> dict[str, Any]:
 
 def changes(out: Path, config: Config, dataset: Dataset, split: Split) -> tuple[str, ...]:
     """List in words how settings and data differ from those that a run began with."""
-    before, now = _flat(to_tree(load_config(out / "config.toml"))), _flat(to_tree(config))
+    before, now = flat(to_tree(load_config(out / "config.toml"))), flat(to_tree(config))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     listed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed]
-    data, data_now = read_json(out / "data.json"), _data(dataset, split)
+    data, data_now = read_json(out / "data.json"), data_of(dataset, split)
     listed += [f"{key} were {data[key]}, are {data_now[key]}" for key in FACTS if data[key] != data_now[key]]
     stored, here = ({case["id"]: case for case in tree["cases"]} for tree in (data, data_now))
     other = sorted(key for key in stored.keys() | here.keys() if stored.get(key) != here.get(key))
@@ -234,41 +235,6 @@ def require_same(out: Path, changed: Sequence[str]) -> None:
         raise InputError(out, "; ".join(changed), "the settings and data that the run began with", fix)
 
 
-STAGE_1 = ("seed", "deterministic", "protocol", "data", "augment", "net", "pretrain")
-"""Settings that stage 1 follows from; of these, not the ones below."""
-NOT_STAGE_1 = ("data.workers", "data.cache_gib", "data.limit_gib", "pretrain.fine_tuning_rate")
-
-
-def stage_1_settings(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Of the settings of a run, those that stage 1 follows from: where they agree, so do its networks.
-
-    `tree` is what `nissl.config.to_tree` makes; the result has each value in JSON by its dotted name.
-    """
-    flat = _flat({key: tree[key] for key in STAGE_1})
-    return {key: value for key, value in flat.items() if key not in NOT_STAGE_1}
-
-
-def require_alike(other: Path, config: Config, dataset: Dataset, split: Split) -> None:
-    """Refuse to take over the stage 1 of a run that began it with other settings or images.
-
-    Raises:
-        InputError: it did, or the folder is no run.
-
-    """
-    theirs, ours = (stage_1_settings(to_tree(one)) for one in (load_config(other / "config.toml"), config))
-    unlike = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
-    listed = [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in unlike]
-    seen, here = (
-        {case["id"]: case["image_sha256"] for case in tree["cases"] if case["image_sha256"]}
-        for tree in (read_json(other / "data.json"), _data(dataset, split))
-    )
-    if different := sorted(key for key in seen.keys() | here.keys() if seen.get(key) != here.get(key)):
-        listed.append(f"{len(different)} training images differ, such as {different[0]}")
-    if listed:
-        fix = "leave out --pretrained, or begin this run with the same seed, images and settings of stage 1"
-        raise InputError(other, "; ".join(listed), "a run whose stage 1 is that of this one", fix)
-
-
 def note_session(out: Path, config: Config, changed: Sequence[str]) -> None:
     """Enter in env.json that the run goes on, and whether it can still be exact."""
     before, now = read_json(out / "env.json"), _environment(config)
@@ -278,8 +244,9 @@ def note_session(out: Path, config: Config, changed: Sequence[str]) -> None:
     write_json(out / "env.json", before | {"exact": exact, "continued": [*before.get("continued", []), session]})
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings by their dotted names, each value in JSON."""
+    found: dict[str, str] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
+    return found

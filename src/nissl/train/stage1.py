@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from nissl.files import write_whole
 from nissl.pretrain import Images, Pretraining
 from nissl.pretrain.pretraining import Report
 from nissl.progress import track, warn
@@ -121,15 +120,6 @@ class Stage1:
 def checkpoint_of(run: Path, network: int) -> Path:
     """Where a run keeps the state of the stage 1 of one of its networks, and afterwards the pre-trained network."""
     return run / STATE.with_name(f"stage1-{network}.safetensors")
-
-
-def take_over(other: Path, run: Path, networks: int) -> None:
-    """Begin the stage 1 of a run where that of another one is, or has ended; what the run has itself stays."""
-    for network in range(networks):
-        theirs, ours = checkpoint_of(other, network), checkpoint_of(run, network)
-        if theirs.is_file() and not has_checkpoint(ours):
-            ours.parent.mkdir(exist_ok=True)
-            write_whole(ours, theirs.read_bytes())
 
 
 COUNTS = ("done", "seen", "parts", "curves")
