@@ -66,7 +66,7 @@ GRIDS = {
             split=SplitConfig(allow_shared_groups=True),
             net=NetConfig(widths=POCKET),
             pretrain=PretrainConfig(samples=0),
-            train=TrainConfig(steps=400),
+            train=TrainConfig(steps=400, learning_rate=0.002),
         ),
     ),
     "full": Grid(
@@ -76,7 +76,7 @@ GRIDS = {
             data=DataConfig(label_map="binary", size=(128, 128)),
             augment=INTERPOLATED,
             split=SplitConfig(allow_shared_groups=True),
-            train=TrainConfig(steps=400),
+            train=TrainConfig(steps=400, learning_rate=0.002),
         ),
     ),
     "hippocampus": Grid(
@@ -87,7 +87,7 @@ GRIDS = {
             augment=INTERPOLATED,
             net=NetConfig(widths=POCKET),
             pretrain=PretrainConfig(steps=150, batch=4),
-            train=TrainConfig(steps=300, batch=4),
+            train=TrainConfig(steps=300, batch=4, learning_rate=0.002),
         ),
     ),
 }

@@ -238,8 +238,8 @@ class TrainConfig:
     """Images in a step, over all processes: all with masks, or one half of them without where the method uses such."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""
-    learning_rate: float = 2e-3
-    """Largest learning rate."""
+    learning_rate: float = 1e-2
+    """Largest learning rate; docs/results/few-labels/settings.md says what it was chosen on, with the default network."""
     weight_decay: float = 1e-2
     """Weight decay."""
     schedule: Literal["cosine", "step"] = "cosine"

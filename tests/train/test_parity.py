@@ -351,5 +351,5 @@ def test_test_masks_without_foreground_are_refused():
 
 
 def test_our_own_protocol_is_the_default_and_fixes_nothing():
-    assert Config().protocol == "nissl" and math.isclose(Config().train.learning_rate, 2e-3)
+    assert Config().protocol == "nissl" and math.isclose(Config().train.learning_rate, 1e-2)
     assert NetConfig().upsampling == "transposed"
