@@ -239,7 +239,7 @@ class TrainConfig:
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""
     learning_rate: float = 1e-2
-    """Largest learning rate; docs/results/few-labels/settings.md says what it was chosen on, with the default network."""
+    """Largest learning rate; docs/results/few-labels/settings.md says what it was chosen on, with our networks."""
     weight_decay: float = 1e-2
     """Weight decay."""
     schedule: Literal["cosine", "step"] = "cosine"
