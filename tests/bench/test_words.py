@@ -190,3 +190,8 @@ def test_bounds_are_said_as_bounds(needed, text):
 def test_numbers_keep_their_signs_and_p_is_never_nought():
     assert (words.points_of(0.0312), words.points_of(-0.0312), words.points_of(math.nan)) == ("+3.1", "−3.1", "–")
     assert (words.p_text(1e-9), words.p_text(0.0312), words.p_text(math.nan)) == ("< 0.001", "0.031", "–")
+
+
+@pytest.mark.parametrize(("difference", "text"), [(-0.0004, "+0.0"), (-0.0006, "−0.1"), (0.0312, "+3.1"), (NAN, "–")])
+def test_a_difference_has_its_sign_unless_it_rounds_to_nothing(difference, text):
+    assert words.points_of(difference) == text

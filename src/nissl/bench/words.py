@@ -341,7 +341,8 @@ def with_spread(mean: float, deviation: float) -> str:
 
 def points_of(difference: float) -> str:
     """A difference of Dice in points (hundredths), with its sign."""
-    return "–" if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
+    rounded = round(100 * difference, 1) + 0.0  # what rounds to nothing has no minus
+    return "–" if math.isnan(difference) else f"{rounded:+.1f}".replace("-", "−")
 
 
 def points_span(interval: Interval) -> str:
