@@ -97,7 +97,7 @@ def train(
     config = _settled(config, dataset, split)
     device = choose_device(config.device)
     with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
-        other = None if pretrained is None or has_begun(out) else Path(pretrained)
+        other = _to_take_over(pretrained, out, world, device)
         job = _Job(out, config, dataset, split, device, world, other)
         changed = _admit(job, resume, allow_changed)
         # What cannot work shows here, before the run starts.
@@ -115,6 +115,14 @@ def train(
         with _exactness(config.deterministic, device):
             _train(job, networks, stores)
     return out
+
+
+def _to_take_over(pretrained: Path | str | None, out: Path, world: World, device: torch.device) -> Path | None:
+    """The run whose stage 1 is taken over, unless this one has begun its own."""
+    if pretrained is None:
+        return None
+    # Asked of all processes, so that they agree: the first must not copy while another still looks.
+    return None if world.largest(has_begun(out), device) else Path(pretrained)
 
 
 def _admit(job: "_Job", resume: bool, allow_changed: bool) -> tuple[str, ...]:
