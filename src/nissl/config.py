@@ -154,9 +154,10 @@ class PretrainConfig:
     """Stage 1: learning from the images alone, without labels."""
 
     name: Annotated[str, _short("pretrain")] = "none"
-    """`none`, `hebbian`, or one of its controls: `unit-norm` (same parametrisation, untrained), `warm`
-    (normalisation statistics only), `shuffled` (trained filters with their entries shuffled). `vae` (reconstruction)
-    and `superpixel` (pseudo-masks) back-propagate instead: of the settings here they take layers, steps and batch."""
+    """`none`, `hebbian`, or one of its controls: `untrained` (the same hand-over of filters that have learnt nothing),
+    `shuffled` (trained filters with their entries shuffled), `unit-norm` (filters kept at unit norm, nothing else),
+    `warm` (normalisation statistics only). `vae` (reconstruction) and `superpixel` (pseudo-masks) back-propagate
+    instead: of the settings here they take layers, steps and batch."""
     rule: Annotated[Literal["swta", "hpca", "softhebb", "oja", "hebb"], _short("rule")] = "hpca"
     """Which Hebbian rule."""
     layers: Annotated[Literal["auto", "all", "encoder", "decoder"], _short("layers")] = "auto"

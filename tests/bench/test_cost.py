@@ -68,9 +68,21 @@ def test_two_networks_cost_twice_one():
     assert work("cps").flops_stage_2() == pytest.approx(2 * work().flops_stage_2())
 
 
+def counted(done, progress):
+    with FlopCounterMode(display=False) as counter:
+        done._train([progress], counter.get_total_flops)
+    return counter.get_total_flops()
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_no_method_costs_less_than_the_masks_alone(method):
-    assert work(method).flops_stage_2() >= 0.9 * work().flops_stage_2()
+def test_no_method_sees_fewer_images_in_a_step_than_the_masks_alone_from_the_first_step_to_the_last(method):
+    for progress in (0.0, 0.2, 0.3, 0.99):
+        assert counted(work(method), progress) >= 0.99 * work().flops_stage_2(), progress
+
+
+def test_the_mean_step_has_the_share_of_each_kind_of_step():
+    first, later = (counted(work("bcp"), progress) for progress in (0.0, 0.5))
+    assert first < later and work("bcp").flops_stage_2() == pytest.approx(0.25 * first + 0.75 * later)
 
 
 def test_a_stage_without_gradient_is_a_pass_for_each_image():

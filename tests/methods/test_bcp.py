@@ -98,14 +98,20 @@ def test_the_terms_equal_a_slow_reference_in_both_directions(monkeypatch, dims, 
     assert found == pytest.approx([*known, *guessed], abs=1e-6) and len(terms) == 4
 
 
-def test_first_only_labelled_images_are_mixed_by_the_masks_of_both(monkeypatch):
+def test_first_only_labelled_images_are_mixed_in_both_directions_by_the_masks_of_both(monkeypatch):
     seen, method = batch(classes=2, count=3), METHODS["bcp"]([Told()])
-    inside = draw_box((8, 8))
+    inside, partner = draw_box((8, 8)), [2, 0, 1]
     monkeypatch.setattr(bcp, "draw_box", lambda size: inside)
     terms = method(Batch(seen.images, seen.masks, None, seen.ids), 0.24)
-    (view,) = method.networks[0].seen
-    assert torch.equal(view, torch.where(inside, seen.images, seen.images[[2, 0, 1]]))
-    regions = [slow_losses(view, seen.masks, inside), slow_losses(view, seen.masks[[2, 0, 1]], ~inside)]
+    one, other = method.networks[0].seen
+    assert torch.equal(one, torch.where(inside, seen.images, seen.images[partner]))
+    assert torch.equal(other, torch.where(inside, seen.images[partner], seen.images))
+    regions = [
+        slow_losses(one, seen.masks, inside),
+        slow_losses(one, seen.masks[partner], ~inside),
+        slow_losses(other, seen.masks[partner], inside),
+        slow_losses(other, seen.masks, ~inside),
+    ]
     assert [terms["dice"].item(), terms["cross_entropy"].item()] == pytest.approx(np.mean(regions, axis=0), abs=1e-6)
     assert set(terms) == {"dice", "cross_entropy"} and len(method(seen, 0.25)) == 4
 

@@ -22,6 +22,7 @@ NET = NetConfig(widths=(4, 8), dropout=(0.3, 0.3))
 CONFIG = PretrainConfig(layers="all", response="linear", steps=3, batch=2, rate=0.1)
 HANDOVERS = ["fold", "unit-norm"]
 LEARNING = ["hebbian", "shuffled"]
+HANDED_OVER = [*LEARNING, "untrained"]
 GRADIENT = [name for name, kind in PRETRAININGS.items() if issubclass(kind, BackPropagation)]
 """Those that back-propagate a loss without masks, to compare the Hebbian family with."""
 FORWARD = [name for name in PRETRAININGS if name not in GRADIENT]
@@ -139,7 +140,7 @@ def test_only_what_sees_images_moves_the_normalisation_statistics(name):
     net, images = fresh(), Pictures()
     before = statistics(net)
     report = pretrain(net, images, configure(name))
-    sees = name in (*LEARNING, *GRADIENT, "warm")
+    sees = name in (*HANDED_OVER, *GRADIENT, "warm")
     assert bool(images.asked) is sees and report.images == (6 if sees else 0)
     assert moved(before, statistics(net)) == (list(before) if sees else [])
 
@@ -195,7 +196,7 @@ def test_every_network_can_be_pretrained(network):
         torch.testing.assert_close(plain.eval()(images[9]), net.eval()(images[9]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*LEARNING, "unit-norm"])
+@pytest.mark.parametrize("name", [*HANDED_OVER, "unit-norm"])
 def test_kept_unit_norm_holds_through_later_steps(name):
     net, images = fresh(), Pictures()
     pretrain(net, images, configure(name, handover="unit-norm"))
@@ -329,6 +330,21 @@ def test_shuffling_keeps_the_values_of_each_filter_but_not_their_order(dims):
     assert not torch.equal(again.encoder.blocks[0][0].weight, shuffled.encoder.blocks[0][0].weight)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_untrained_control_is_what_the_hebbian_stage_hands_over_after_steps_of_no_size(dims):
+    trained, untrained, start = fresh(dims), fresh(dims), fresh(dims)
+    pretrain(trained, Pictures(dims), configure("hebbian", rate=1e-30))
+    pretrain(untrained, Pictures(dims), configure("untrained"))
+    for name, tensor in trained.state_dict().items():
+        torch.testing.assert_close(untrained.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+    before, after = weights(start), weights(untrained)
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name].norm(), tensor.norm())
+        assert (after[name] * tensor >= 0).all()  # no filter has turned
+        if name != "head":
+            assert not torch.equal(after[name], tensor), name
+
+
 @pytest.mark.parametrize("optimiser", ["relative", "sgd", "adam"])
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_learns_under_every_optimiser(rule, optimiser):
@@ -365,7 +381,7 @@ def test_progress_is_told_of_each_step(name):
     told = []
     pretraining = PRETRAININGS[name](configure(name), 0, told.append)
     pretraining.run(fresh(), Pictures())
-    assert len(told) == pretraining.steps == (CONFIG.steps if name in (*LEARNING, *GRADIENT, "warm") else 0)
+    assert len(told) == pretraining.steps == (CONFIG.steps if name in (*HANDED_OVER, *GRADIENT, "warm") else 0)
 
 
 def captured(net, images):
@@ -420,7 +436,7 @@ def test_restructuring_gives_the_form_that_running_leaves(name, handover):
         assert torch.equal(ran.eval()(x), restructured.eval()(x))
 
 
-@pytest.mark.parametrize("name", ["hebbian", "shuffled", "unit-norm"])
+@pytest.mark.parametrize("name", [*HANDED_OVER, "unit-norm"])
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_a_network_without_that_part_is_refused(name, part):
     net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 1))

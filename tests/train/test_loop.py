@@ -160,7 +160,7 @@ def test_plain_weights_compute_the_same_and_leave_the_trained_network_as_it_is(t
     assert differing(trained.state_dict(), before) == []
     assert torch.equal(trained(images), expected)
     kept = any(map(parametrize.is_parametrized, trained.modules()))
-    assert kept == (pretrain in ("unit-norm", "hebbian", "shuffled"))
+    assert kept == (pretrain in ("unit-norm", "hebbian", "shuffled", "untrained"))
     trainer.config = replace(trainer.config, steps=6)
     trainer.run()
     assert differing(trainer.method.state_dict(), {f"networks.0.{name}": t for name, t in before.items()}) != []

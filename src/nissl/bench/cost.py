@@ -42,6 +42,8 @@ from nissl.train.schedule import make_optimiser
 COST = "cost.json"
 STEPS = 5
 """Steps that are made; the fastest counts, for whatever else the machine does can only make a step slower."""
+QUARTERS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
+"""The middle of each quarter of a training: a method may begin with another kind of step (`bcp`)."""
 Key = tuple[str, str]
 """Data set and arm."""
 
@@ -220,15 +222,15 @@ class Work:
             return 0.0
         return _fastest(self._pretrain(STEPS, self._clock)) * METHODS[self.config.method.name].count
 
-    def flops_stage_2(self) -> int:
-        """Floating-point operations of one step of stage 2, forward and back."""
+    def flops_stage_2(self) -> float:
+        """Floating-point operations of one step of stage 2, forward and back, on average over the training."""
         with FlopCounterMode(display=False) as counter:
-            self._train(1, counter.get_total_flops)
-        return int(counter.get_total_flops())
+            self._train(QUARTERS, counter.get_total_flops)
+        return float(counter.get_total_flops()) / len(QUARTERS)
 
     def seconds_stage_2(self) -> float:
-        """Seconds of one step of stage 2."""
-        return _fastest(self._train(STEPS, self._clock))
+        """Seconds of one step of stage 2, half way through the training."""
+        return _fastest(self._train([0.5] * STEPS, self._clock))
 
     def _clock(self) -> float:
         """Seconds of this process's work."""
@@ -247,8 +249,8 @@ class Work:
         stage.run(net, Same(self._images(config.batch)))
         return marks
 
-    def _train(self, steps: int, mark: Callable[[], float]) -> list[float]:
-        """Make steps as the loop makes them; return what `mark` gives after each."""
+    def _train(self, steps: Sequence[float], mark: Callable[[], float]) -> list[float]:
+        """Make steps as the loop makes them, each at its share of the training; return what `mark` gives after each."""
         config, kind, size = self.config, METHODS[self.config.method.name], jobs.per_stream(self.config)
         method = kind([self._network(index) for index in range(kind.count)], config.method).to(self.device).train()
         lay_out(method)
@@ -257,10 +259,10 @@ class Work:
         unlabelled = self._images(size) if kind.uses_unlabelled else None
         batch = Batch(self._images(size), masks, unlabelled, ("noise",) * size)
         marks = []
-        for _ in range(steps):
+        for progress in steps:
             optimiser.zero_grad(set_to_none=True)
             with autocast(self.device, config.train.precision):
-                terms = method(batch, 0.5)  # half way, where the terms that rise have risen
+                terms = method(batch, progress)
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             method.after_step()

@@ -17,6 +17,10 @@ SIDE = 2 / 3
 FIRST = 0.25
 """Share of the steps in which only labelled images are mixed: the authors' first stage has 10,000 of 40,000 steps."""
 
+Terms = dict[str, Float[Tensor, ""]]
+Labelled = tuple[Float[Tensor, "batch channels *space"], Integer[Tensor, "batch *space"]]
+"""Images, and a label for each pixel."""
+
 
 class BidirectionalCopyPaste(Method):
     """Mixed images learn by masks and by an averaged teacher's pseudo-labels (Bai et al. 2023, CVPR, "BCP").
@@ -24,11 +28,13 @@ class BidirectionalCopyPaste(Method):
     One box of 2/3 of each side, anywhere, is drawn for a step. Inwards, unlabelled images are pasted into labelled
     ones; outwards, labelled into unlabelled. Dice and cross-entropy are taken inside and outside of the box apart:
     the labelled side counts 1, the other alpha = 0.5 (`weight`; it does not ramp), and the two directions are averaged.
-    In the first steps (`FIRST`) labelled images are pasted into each other, with the masks of both.
+    In the first steps (`FIRST`) labelled images are pasted into each other in both directions, with the masks of both,
+    so that as many images pass through the network as later.
 
     Different from the authors' code: each image serves in both directions, with the next of the batch as partner for
-    the other one (alone in the batch, itself); the teacher averages from the first step on; pseudo-labels are the
-    likeliest class as it is, without keeping the largest component of each, since cells and glands are many.
+    the other one (alone in the batch, itself), in the first steps as well; the teacher averages from the first step
+    on; pseudo-labels are the likeliest class as it is, without keeping the largest component of each, since cells and
+    glands are many.
     """
 
     uses_unlabelled = True
@@ -39,28 +45,30 @@ class BidirectionalCopyPaste(Method):
         super().__init__(networks, config)
         self.teacher = Teacher(self.networks[0], config.decay)
 
-    def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, batch: Batch, progress: float) -> Terms:
         """Return `dice` and `cross_entropy` by masks and, after the first steps, `pseudo_…` by pseudo-labels."""
-        net, inside = self.networks[0], draw_box(batch.images.shape[2:]).to(batch.images.device)
-        images, masks = batch.images.roll(1, 0), batch.masks.roll(1, 0)
+        inside = draw_box(batch.images.shape[2:]).to(batch.images.device)
+        own, partner = (batch.images, batch.masks), (batch.images.roll(1, 0), batch.masks.roll(1, 0))
         if progress < FIRST:
-            logits = net(paste(batch.images, images, inside))
-            return mean([self.region(logits, batch.masks, inside), self.region(logits, masks, ~inside)], 1.0)
+            return mean([*self.sides(own, partner, inside), *self.sides(partner, own, inside)], 1.0)
         fresh = unlabelled(batch)
         labels = self.teacher(fresh).argmax(1)
-        inwards = net(paste(fresh, images, inside))
-        outwards = net(paste(batch.images, fresh.roll(1, 0), inside))
-        known = [self.region(inwards, masks, ~inside), self.region(outwards, batch.masks, inside)]
-        guessed = [self.region(inwards, labels, inside), self.region(outwards, labels.roll(1, 0), ~inside)]
-        pseudo = mean(guessed, self.rising(1.0))
-        return mean(known, 1.0) | {f"pseudo_{name}": term for name, term in pseudo.items()}
+        guessed_inside, known_outside = self.sides((fresh, labels), partner, inside)
+        known_inside, guessed_outside = self.sides(own, (fresh.roll(1, 0), labels.roll(1, 0)), inside)
+        pseudo = mean([guessed_inside, guessed_outside], self.rising(1.0))
+        return mean([known_outside, known_inside], 1.0) | {f"pseudo_{name}": term for name, term in pseudo.items()}
+
+    def sides(self, front: Labelled, back: Labelled, inside: Bool[Tensor, "*space"]) -> tuple[Terms, Terms]:
+        """Paste the boxes of the one into the other and compare each side with its own labels: inside, outside."""
+        logits = self.networks[0](paste(front[0], back[0], inside))
+        return self.region(logits, front[1], inside), self.region(logits, back[1], ~inside)
 
     def region(
         self,
         logits: Float[Tensor, "batch classes *space"],
         labels: Integer[Tensor, "batch *space"],
         inside: Bool[Tensor, "*space"],
-    ) -> dict[str, Float[Tensor, ""]]:
+    ) -> Terms:
         """Compare with the labels of a region as the settings say."""
         terms = region_losses(logits, labels, inside)
         return terms if self.config.loss != "dice" else {"dice": terms["dice"]}
@@ -88,7 +96,7 @@ def region_losses(
     logits: Float[Tensor, "batch classes *space"],
     labels: Integer[Tensor, "batch *space"],
     inside: Bool[Tensor, "*space"],
-) -> dict[str, Float[Tensor, ""]]:
+) -> Terms:
     """Return Dice and cross-entropy by the pixels of a region, which is the same in all images."""
     from monai.networks import one_hot  # MONAI takes 3 s to import
 
@@ -101,6 +109,6 @@ def region_losses(
     }
 
 
-def mean(terms: Sequence[dict[str, Float[Tensor, ""]]], weight: float) -> dict[str, Float[Tensor, ""]]:
+def mean(terms: Sequence[Terms], weight: float) -> Terms:
     """Average terms of the same names, and weigh them."""
     return {name: weight * torch.stack([each[name] for each in terms]).mean() for name in terms[0]}

@@ -3,7 +3,7 @@
 from torch import nn
 
 from nissl.config import PretrainConfig
-from nissl.pretrain.hebbian import Hebbian, Shuffled
+from nissl.pretrain.hebbian import Hebbian, Shuffled, Untrained
 from nissl.pretrain.pretraining import Images, Pretraining, Report
 from nissl.pretrain.superpixel import Superpixel
 from nissl.pretrain.unit_norm import UnitNormControl
@@ -14,6 +14,7 @@ PRETRAININGS: dict[str, type[Pretraining]] = {
     "none": Pretraining,
     "unit-norm": UnitNormControl,
     "warm": Warm,
+    "untrained": Untrained,
     "shuffled": Shuffled,
     "hebbian": Hebbian,
     "vae": VariationalAutoEncoder,

@@ -133,6 +133,17 @@ class Shuffled(Hebbian):
                     row.copy_(row.flatten()[order].view_as(row))
 
 
+class Untrained(Hebbian):
+    """The control: the same hand-over of the same filters, which have learnt nothing."""
+
+    def learn(self, net: nn.Module, pieces: Sequence[Tensor]) -> str:
+        """Pass a batch forward, as `warm` does."""
+        for piece in pieces:
+            net(whitened(piece) if self.config.whiten else piece)
+        require_finite("running statistics", list(net.buffers()))
+        return ""
+
+
 def make_rule(config: PretrainConfig) -> Rule:
     """Make the rule of the settings; competition is between responses divided by their standard deviation."""
     kind = RULES[config.rule]

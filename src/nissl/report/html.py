@@ -195,7 +195,7 @@ def verdict(layers: list[Tree]) -> str:
     worst = max(layers, key=lambda layer: layer["dead_units"] / max(layer["units"], 1))
     if worst["dead_units"] > DEAD * worst["units"]:
         text += f" Most are missing in {worst['name']}: {worst['dead_units']} of {worst['units']}."
-    return f"{text} Whether the change helps, only a comparison tells: train again with --pretrain none and unit-norm."
+    return f"{text} Whether the change helps, only a comparison tells: train again with --pretrain none and untrained."
 
 
 def _plots(contents: Contents) -> dict[str, str]:
