@@ -23,7 +23,7 @@ coverage: .venv/installed
 	for room in data train evaluate; do $(BIN)/coverage report --include="*/nissl/$$room/*" --fail-under=97 || exit 1; done
 
 bench: .venv/installed
-	for file in benchmarks/*_step.py benchmarks/check_folder.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/*_step.py benchmarks/check_folder.py benchmarks/bench_workers.py; do $(BIN)/python $$file || exit 1; done
 
 # The environment is built once; it is renewed only when the dependencies change.
 .venv/installed: pyproject.toml

@@ -187,7 +187,9 @@ class Bench:
         try:
             outcome = bench(self.grid, self.out, self.workers, self.cluster)
         except SystemExit:
-            where = f" --cluster {self.cluster}" if self.cluster else ""
+            where = (
+                f" --workers {self.workers}" if self.workers else f" --cluster {self.cluster}" if self.cluster else ""
+            )
             print(f"stopped; go on with: nissl bench {self.grid} --out {self.out}{where}", file=sys.stderr)
             raise
         for result in outcome.failed:

@@ -197,9 +197,9 @@ def test_the_estimate_takes_finished_cells_first_then_the_probe(made):
 
 @pytest.mark.parametrize(("labels", "an_epoch"), [("1", 1), ("2", 1), ("3", 2), ("5", 3)])
 def test_the_estimate_of_the_published_protocol_counts_its_epochs_and_its_looks(made, labels, an_epoch):
-    """200 passes over the masks, two in a step, and 200 looks at two test images, a third of a step's work an image."""
+    """200 passes over the masks, two in a step, and 100 looks at two test images, a third of a step's work an image."""
     costs = {("tiny", "none + supervised"): Cost("tiny", "none + supervised", seconds_stage_1=0, seconds_stage_2=4.0)}
     config = dataclasses.replace(made[0].config, protocol="parity", train=TrainConfig())
     split = dataclasses.replace(config.split, labels=labels)
     cell = dataclasses.replace(made[0], config=dataclasses.replace(config, split=split))
-    assert seconds_of(cell, costs) == pytest.approx(4 * (200 * an_epoch + 200 * 2 / (3 * 2)))
+    assert seconds_of(cell, costs) == pytest.approx(4 * (200 * an_epoch + 100 * 2 / (3 * 2)))

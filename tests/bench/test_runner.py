@@ -290,16 +290,6 @@ def test_a_bench_that_was_killed_before_it_began_can_begin(folder, tmp_path):
         pass
 
 
-def test_test_images_that_are_training_images_are_refused_before_anything_runs(tmp_path, capsys):
-    first, *others = sorted((write_tiny(tmp_path / "tiny") / "images").iterdir())
-    for copy in others:
-        copy.write_bytes(first.read_bytes())
-    assert command("bench", write_grid(tmp_path), "--out", tmp_path / "out") == 2
-    shown = capsys.readouterr().err
-    assert "data set tiny" in shown and "training images under another name" in shown
-    assert not (tmp_path / "out" / "runs").exists() and not (tmp_path / "out" / "cost.json").exists()
-
-
 def test_numbers_of_an_earlier_start_do_not_make_a_cell_done(folder, tmp_path, monkeypatch):
     cell = cells(load_grid(folder / "grid.toml"))[0]
     run = shutil.copytree(folder_of(folder / "out", cell), folder_of(tmp_path, cell))

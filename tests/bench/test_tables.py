@@ -133,8 +133,8 @@ def test_masks_needed_are_read_off_a_rising_curve():
         for dice in (0.6, 0.63, 0.7, 0.745, 0.8):
             kind, masks = masks_needed(curve[::-1], here, dice - own)
             assert kind == "" and masks == pytest.approx(grid[np.searchsorted(heights, dice - 1e-9)], rel=1e-3)
-        assert masks_needed(curve, here, 0.81 - own) == ("more than", 40)
-        assert masks_needed(curve, here, 0.59 - own) == ("fewer than", 5)
+        assert masks_needed(curve, here, 0.81 - own) == (">", 40)
+        assert masks_needed(curve, here, 0.59 - own) == ("<", 5)
     assert masks_needed([(5, 0.6)], 5, 0.0) == ("", 5)
 
 
@@ -164,7 +164,7 @@ def test_a_budget_at_which_the_baseline_lacks_a_run_is_no_point_of_its_curve():
     parts[1][1][1] = result(parts[1][0][1])
     merged = [parts[0][place] + parts[1][place] for place in (0, 1)]
     tables = tables_of(*merged, parts[0][2] | parts[1][2], {})
-    assert [one.rows[1].needed for one in tables] == [("more than", 5), None]
+    assert [one.rows[1].needed for one in tables] == [(">", 5), None]
 
 
 def with_alarms(dice, alarms):
@@ -218,7 +218,7 @@ def test_masks_needed_come_from_the_baseline_of_all_budgets_of_the_data_set():
     tables = tables_of(*merged, parts[0][2] | parts[1][2], {})
     needed = [{row.arm: row.needed for row in one.rows} for one in tables]
     assert needed[0] == {BASELINE: None, "none + cps": ("", pytest.approx(10))}
-    assert needed[1]["none + cps"] == ("more than", 20)
+    assert needed[1]["none + cps"] == (">", 20)
 
 
 def test_a_missing_seed_is_no_gain_in_masks():

@@ -95,7 +95,8 @@ def test_the_sentence_leaves_out_what_did_not_happen_and_names_the_seeds():
     assert words.sentence(table()) == "There is one arm, and nothing to compare it with."
 
 
-def test_what_weakens_the_numbers_is_said():
+def test_what_weakens_the_numbers_is_said(monkeypatch):
+    monkeypatch.setattr(words, "MANY_ERRORS", 5.0)
     assert words.warnings(finished()) == []
     longer = finished(lambda one: replace(one, steps=600) if "cps" in one.arm else one)
     assert "same number of steps in stage 2 (300: none + supervised; 600: none + cps)" in words.warnings(longer)[0]
@@ -111,6 +112,13 @@ def test_what_weakens_the_numbers_is_said():
     assert "below 10" in words.warnings(finished(lambda one: replace(one, n_groups=8)))[0]
 
 
+@pytest.mark.parametrize(("arms", "seeds", "errors"), [(1, 3, "4.3"), (1, 6, None), (19, 6, "5.5"), (19, 20, None)])
+def test_many_arms_with_few_seeds_are_said_to_show_large_differences_only(arms, seeds, errors):
+    dice = {BASELINE: np.full((seeds, 12), 0.6)} | {f"p{n} + cps": np.full((seeds, 12), 0.7) for n in range(arms)}
+    said = words.warnings(tables_of(*made_up(dice), {})[0])
+    assert [f"from {errors} standard errors on" in text for text in said] == [True] * bool(errors)
+
+
 def test_the_least_p_that_is_named_can_be_reached():
     """With 4 groups whose differences are all alike, the test gives just the value of the warning."""
     dice = {BASELINE: np.full((3, 4), 0.6), "none + cps": np.full((3, 4), 0.7)}
@@ -118,7 +126,8 @@ def test_the_least_p_that_is_named_can_be_reached():
     assert f"below {found.rows[1].versus.p_cases:.2f}" in words.warnings(found)[-1]
 
 
-def test_the_published_protocol_stands_beside_the_honest_number_with_its_line():
+def test_the_published_protocol_stands_beside_the_honest_number_with_its_line(monkeypatch):
+    monkeypatch.setattr(words, "MANY_ERRORS", 5.0)
     assert not any("published" in text for text in words.results_sheet(finished()).head)
     changed = finished(
         lambda one: replace(one, protocol="parity", parity_pooled_dice=0.8123) if "cps" in one.arm else one
@@ -164,7 +173,8 @@ def test_costs_are_printed_alone_and_in_multiples_of_the_baseline():
 
 def test_sizes_length_seeds_device_and_date_are_told():
     said = words.facts(finished())
-    for part in ("16-32-64-128-256", "1\u202f000 parameters", "3 × 64 × 64", "300 steps", "3 seeds (0, 1, 2)"):
+    lengths = ("300 steps of stage 2 with 8 images each", "learning rate 0.01, float32")
+    for part in ("16-32-64-128-256", "1\u202f000 parameters", "3 × 64 × 64", *lengths, "3 seeds (0, 1, 2)"):
         assert part in said
     assert said.endswith("12 test images; cpu; 2026-11-21.")
     dates = ["2026-11-21T23:00:00", "2026-11-23T01:00:00", "2026-11-22T01:00:00"]
@@ -181,10 +191,11 @@ def test_the_headline_counts_all_cells():
 
 @pytest.mark.parametrize(
     ("needed", "text"),
-    [(("", 8.34), "8.3"), (("more than", 17.0), "more than 17"), (("fewer than", 5.0), "fewer than 5")],
+    [(("", 8.34), "8.3"), ((">", 17.0), "> 17"), (("<", 5.0), "< 5")],
 )
 def test_bounds_are_said_as_bounds(needed, text):
     assert words.needed_text(needed) == text
+    assert words.needed_text(needed, (("<", 5.0), needed)) == f"{text} (< 5 to {text})"
 
 
 def test_numbers_keep_their_signs_and_p_is_never_nought():

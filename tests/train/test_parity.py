@@ -226,6 +226,16 @@ def test_an_epoch_is_one_pass_over_the_labelled_images(run):
     assert found["pooled_dice"] >= max(line["parity"]["pooled_dice"] for line in log(run) if "parity" in line) - 1e-12
 
 
+@pytest.mark.parametrize(
+    ("method", "pretrain", "looks"),
+    [("supervised", "none", [4, 7]), ("supervised", "hebbian", [2, 4, 6, 7]), ("entropy", "none", [2, 4, 6, 7])],
+)
+def test_masks_alone_are_followed_by_a_look_in_every_second_epoch_as_published(data, tmp_path, method, pretrain, looks):
+    settings = dataclasses.replace(small().pretrain, name=pretrain)
+    out = jobs.train(data, tmp_path / "run", dataclasses.replace(small(method), pretrain=settings))
+    assert [line["step"] for line in log(out) if "parity" in line] == looks
+
+
 def test_the_run_shows_the_settings_that_it_used_and_what_departs_from_the_protocol(run):
     config = load_config(run / "config.toml")
     assert config == dataclasses.replace(settled(small("uamt"), 3), data=DataConfig(size=(32, 32), sampling="resize"))

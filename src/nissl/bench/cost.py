@@ -301,4 +301,5 @@ def _steps(cell: Cell) -> float:
         return cell.config.train.steps
     split = make_split(list_cases(cell.path, cell.config.data).cases, cell.config.split, cell.seed)
     train = parity.settled(cell.config, len(split.labelled)).train
-    return train.steps + parity.EPOCHS * len(split.test) / (3 * train.batch)
+    looks = parity.EPOCHS // parity.epochs_between(cell.config)
+    return train.steps + looks * len(split.test) / (3 * train.batch)

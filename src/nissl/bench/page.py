@@ -15,6 +15,7 @@ from nissl.bench.tables import Table, tables_of
 from nissl.errors import NisslError
 from nissl.files import write_whole
 from nissl.report.html import environment
+from nissl.train import parity
 
 PAGE, MARKDOWN = "report.html", "tables.md"
 TOGETHER = "All tables together"
@@ -38,6 +39,7 @@ class Part:
 class Overview:
     """All tables together, as they are printed."""
 
+    warnings: tuple[str, ...]
     sentence: str
     sheet: words.Sheet
     picture: str
@@ -114,7 +116,12 @@ def _overview(tables: Sequence[Table]) -> Overview | None:
     gains = gains_of(tables)
     if len(tables) < 2 or not gains:
         return None
-    return Overview(words.overview_sentence(gains, tables), words.overview_sheet(gains, tables), glance(gains, tables))
+    return Overview(
+        tuple(words.protocol(tables)),
+        words.overview_sentence(gains, tables),
+        words.overview_sheet(gains, tables),
+        glance(gains, tables),
+    )
 
 
 def _chapter(out: Path, tables: Sequence[Table]) -> Chapter:
@@ -123,12 +130,17 @@ def _chapter(out: Path, tables: Sequence[Table]) -> Chapter:
     return Chapter(
         data=tables[0].data,
         parts=tuple(_part(table) for table in tables),
-        caveats=tuple(dict.fromkeys(text for run in done for text in warnings_of(out, run))),
+        caveats=tuple(dict.fromkeys(text for run in done for text in _shared(warnings_of(out, run)))),
         cost_facts=words.cost_facts(tables),
         cost=words.cost_sheet(tables),
         failed_probes=tuple((arm, row.cost.message) for arm, row in rows.items() if row.cost and row.cost.message),
         pictures=pictures(tables),
     )
+
+
+def _shared(caveats: Iterable[str]) -> list[str]:
+    """What runs may have in common; the number that the published protocol gives a run stands in its table."""
+    return [text for text in caveats if not text.startswith(parity.CHOSEN) and text != parity.WARNING]
 
 
 def _part(table: Table) -> Part:
@@ -147,7 +159,7 @@ def markdown(contents: Contents) -> str:
     """The same tables and sentences as on the page, to be pasted into a page of results."""
     blocks = [f"# {_escaped(contents.title)}", contents.headline]
     if overview := contents.overview:
-        blocks += [f"## {TOGETHER}", _escaped(overview.sentence), _table(overview.sheet)]
+        blocks += [f"## {TOGETHER}", *_listed(overview.warnings), _escaped(overview.sentence), _table(overview.sheet)]
     for chapter in contents.chapters:
         blocks += [f"## {_escaped(chapter.data)}", *_listed(chapter.caveats)]
         for part in chapter.parts:

@@ -23,15 +23,13 @@ import torch
 from nissl.bench.cluster import TOKEN, Cluster
 from nissl.bench.cost import measure_costs
 from nissl.bench.crew import Crew, Processes
+from nissl.bench.door import require_apart, require_unchanged
 from nissl.bench.estimate import estimate
 from nissl.bench.grid import Cell, cells, load_grid
 from nissl.bench.page import write_page
 from nissl.bench.results import CELLS, Result, folder_of, is_bench, read_results, write_results
 from nissl.bench.work import enter_failure
 from nissl.config import Config, from_tree, to_tree
-from nissl.data.cases import list_cases
-from nissl.data.duplicates import file_hash, name_copies
-from nissl.data.split import make_split
 from nissl.errors import InputError
 from nissl.evaluate.runs import differing
 from nissl.files import write_whole
@@ -73,8 +71,8 @@ def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster
             same absolute paths.
 
     Raises:
-        InputError: as of `load_grid`; or the folder holds something else, is in use, or has cells of other settings; or
-            the cluster does not answer or cannot make cells.
+        InputError: as of `load_grid`; or the folder holds something else, is in use, or has cells of other settings or
+            data; or the cluster does not answer or cannot make cells.
         DataError: as of `load_grid`.
         ResourceError: the cluster went away. The same call goes on, on another one or without.
         Interrupted: SIGINT or SIGTERM came; running cells have saved their state.
@@ -94,7 +92,8 @@ def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster
             results = dict(zip(all_cells, read_results(out, all_cells), strict=True))
             table = write_results(out, list(results.values()))
             todo = [cell for cell, result in results.items() if result.status != "done"]
-            _require_apart(todo)
+            require_apart(todo)
+            require_unchanged(out, all_cells, todo)
             try:
                 costs = measure_costs(out, all_cells, crew.threads)
                 if todo:
@@ -165,17 +164,6 @@ def _require_same(out: Path, all_cells: Sequence[Cell]) -> None:
         changed = differing(_completed(settings, out), now[name], ("was", "is"))
         if changed:
             raise InputError(out, f"cell {name}: {'; '.join(changed)}", "the settings that the bench began with", fix)
-
-
-def _require_apart(todo: Sequence[Cell]) -> None:
-    """Refuse data in which a test image is a training image under another name: no cell could be measured."""
-    for cell in {cell.data: cell for cell in todo}.values():
-        files = {file.id: file for file in list_cases(cell.path, cell.config.data).cases}
-        split = make_split(list(files.values()), cell.config.split, cell.seed)
-        trained = [{"id": id_, "image_sha256": file_hash(files[id_].image)} for id_ in files if id_ not in split.test]
-        if copies := name_copies([files[id_] for id_ in split.test], trained):
-            expected = "test images that no training sees"
-            raise InputError(f"data set {cell.data}", copies, expected, "remove the copies; `nissl check` lists them")
 
 
 @dataclass

@@ -28,7 +28,7 @@ from nissl.evaluate.table import score_matrix, units_of
 NAN = float("nan")
 Interval = tuple[float, float]
 Outcome = Literal["helped", "hurt", "unclear", "no difference", "not compared"]
-Needed = tuple[Literal["", "more than", "fewer than"], float]
+Needed = tuple[Literal["", ">", "<"], float]
 """Masks that the baseline needs, or the bound that its budgets give."""
 Scores = Mapping[str, Sequence[CaseScore]]
 """Rows of metrics.csv of each run that is done, by `Result.run`."""
@@ -95,6 +95,8 @@ class Row:
     """None for the baseline, and where no seed is finished on both sides."""
     needed: Needed | None = None
     """Masks that the baseline needs for the same mean Dice; None for the baseline itself, and where it is not known."""
+    needed_span: tuple[Needed, Needed] | None = None
+    """The same for the ends of the interval over seeds of the difference."""
 
     @property
     def done(self) -> list[Result]:
@@ -287,13 +289,16 @@ def _with_needed(table: Table, of_data: Sequence[Table]) -> Table:
     here = next(row.masks for row in table.rows if row.arm == table.baseline)
     if here not in dict(curve):
         return table
-    rows = [
-        replace(row, needed=masks_needed(curve, here, row.versus.dice))
-        if row.versus and row.versus.outcome != "unclear" and not np.isnan(row.versus.dice)
-        else row
-        for row in table.rows
-    ]
-    return replace(table, rows=tuple(rows))
+
+    def known(row: Row) -> Row:
+        one = row.versus
+        if not one or one.outcome == "unclear" or np.isnan(one.dice):
+            return row
+        low, high = one.over_seeds
+        ends = None if np.isnan(low) else (masks_needed(curve, here, low), masks_needed(curve, here, high))
+        return replace(row, needed=masks_needed(curve, here, one.dice), needed_span=ends)
+
+    return replace(table, rows=tuple(known(row) for row in table.rows))
 
 
 def masks_needed(curve: Sequence[tuple[float, float]], here: float, gain: float) -> Needed:
@@ -317,9 +322,9 @@ def masks_needed(curve: Sequence[tuple[float, float]], here: float, gain: float)
         return "", here
     dice = rising[np.searchsorted(masks, here)] + gain
     if dice > rising[-1]:
-        return "more than", float(masks[-1])
+        return ">", float(masks[-1])
     if dice < rising[0]:
-        return "fewer than", float(masks[0])
+        return "<", float(masks[0])
     place = int(np.searchsorted(rising, dice))  # the first point that is as good
     if place == 0:
         return "", float(masks[0])

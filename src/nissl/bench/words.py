@@ -13,8 +13,13 @@ from nissl.evaluate.compare import SIGNIFICANT
 from nissl.evaluate.table import FEW
 from nissl.report.html import PRINTED_NAMES, counted, fixed, thousands
 
-PARITY = "published protocol: the checkpoint and the threshold were chosen on the test images; for comparison only"
+PARITY = (
+    "published protocol: the checkpoint and the threshold were chosen on the test images, whose masks are not counted "
+    "among those of the budget; for comparison only"
+)
 TRIVIAL = "foreground everywhere"
+MANY_ERRORS = 4.0
+"""Standard errors from which on a test is called weak; a single comparison of many seeds takes two."""
 READING = (
     "Dice is the mean over test cases (of several classes, then over them), then over seeds, in hundredths. The "
     "interval over seeds (Student's t) says where the mean of many such trainings lies, the one over cases or patients "
@@ -30,7 +35,8 @@ READING = (
     "the tables have the test over cases or patients. A star: the table itself shows it, by both tests.",
     "Masks the baseline needs: for the mean Dice of the arm, its gain added to the baseline's own curve (made one that "
     "never falls, linear in the logarithm of the masks, of the budgets at which all runs of the baseline are done). "
-    "Where that is above or below the whole curve, the largest or smallest budget is the bound.",
+    "Where that is above or below the whole curve, the largest or smallest budget is the bound (> or <). In brackets "
+    "the same for the ends of the gain's interval over seeds.",
     "Network passes: the floating-point operations of the whole training, stage 1 and 2, over those of one image's way "
     "forward through the network; a supervised step of 8 images is about 24. Compute is this number in multiples of "
     "the baseline's. Time of a step and peak memory are those of a few steps in a process of its own, before the runs "
@@ -135,8 +141,7 @@ def unequal(table: Table) -> list[str]:
 def warnings(table: Table) -> list[str]:
     """List what makes the numbers of a table less than they seem."""
     found = unequal(table)
-    if any(run.protocol == "parity" for run in table.done):
-        found.append(PARITY[0].upper() + PARITY[1:] + ".")
+    found += protocol([table])
     lacking = [run for row in table.rows for run in row.runs if run.status != "done"]
     if lacking:
         failed = sum(run.status == "failed" for run in lacking)
@@ -154,12 +159,39 @@ def warnings(table: Table) -> list[str]:
     return found + _weakness(table)
 
 
+def protocol(tables: Sequence[Table]) -> list[str]:
+    """Say where numbers of the published protocol are shown."""
+    marked = any(run.protocol == "parity" for table in tables for run in table.done)
+    return [PARITY[0].upper() + PARITY[1:] + "."] if marked else []
+
+
 def _weakness(table: Table) -> list[str]:
-    """Say where the test over cases could not find anything, however large it is."""
+    """Say where a test finds large differences only, or nothing, however large it is."""
     arms, first = len(table.rows) - 1, next(iter(table.done), None)
     if not arms or not first or not first.n_cases:
         return []
+    seeds = max(len(row.done) for row in table.rows)
     units, kind = (first.n_groups, "groups (patients)") if first.n_groups else (first.n_cases, "cases")
+    return _over_seeds(arms, seeds) + _over_cases(arms, units, kind)
+
+
+def _over_seeds(arms: int, seeds: int) -> list[str]:
+    """Say from how many standard errors on the best of all arms counts: its p is multiplied by their number."""
+    from scipy.stats import t as student
+
+    if seeds < 2:
+        return []
+    least = float(student.isf(SIGNIFICANT / (2 * arms), seeds - 1))
+    if least < MANY_ERRORS:
+        return []
+    return [
+        f"With {seeds} seeds and {counted(arms, 'arm')} beside the baseline, the test over seeds shows a difference "
+        f"from {least:.1f} standard errors on: smaller ones take more seeds or fewer arms."
+    ]
+
+
+def _over_cases(arms: int, units: int, kind: str) -> list[str]:
+    """Say what so few cases or groups cannot show."""
     least = min(1.0, arms * 2.0 ** (1 - units))
     if least >= SIGNIFICANT:
         return [
@@ -192,13 +224,28 @@ def facts(table: Table) -> str:
     parts = [
         f"{net}{widths}, {spread} parameters",
         f"input {either(run.input for run in done).replace('x', ' × ')}",
-        f"{either(run.steps for run in done)} steps of stage 2",
+        *_lengths(table),
         asked,
         tested,
         either(run.device for run in done),
         " to ".join(sorted({date(min(done, key=started)), date(max(done, key=started))})),
     ]
     return "; ".join(parts) + "."
+
+
+def _lengths(table: Table) -> list[str]:
+    """Steps and images of both stages, and how stage 2 learns."""
+    done, train = table.done, table.config.train
+    pretrained = [run for run in done if run.steps_stage_1]
+    shown = {run.images_stage_2 // run.steps for run in done if run.images_stage_2 and run.steps}
+    found = [f"{either(run.steps_stage_1 for run in pretrained)} steps of stage 1, where there is one"] * bool(
+        pretrained
+    )
+    found.append(f"{either(run.steps for run in done)} steps of stage 2 with {either(sorted(shown))} images each")
+    if not protocol([table]):  # which has settings of its own
+        half = train.precision == "bfloat16" or (train.precision == "auto" and {run.device for run in done} != {"cpu"})
+        found.append(f"learning rate {train.learning_rate:g}, {'bfloat16' if half else 'float32'}")
+    return found
 
 
 def started(run: Result) -> str:
@@ -256,7 +303,7 @@ def _result_line(row: Row, table: Table, parity: bool, alarms: bool) -> Line:
         p_text(one.p_seeds) if one else "",
         p_text(one.p_cases) if one else "",
         *((str(row.false_alarms),) if alarms else ()),
-        needed_text(row.needed) if row.needed else "",
+        needed_text(row.needed, row.needed_span) if row.needed else "",
         times(row.cost, reference, "passes"),
     )
     return Line(texts, kind.strip())
@@ -295,7 +342,8 @@ def cost_facts(tables: Sequence[Table]) -> str:
     """Where steps and images come from, and on what the rest was measured."""
     devices = either(row.cost.device for row in tables[0].rows if row.cost)
     measured = f"{STEPS} steps of each arm, on {devices}" if devices != "–" else "not measured yet"
-    return f"Steps and images: of the finished runs, counted each time. Passes, time and memory: {measured}."
+    said = f"Steps and images: of the finished runs, counted each time. Passes, time and memory: {measured}."
+    return " ".join([said, *protocol(tables)])
 
 
 def headline(tables: Sequence[Table]) -> str:
@@ -316,8 +364,10 @@ def runs_text(row: Row) -> str:
     return f"{done} of {len(row.runs)}; {', '.join(lacking)}" if lacking else str(done)
 
 
-def needed_text(needed: Needed) -> str:
-    """Masks that the baseline needs, or the bound."""
+def needed_text(needed: Needed, ends: tuple[Needed, Needed] | None = None) -> str:
+    """Masks that the baseline needs, or the bound, and what the ends of the interval come to."""
+    if ends:
+        return f"{needed_text(needed)} ({' to '.join(map(needed_text, ends))})"
     bound, masks = needed
     number = fixed(masks, 0 if bound or masks >= 100 else 1)
     return f"{bound} {number}".strip()

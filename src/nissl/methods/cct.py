@@ -66,7 +66,11 @@ class AuxiliaryDecoder(nn.Module):
 
 
 class CCT(Method):
-    """Cross-consistency training (Ouali et al. 2020), with an auxiliary decoder for each kind of disturbance.
+    """Cross-consistency training (Ouali et al. 2020), with an auxiliary decoder for each of three kinds of disturbance.
+
+    The paper has seven: here are those of features (noise, dropped channels, erased places), without the ones that
+    mask objects or context, cut out boxes or search for the worst direction. All levels of the encoder are disturbed,
+    since the decoder reads them all; the paper's reads one.
 
     The auxiliary decoders never see a mask, as in the paper: the main decoder alone learns from the masks, and they
     from it on the images without. The encoder learns from both.

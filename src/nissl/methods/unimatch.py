@@ -33,8 +33,8 @@ class UniMatch(Method):
 
     As there, all images pass together, with the changed features beside the others in the decoder, and so do the strong
     views: one by one, features of double the variance would enter the running statistics and nothing else. Different
-    from that code: boxes come from images of the same batch, whose pseudo-labels are at hand; Dice is per image, so
-    that a batch split over processes is the same.
+    from that code: boxes come from images of the same batch, whose pseudo-labels are at hand (so a batch in parts mixes
+    within a part); Dice has no squares in its denominator and is per image, where that code sums over the batch.
 
     Raises:
         InputError: the network has no encoder, decoder and head.

@@ -10,7 +10,7 @@ from nissl.pretrain.pretraining import Images, Pretraining, Report, require_fini
 
 
 class Warm(Pretraining):
-    """As many forward passes in training mode as the Hebbian stage makes, without a change of weight."""
+    """As many forward passes in training mode as the Hebbian stage has steps, without a change of weight."""
 
     @property
     def steps(self) -> int:

@@ -206,7 +206,8 @@ class Trainer:
         """Leave the gradient of a batch in the parameters and return the terms of its loss.
 
         Where the batch does not fit into memory it goes through the network in parts: the mean of their gradients is
-        that of the batch, but normalisation by batch statistics then sees the images of one part.
+        that of the batch, but normalisation by batch statistics then sees the images of one part, what a method draws
+        is drawn for each part, and one that mixes images mixes those of a part.
 
         Raises:
             RuntimeError, MemoryError: not even one image fits, or there are several processes, which cannot agree.

@@ -1,0 +1,60 @@
+"""What is refused before a bench runs: data that cannot be tested on, or that changed since other cells began."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from nissl.bench.grid import Cell
+from nissl.bench.results import folder_of
+from nissl.data.cases import CaseFile, list_cases
+from nissl.data.duplicates import file_hash, name_copies
+from nissl.data.split import make_split
+from nissl.errors import InputError
+from nissl.train.run import read_json
+
+
+def require_apart(todo: Sequence[Cell]) -> None:
+    """Refuse data in which a test image is a training image under another name: no cell could be measured.
+
+    Raises:
+        InputError: there is one.
+
+    """
+    for cell in {cell.data: cell for cell in todo}.values():
+        files = {file.id: file for file in list_cases(cell.path, cell.config.data).cases}
+        split = make_split(list(files.values()), cell.config.split, cell.seed)
+        trained = [{"id": id_, "image_sha256": file_hash(files[id_].image)} for id_ in files if id_ not in split.test]
+        if copies := name_copies([files[id_] for id_ in split.test], trained):
+            expected = "test images that no training sees"
+            raise InputError(f"data set {cell.data}", copies, expected, "remove the copies; `nissl check` lists them")
+
+
+def require_unchanged(out: Path, all_cells: Sequence[Cell], todo: Sequence[Cell]) -> None:
+    """Refuse to go on where files that other cells have learnt from are others now: a table compares them all.
+
+    Raises:
+        InputError: a case came or went, or an image or a mask of one has changed.
+        DataError: the data.json of a cell is damaged.
+
+    """
+    hash_now = functools.cache(file_hash)
+    for cell in {cell.data: cell for cell in todo}.values():
+        files = {file.id: file for file in list_cases(cell.path, cell.config.data).cases}
+        for other in (other for other in all_cells if other.data == cell.data):
+            described = folder_of(out, other) / "data.json"
+            if not described.is_file():
+                continue
+            before = {str(case["id"]): case for case in read_json(described)["cases"]}
+            changed = sorted(before.keys() ^ files.keys())
+            changed += [id_ for id_ in before.keys() & files.keys() if _differs(before[id_], files[id_], hash_now)]
+            if changed:
+                cases = "a case has" if len(changed) == 1 else f"{len(changed)} cases have"
+                found = f"{cases} changed since {other.id} began, such as {changed[0]}"
+                fix = "put it back, or start a new bench in another --out"
+                raise InputError(f"data set {cell.data}", found, "the data that the bench began with", fix)
+
+
+def _differs(before: Mapping[str, str | None], file: CaseFile, hash_now: Callable[[Path, str], str]) -> bool:
+    """Say whether what a run has opened of a case has another checksum now, or is gone."""
+    known = [(before["image_sha256"], file.image, file.image_name), (before["mask_sha256"], file.mask, file.mask_name)]
+    return any(then is not None and (path is None or hash_now(path, name) != then) for then, path, name in known)
