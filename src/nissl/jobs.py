@@ -94,7 +94,7 @@ def train(
     split = make_split(scanned.cases, config.split, config.seed)
     whole = look(data, scanned, config.data, split.labelled + split.unlabelled)  # not even a header of a test image
     dataset = seal(whole, split)
-    config = _settled(config, dataset, split)
+    config = settled(config, dataset, split)
     device = choose_device(config.device)
     with joined(device) as world, claimed(out, resume) if world.first else nullcontext():
         other = _to_take_over(pretrained, out, world, device)
@@ -103,10 +103,7 @@ def train(
         # What cannot work shows here, before the run starts.
         networks, stores = _networks(job), _stores(job, whole)
         class_pixels = count_classes(stores.labelled, dataset)
-        network = measure_network(networks[0], config, dataset, _steps(config))
-        _pretraining(config, 0).check(networks[0])
-        if METHODS[config.method.name].needs_parts:
-            nets.parts(networks[0], f"--method {config.method.name}")
+        network = require_fit(networks[0], config, dataset)
         if world.first and resume:
             note_session(out, config, changed)
         if world.first and (changed or not resume):
@@ -115,6 +112,33 @@ def train(
         with _exactness(config.deterministic, device):
             _train(job, networks, stores)
     return out
+
+
+def require_fit(net: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Refuse a network that data, pre-training or method cannot work with; return its facts, as of `measure_network`.
+
+    Raises:
+        InputError: it does not fit the images or a step of them, or lacks a part.
+
+    """
+    facts = measure_network(net, config, dataset, _steps(config))
+    _pretraining(config, 0).check(net)
+    if METHODS[config.method.name].needs_parts:
+        nets.parts(net, f"--method {config.method.name}")
+    return facts
+
+
+def settled(config: Config, dataset: Dataset, split: Split) -> Config:
+    """Settle what follows from the data and from the protocol.
+
+    Raises:
+        InputError: the settings do not fit the data or each other.
+
+    """
+    if config.protocol == "parity":
+        config = parity.settled(config, len(split.labelled))
+    per_stream(config)
+    return dataclasses.replace(config, data=resolve(config.data, dataset.dims))
 
 
 def _to_take_over(pretrained: Path | str | None, out: Path, world: World, device: torch.device) -> Path | None:
@@ -345,19 +369,6 @@ def _networks(job: _Job) -> list[nn.Module]:
         nets.build(config.net, dataset.dims, dataset.channels, classes, _seed(config.seed, NETWORK, index))
         for index in range(METHODS[config.method.name].count)
     ]
-
-
-def _settled(config: Config, dataset: Dataset, split: Split) -> Config:
-    """Settle what follows from the data and from the protocol.
-
-    Raises:
-        InputError: the settings do not fit the data or each other.
-
-    """
-    if config.protocol == "parity":
-        config = parity.settled(config, len(split.labelled))
-    per_stream(config)
-    return dataclasses.replace(config, data=resolve(config.data, dataset.dims))
 
 
 def _stores(job: _Job, whole: Dataset) -> _Stores:

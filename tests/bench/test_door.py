@@ -21,6 +21,33 @@ def test_test_images_that_are_training_images_are_refused_before_anything_runs(t
     assert not (tmp_path / "out" / "runs").exists() and not (tmp_path / "out" / "cost.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("data = { size = [32] }", "data = { size = [31] }", ("size (31, 31)", "--size 32")),
+        ('method = "supervised"', 'method = "dtc"', ("VNet", "encoder, decoder and head")),
+        ('pretrain = "none"', 'pretrain = "vae"', ("VNet", "encoder, decoder and head")),
+        ("[settings]", '[settings]\ndevice = "cuda:77"', ("device", "cuda:77")),
+    ],
+)
+def test_an_arm_that_cannot_work_is_refused_before_anything_runs(tmp_path, capsys, before, after, told):
+    write_tiny(tmp_path / "tiny")
+    foreign = ONE.replace("[4, 8]", "[16, 32]").replace("net = { ", 'net = { name = "vnet", ')
+    text = (foreign if "VNet" in told else ONE).replace(before, after)
+    assert text != ONE and command("bench", write_grid(tmp_path, text), "--out", tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "arm " in shown and "on data set tiny" in shown and all(part in shown for part in told), shown
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".nissl.lock"]  # another grid may take its place
+    assert command("bench", write_grid(tmp_path, ONE), "--out", tmp_path / "out") == 0
+
+
+def test_the_published_protocol_is_refused_where_it_does_not_apply(tmp_path, capsys):
+    write_tiny(tmp_path / "tiny", dims=3)
+    text = ONE.replace("[settings]", '[settings]\nprotocol = "parity"').replace("data = { size = [32] }\n", "")
+    assert command("bench", write_grid(tmp_path, text), "--out", tmp_path / "out") == 2
+    assert "3-D images" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     folder = tmp_path_factory.mktemp("begun")

@@ -1,16 +1,49 @@
-"""What is refused before a bench runs: data that cannot be tested on, or that changed since other cells began."""
+"""What is refused before a bench runs: arms that cannot work, and data that cannot be tested on or have changed."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nissl import jobs, nets
 from nissl.bench.grid import Cell
 from nissl.bench.results import folder_of
-from nissl.data.cases import CaseFile, list_cases
+from nissl.data.cases import CaseFile, list_cases, look
 from nissl.data.duplicates import file_hash, name_copies
 from nissl.data.split import make_split
-from nissl.errors import InputError
-from nissl.train.run import read_json
+from nissl.errors import DataError, InputError
+from nissl.train import parity
+from nissl.train.run import choose_device, read_json
+
+
+def require_fit(todo: Sequence[Cell], here: bool) -> None:
+    """Refuse arms whose network, pre-training or method cannot work with the images of a data set, as one header shows.
+
+    Args:
+        todo: the cells that are to run.
+        here: whether they run on this machine, which then must have the device asked for.
+
+    Raises:
+        InputError: one cannot work; it names arm and data set.
+
+    """
+    for cell in {(cell.data, cell.arm): cell for cell in todo}.values():
+        scanned = list_cases(cell.path, cell.config.data)
+        split = make_split(scanned.cases, cell.config.split, cell.seed)
+        try:
+            dataset = look(cell.path, scanned, cell.config.data, split.labelled + split.unlabelled)
+        except DataError:  # of the files: the cells that read them fail, and say which it is
+            continue
+        try:
+            if here:
+                choose_device(cell.config.device)
+            config = jobs.settled(cell.config, dataset, split)
+            if config.protocol == "parity":
+                parity.require(dataset, config.data, processes=1)
+            net = nets.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), seed=0)
+            jobs.require_fit(net, config, dataset)
+        except InputError as error:
+            where = f"arm {cell.arm} on data set {cell.data}: {error.where}"
+            raise InputError(where, error.found, error.expected, error.fix) from error
 
 
 def require_apart(todo: Sequence[Cell]) -> None:

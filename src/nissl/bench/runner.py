@@ -23,7 +23,7 @@ import torch
 from nissl.bench.cluster import TOKEN, Cluster
 from nissl.bench.cost import measure_costs
 from nissl.bench.crew import Crew, Processes
-from nissl.bench.door import require_apart, require_unchanged
+from nissl.bench.door import require_apart, require_fit, require_unchanged
 from nissl.bench.estimate import estimate
 from nissl.bench.grid import Cell, cells, load_grid
 from nissl.bench.page import write_page
@@ -71,8 +71,8 @@ def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster
             same absolute paths.
 
     Raises:
-        InputError: as of `load_grid`; or the folder holds something else, is in use, or has cells of other settings or
-            data; or the cluster does not answer or cannot make cells.
+        InputError: as of `load_grid`; or an arm cannot work with the images; or the folder holds something else, is in
+            use, or has cells of other settings or data; or the cluster does not answer or cannot make cells.
         DataError: as of `load_grid`.
         ResourceError: the cluster went away. The same call goes on, on another one or without.
         Interrupted: SIGINT or SIGTERM came; running cells have saved their state.
@@ -86,14 +86,15 @@ def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster
     all_cells = cells(loaded)
     with _held(out):
         _require_same(out, all_cells)
+        results = dict(zip(all_cells, read_results(out, all_cells), strict=True))
+        todo = [cell for cell, result in results.items() if result.status != "done"]
+        require_fit(todo, here=cluster is None)
+        require_apart(todo)
+        require_unchanged(out, all_cells, todo)
         with _crew(out, [source.path for source in loaded.data], workers or 1, cluster) as crew:
             write_whole(out / GRID, loaded.text)
             write_json(out / CELLS, _described(all_cells))
-            results = dict(zip(all_cells, read_results(out, all_cells), strict=True))
             table = write_results(out, list(results.values()))
-            todo = [cell for cell, result in results.items() if result.status != "done"]
-            require_apart(todo)
-            require_unchanged(out, all_cells, todo)
             try:
                 costs = measure_costs(out, all_cells, crew.threads)
                 if todo:
