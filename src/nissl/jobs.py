@@ -17,7 +17,7 @@ from nissl.config import Config, DataConfig, load_config
 from nissl.data.cases import CaseFile, Dataset, find_cases, list_cases, load_case, look, scan
 from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
-from nissl.data.dataset import ImageStream, Schedule, Store, Stream, resolve
+from nissl.data.dataset import ImageStream, Schedule, Store, Stream
 from nissl.data.duplicates import name_copies
 from nissl.data.formats import mask_suffix, read_raster, write_mask
 from nissl.data.split import Split, caveats, make_split, seal
@@ -38,7 +38,7 @@ from nissl.train.checkpoint import has_checkpoint
 from nissl.train.distributed import World, joined, synchronise
 from nissl.train.loop import CHANNELS_LAST, Trainer, lay_out
 from nissl.train.memory import keep_freed_memory
-from nissl.train.network import measure_network
+from nissl.train.network import per_stream, require_fit, settled
 from nissl.train.record import (
     changes,
     claimed,
@@ -112,33 +112,6 @@ def train(
         with _exactness(config.deterministic, device):
             _train(job, networks, stores)
     return out
-
-
-def require_fit(net: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Refuse a network that data, pre-training or method cannot work with; return its facts, as of `measure_network`.
-
-    Raises:
-        InputError: it does not fit the images or a step of them, or lacks a part.
-
-    """
-    facts = measure_network(net, config, dataset, _steps(config))
-    _pretraining(config, 0).check(net)
-    if METHODS[config.method.name].needs_parts:
-        nets.parts(net, f"--method {config.method.name}")
-    return facts
-
-
-def settled(config: Config, dataset: Dataset, split: Split) -> Config:
-    """Settle what follows from the data and from the protocol.
-
-    Raises:
-        InputError: the settings do not fit the data or each other.
-
-    """
-    if config.protocol == "parity":
-        config = parity.settled(config, len(split.labelled))
-    per_stream(config)
-    return dataclasses.replace(config, data=resolve(config.data, dataset.dims))
 
 
 def _to_take_over(pretrained: Path | str | None, out: Path, world: World, device: torch.device) -> Path | None:
@@ -408,30 +381,6 @@ def _stores(job: _Job, whole: Dataset) -> _Stores:
                     raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
     return stores
-
-
-def per_stream(config: Config) -> int:
-    """Images that a step draws from those with masks and, where the method uses them, from those without.
-
-    A step sees as many images with every method, so that comparing two methods compares nothing else.
-
-    Raises:
-        InputError: an odd number cannot be halved.
-
-    """
-    batch, method = config.train.batch, config.method.name
-    if not METHODS[method].uses_unlabelled:
-        return batch
-    if batch % 2:
-        expected = f"an even number: with {method} one half of a step's images has masks"
-        raise InputError("train.batch", str(batch), expected, f"use {batch + 1}")
-    return batch // 2
-
-
-def _steps(config: Config) -> dict[str, int]:
-    """Images that pass through a network at once in a step of each stage, by the setting that says how many."""
-    stage_1 = {"pretrain.batch": config.pretrain.batch} if _pretraining(config, 0).steps else {}
-    return {"train.batch": per_stream(config), **stage_1}
 
 
 def _images(job: _Job, store: Store | None, index: int) -> Images:

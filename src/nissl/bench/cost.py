@@ -36,6 +36,7 @@ from nissl.pretrain import PRETRAININGS
 from nissl.progress import track
 from nissl.train import parity
 from nissl.train.loop import CHANNELS_LAST, autocast, lay_out
+from nissl.train.network import per_stream
 from nissl.train.run import choose_device, read_json, write_json
 from nissl.train.schedule import make_optimiser
 
@@ -251,7 +252,7 @@ class Work:
 
     def _train(self, steps: Sequence[float], mark: Callable[[], float]) -> list[float]:
         """Make steps as the loop makes them, each at its share of the training; return what `mark` gives after each."""
-        config, kind, size = self.config, METHODS[self.config.method.name], jobs.per_stream(self.config)
+        config, kind, size = self.config, METHODS[self.config.method.name], per_stream(self.config)
         method = kind([self._network(index) for index in range(kind.count)], config.method).to(self.device).train()
         lay_out(method)
         optimiser = make_optimiser(method, config.train)

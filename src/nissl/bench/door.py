@@ -4,14 +4,14 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from nissl import jobs, nets
+from nissl import nets
 from nissl.bench.grid import Cell
 from nissl.bench.results import folder_of
 from nissl.data.cases import CaseFile, list_cases, look
 from nissl.data.duplicates import file_hash, name_copies
 from nissl.data.split import make_split
 from nissl.errors import DataError, InputError
-from nissl.train import parity
+from nissl.train import network, parity
 from nissl.train.run import choose_device, read_json
 
 
@@ -36,11 +36,11 @@ def require_fit(todo: Sequence[Cell], here: bool) -> None:
         try:
             if here:
                 choose_device(cell.config.device)
-            config = jobs.settled(cell.config, dataset, split)
+            config = network.settled(cell.config, dataset, split)
             if config.protocol == "parity":
                 parity.require(dataset, config.data, processes=1)
             net = nets.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), seed=0)
-            jobs.require_fit(net, config, dataset)
+            network.require_fit(net, config, dataset)
         except InputError as error:
             where = f"arm {cell.arm} on data set {cell.data}: {error.where}"
             raise InputError(where, error.found, error.expected, error.fix) from error

@@ -36,9 +36,9 @@ from nissl.config import Config, DataConfig, from_tree
 from nissl.data.cases import CaseFile, list_cases
 from nissl.data.split import make_split
 from nissl.errors import InputError
-from nissl.jobs import per_stream
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
+from nissl.train.network import per_stream
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -1,6 +1,7 @@
-"""Whether a network fits the data and the settings, and how large it is: found out before the run starts."""
+"""What settings come to on a data set, and whether a network fits both: found out before the run starts."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,57 @@ from torch.utils.flop_counter import FlopCounterMode
 from nissl import nets
 from nissl.config import Config
 from nissl.data.cases import Dataset
+from nissl.data.dataset import resolve
+from nissl.data.split import Split
 from nissl.errors import InputError
+from nissl.methods import METHODS
+from nissl.pretrain import PRETRAININGS
+from nissl.train import parity
+
+
+def settled(config: Config, dataset: Dataset, split: Split) -> Config:
+    """Settle what follows from the data and from the protocol.
+
+    Raises:
+        InputError: the settings do not fit the data or each other.
+
+    """
+    if config.protocol == "parity":
+        config = parity.settled(config, len(split.labelled))
+    per_stream(config)
+    return dataclasses.replace(config, data=resolve(config.data, dataset.dims))
+
+
+def per_stream(config: Config) -> int:
+    """Images that a step draws from those with masks and, where the method uses them, from those without.
+
+    A step sees as many images with every method, so that comparing two methods compares nothing else.
+
+    Raises:
+        InputError: an odd number cannot be halved.
+
+    """
+    batch, method = config.train.batch, config.method.name
+    if not METHODS[method].uses_unlabelled:
+        return batch
+    if batch % 2:
+        expected = f"an even number: with {method} one half of a step's images has masks"
+        raise InputError("train.batch", str(batch), expected, f"use {batch + 1}")
+    return batch // 2
+
+
+def require_fit(net: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Refuse a network that data, pre-training or method cannot work with; return its facts, as of `measure_network`.
+
+    Raises:
+        InputError: it does not fit the images or a step of them, or lacks a part.
+
+    """
+    facts = measure_network(net, config, dataset, _steps(config))
+    PRETRAININGS[config.pretrain.name](config.pretrain).check(net)
+    if METHODS[config.method.name].needs_parts:
+        nets.parts(net, f"--method {config.method.name}")
+    return facts
 
 
 def measure_network(net: nn.Module, config: Config, dataset: Dataset, steps: Mapping[str, int]) -> dict[str, Any]:
@@ -63,3 +114,11 @@ def _require_batch(net: nn.Module, config: Config, channels: int, steps: Mapping
             found = f"one image of {'x'.join(map(str, config.data.size))} pixels at a time: {error}"
             fix = f"raise --{key} (with images without masks, one half of it has masks) or --size"
             raise InputError(key, found, "two images in a step, or larger ones, to normalise by", fix) from error
+
+
+def _steps(config: Config) -> dict[str, int]:
+    """Images that pass through a network at once in a step of each stage, by the setting that says how many."""
+    stage_1 = (
+        {"pretrain.batch": config.pretrain.batch} if PRETRAININGS[config.pretrain.name](config.pretrain).steps else {}
+    )
+    return {"train.batch": per_stream(config), **stage_1}
