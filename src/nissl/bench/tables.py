@@ -291,6 +291,7 @@ def _with_needed(table: Table, of_data: Sequence[Table]) -> Table:
         return table
 
     def known(row: Row) -> Row:
+        """Enter what is known of a row: the masks for its gain, and for the ends of the interval of the gain."""
         one = row.versus
         if not one or one.outcome == "unclear" or np.isnan(one.dice):
             return row

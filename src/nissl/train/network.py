@@ -118,7 +118,7 @@ def _require_batch(net: nn.Module, config: Config, channels: int, steps: Mapping
 
 def _steps(config: Config) -> dict[str, int]:
     """Images that pass through a network at once in a step of each stage, by the setting that says how many."""
-    stage_1 = (
-        {"pretrain.batch": config.pretrain.batch} if PRETRAININGS[config.pretrain.name](config.pretrain).steps else {}
-    )
-    return {"train.batch": per_stream(config), **stage_1}
+    steps = {"train.batch": per_stream(config)}
+    if PRETRAININGS[config.pretrain.name](config.pretrain).steps:
+        steps["pretrain.batch"] = config.pretrain.batch
+    return steps
