@@ -238,13 +238,12 @@ def _lengths(table: Table) -> list[str]:
     done, train = table.done, table.config.train
     pretrained = [run for run in done if run.steps_stage_1]
     shown = {run.images_stage_2 // run.steps for run in done if run.images_stage_2 and run.steps}
-    found = [f"{either(run.steps_stage_1 for run in pretrained)} steps of stage 1, where there is one"] * bool(
-        pretrained
-    )
+    stage_1 = f"{either(run.steps_stage_1 for run in pretrained)} steps of stage 1, where there is one"
+    found = [stage_1] if pretrained else []
     found.append(f"{either(run.steps for run in done)} steps of stage 2 with {either(sorted(shown))} images each")
     if not protocol([table]):  # which has settings of its own
-        half = train.precision == "bfloat16" or (train.precision == "auto" and {run.device for run in done} != {"cpu"})
-        found.append(f"learning rate {train.learning_rate:g}, {'bfloat16' if half else 'float32'}")
+        precision = "float32 (on a GPU bfloat16)" if train.precision == "auto" else train.precision
+        found.append(f"learning rate {train.learning_rate:g}, {precision}")
     return found
 
 
