@@ -195,7 +195,8 @@ def test_the_headline_counts_all_cells():
 )
 def test_bounds_are_said_as_bounds(needed, text):
     assert words.needed_text(needed) == text
-    assert words.needed_text(needed, (("<", 5.0), needed)) == f"{text} (< 5 to {text})"
+    assert words.needed_text(needed, (("<", 4.0), needed)) == f"{text} (< 4 to {text})"
+    assert words.needed_text(needed, (needed, needed)) == text
 
 
 def test_numbers_keep_their_signs_and_p_is_never_nought():

@@ -364,8 +364,8 @@ def runs_text(row: Row) -> str:
 
 
 def needed_text(needed: Needed, ends: tuple[Needed, Needed] | None = None) -> str:
-    """Masks that the baseline needs, or the bound, and what the ends of the interval come to."""
-    if ends:
+    """Masks that the baseline needs, or the bound, and what the ends of the interval come to, where that is another."""
+    if ends and set(ends) != {needed}:
         return f"{needed_text(needed)} ({' to '.join(map(needed_text, ends))})"
     bound, masks = needed
     number = fixed(masks, 0 if bound or masks >= 100 else 1)
