@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from nissl.data.phantom import PhantomConfig, phantom
 
 FOLDER = "Export_Quakenbush_1937"
 PATIENTS = ("QX7741900Z", "QX8852011Y", "QX9963122X", "QX1074233W", "QX2185344V", "QX3296455U")
-TOLD = {*SECRETS.values(), SERIES, *PATIENTS, "quakenbush", "philomena", "umberleigh", "thistlewood", "1937"}
+TOLD = {*SECRETS.values(), SERIES, *PATIENTS, "quakenbush", "philomena", "umberleigh", "thistlewood"}
 """What must occur nowhere, whatever the case of its letters; names of files and folders are made of it too."""
+YEAR = re.compile(r"(?<![0-9a-z.])1937(?![0-9a-z])")
+"""The year of birth by itself: within a longer number, a measured one or a checksum, its digits stand by chance."""
 
 
 def stem(number):
@@ -61,7 +64,13 @@ def flags(dims):
 
 def told(text):
     lower = text.lower() if isinstance(text, str) else text.lower().decode("latin-1")
-    return sorted(word for word in TOLD if word.lower() in lower)
+    return sorted(word for word in TOLD if word.lower() in lower) + YEAR.findall(lower)
+
+
+def test_the_search_finds_each_secret_and_no_digits_of_a_measured_number():
+    assert all(told(f"of {word.upper()}!") for word in TOLD)
+    assert told(FOLDER)[-1] == told("born_1937-04-11")[-1] == told(b"in 1937")[-1] == "1937"
+    assert not told('{"moved": 0.02811937402, "seconds": 0.1937, "sha256": "ab1937cd"}')
 
 
 def require_silent(*folders):
