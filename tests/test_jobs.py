@@ -220,6 +220,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(data, run, tmp_pa
     assert weights_hash(tmp_path / "run") == weights_hash(run)
 
 
+def test_a_whole_number_in_python_is_no_other_setting(data, tmp_path):
+    """config.toml has it with a point."""
+    config = dataclasses.replace(tiny_config(), augment=dataclasses.replace(tiny_config().augment, scale=0))
+    jobs.train(data, tmp_path / "run", config)
+    jobs.train(data, tmp_path / "run", config, resume=True)
+
+
 def test_a_resumed_run_with_other_settings_is_refused(data, run):
     before = {name: (run / name).read_bytes() for name in files_in(run)}
     with pytest.raises(InputError) as caught:

@@ -149,6 +149,13 @@ def test_a_run_is_finished_at_the_last_step_of_its_own_settings(five, tmp_path):
     assert not is_finished(run)
 
 
+def test_a_run_that_was_killed_before_its_last_file_is_not_finished(five, tmp_path):
+    """Before it the published protocol writes its number, which a later call would never make up for."""
+    run = shutil.copytree(five / "seed-0", tmp_path / "run")
+    (run / "filters.npy").unlink()
+    assert not is_finished(run)
+
+
 def test_what_is_no_series_has_no_page(tmp_path):
     with pytest.raises(InputError):
         series.report(tmp_path)

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from nissl import nets
-from nissl.config import Config, DataConfig, load_config
+from nissl.config import Config, DataConfig, from_tree, load_config, to_tree
 from nissl.data.cases import CaseFile, Dataset, find_cases, list_cases, load_case, look, scan
 from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
@@ -48,7 +48,7 @@ from nissl.train.record import (
     require_same,
     without_names,
 )
-from nissl.train.run import STATE, choose_device, find_root, load_model, read_json, write_json
+from nissl.train.run import FILTERS, STATE, choose_device, find_root, load_model, read_json, write_json
 from nissl.train.stage1 import Stage1, checkpoint_of
 from nissl.train.takeover import has_begun, note_origin, require_alike, take_over
 
@@ -85,6 +85,7 @@ def train(
     """
     data, out = Path(data), Path(out)
     config = config or (load_config(out / "config.toml") if resume else Config())
+    config = from_tree(Config, to_tree(config), "settings")  # as they read back: 0 of a rate is 0.0
     _known("method.name", config.method.name, METHODS)
     _known("pretrain.name", config.pretrain.name, PRETRAININGS)
     keep_freed_memory()
@@ -222,7 +223,7 @@ def _train(job: _Job, networks: Sequence[nn.Module], stores: _Stores) -> None:
     if looks:
         looks.write(out)
     if world.first:
-        _save_filters(out / "filters.npy", trainer.average.module)
+        _save_filters(out / FILTERS, trainer.average.module)
 
 
 def _pretrain(job: _Job, networks: Sequence[nn.Module], store: Store | None) -> None:

@@ -225,7 +225,8 @@ def test_a_batch_has_the_stated_shapes_and_types(files, sampling):
     assert batch.images.shape == batch.unlabelled.shape == (4, 1, 32, 32)
     assert batch.masks.shape == (4, 32, 32)
     assert (batch.images.dtype, batch.masks.dtype) == (torch.float32, torch.int64)
-    assert len(batch.ids) == 4 and set(batch.ids) <= {"case0", "case1", "case2"}
+    assert len(batch.ids) == 8 and set(batch.ids[:4]) <= {"case0", "case1", "case2"}
+    assert set(batch.ids[4:]) <= {"case3", "case4"}
 
 
 def test_a_batch_is_a_function_of_seed_and_step(files):
@@ -249,7 +250,7 @@ def test_two_processes_draw_what_one_draws(files):
         assert torch.equal(one.images, torch.cat([left.images, right.images]))
         assert torch.equal(one.masks, torch.cat([left.masks, right.masks]))
         assert torch.equal(one.unlabelled, torch.cat([left.unlabelled, right.unlabelled]))
-        assert one.ids == left.ids + right.ids
+        assert one.ids == left.ids[:2] + right.ids[:2] + left.ids[2:] + right.ids[2:]
 
 
 def test_patches_of_image_and_mask_come_from_the_same_place(files):

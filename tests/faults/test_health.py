@@ -25,6 +25,7 @@ from tests.train.tiny import (
     Changed,
     Images,
     Recipe,
+    crash_at,
     differing,
     log_of,
     make_stream,
@@ -35,12 +36,14 @@ from tests.train.tiny import (
 from torch import nn
 
 from nissl import cli, nets
-from nissl.errors import ResourceError
+from nissl.errors import DataError, ResourceError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
 from nissl.train.checkpoint import load_checkpoint
+from nissl.train.distributed import World
 from nissl.train.loop import Trainer
 from nissl.train.run import STATE, WEIGHTS
+from nissl.train.stage1 import Stage1
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,6 +125,50 @@ def test_f36_three_in_a_row_stop_the_run_name_the_cases_and_leave_good_weights(f
     assert resumed.resume() is None
     resumed.run()
     assert differing(state_of(recipe.whole(tmp_path / "whole")), state_of(resumed)) == []
+
+
+def test_f36_images_without_masks_are_named_where_they_are_not_finite(files, tmp_path):
+    """Half of what a step sees: who is sent to the images with masks alone looks in vain."""
+
+    def spoil_unlabelled(step, batch):
+        if step in (3, 4, 5):
+            batch.unlabelled[0, 0, 2, 2] = float("nan")
+        return batch
+
+    trainer = Recipe(files, method="cps").trainer(tmp_path / "run", spoil_unlabelled)
+    with pytest.raises(ResourceError) as caught:
+        trainer.run()
+    masks = {file.id for file in trainer.stream.stream._labelled.store.files}
+    others = {file.id for file in trainer.stream.stream._unlabelled.store.files}
+    named = str(caught.value).split("cases ")[1].splitlines()[0].split(", ")
+    assert set(named) & masks and set(named) & others and set(named) <= masks | others
+
+
+def test_f36_steps_in_a_row_are_counted_across_an_interruption(files, tmp_path, monkeypatch):
+    poison(monkeypatch, [3, 4, 5])
+    recipe = Recipe(files, config=replace(TRAIN, save_every=1))
+    with pytest.raises(DataError):
+        recipe.trainer(tmp_path / "run", crash_at(5)).run()
+    resumed = recipe.trainer(tmp_path / "run", resumed=True)
+    resumed.resume()
+    assert resumed.step == 5
+    with pytest.raises(ResourceError, match="step 6"):
+        resumed.run()
+
+
+def test_f36_they_are_counted_across_an_interruption_of_a_pretraining(files, tmp_path):
+    recipe = Recipe(files, pretrain="vae", pretrain_config=replace(PRETRAIN, steps=8))
+    path = tmp_path / "state.safetensors"
+
+    def stage(images):
+        (net,) = recipe.networks()
+        return Stage1(recipe.pretraining(), net, path, 1, CPU, World()).run(images)
+
+    gone = Changed(Images(files), lambda step, images: crash_at(5)(step, spoil(3, 4)(step, images)))
+    with pytest.raises(DataError):
+        stage(gone)
+    with pytest.raises(ResourceError, match="step 6"):
+        stage(Changed(Images(files), spoil(3, 4, 5)))
 
 
 def test_f36_two_in_a_row_do_not_stop_the_run(files, tmp_path, monkeypatch):

@@ -71,15 +71,16 @@ class Doubled:
     def __getitem__(self, step):
         batch = self.stream[step]
         self.act(step, batch)
-        return Batch(batch.images.double(), batch.masks, None, batch.ids)
+        unlabelled = None if batch.unlabelled is None else batch.unlabelled.double()
+        return Batch(batch.images.double(), batch.masks, unlabelled, batch.ids)
 
     def ids(self, step):
         return self.stream.ids(step)
 
 
-def make_trainer(files, world, folder, act=None, **settings):
+def make_trainer(files, world, folder, act=None, method="supervised", **settings):
     config = replace(TRAIN, steps=8, batch=BATCH, save_every=100, precision="float32", **settings)
-    trainer = Recipe(files, config=config, net=SURE, world=world).trainer(folder)
+    trainer = Recipe(files, method=method, config=config, net=SURE, world=world).trainer(folder)
     return Trainer(
         trainer.method.double(), Doubled(trainer.stream, act), config, folder, trainer.seed, CPU, world, workers=0
     )
@@ -184,6 +185,7 @@ SAME = {
     "pretraining warm": lambda p: pretraining(p.flat, p.world, name="warm"),
     "training": lambda p: training(p.flat, p.world, p.folder / "training"),
     "training, sgd": lambda p: training(p.flat, p.world, p.folder / "sgd", optimiser="sgd"),
+    "training, cps": lambda p: training(p.flat, p.world, p.folder / "cps", method="cps"),
     "training 3-D": lambda p: training(p.deep, p.world, p.folder / "training 3-D"),
     "spoilt": lambda p: spoilt(p.flat, p.world, p.folder / "spoilt"),
 }

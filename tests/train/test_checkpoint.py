@@ -310,7 +310,6 @@ def test_an_optimiser_goes_on_bit_for_bit(tmp_path, name, steps_before):
     twin = make_net()
     twin.load_state_dict({key: stored[key] for key in twin.state_dict()})
     again = OPTIMISERS[name](twin.parameters())
-    again.param_groups[0]["lr"] = 1.0  # must come back from the file
     unpack_optimiser(again, stored, facts["groups"])
 
     for pair in ((net, optimiser), (twin, again)):
@@ -320,6 +319,27 @@ def test_an_optimiser_goes_on_bit_for_bit(tmp_path, name, steps_before):
     for one, other in zip(again.state.values(), optimiser.state.values(), strict=True):
         assert {key: value.stride() for key, value in one.items()} == {k: v.stride() for k, v in other.items()}
     assert len(optimiser.state) == 4
+
+
+def test_what_an_optimiser_was_made_with_stays_as_it_is_now():
+    """Who goes on with another decay on purpose must get it."""
+    optimiser, again = (
+        torch.optim.AdamW(make_net().parameters(), lr=lr, weight_decay=decay)
+        for lr, decay in [(0.05, 0.01), (0.2, 0.9)]
+    )
+    tensors, groups = pack_optimiser(optimiser)
+    unpack_optimiser(again, tensors, groups)
+    assert [(group["lr"], group["weight_decay"]) for group in again.param_groups] == [(0.2, 0.9)]
+
+
+@pytest.mark.parametrize(("one", "other"), [("adamw", "sgd"), ("sgd", "adamw")])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_state_of_another_kind_of_optimiser_is_refused(one, other, steps):
+    net = make_net()
+    optimiser = OPTIMISERS[one](net.parameters())
+    make_steps(net, optimiser, steps)
+    with pytest.raises(ValueError, match="another kind of optimiser"):
+        unpack_optimiser(OPTIMISERS[other](make_net().parameters()), *pack_optimiser(optimiser))
 
 
 def test_the_same_contents_are_the_same_bytes(tmp_path):

@@ -21,7 +21,7 @@ from tests.train.tiny import (
 from torch.nn.utils import parametrize
 
 from nissl import nets
-from nissl.errors import DataError
+from nissl.errors import DataError, InputError
 from nissl.methods import METHODS
 from nissl.methods.supervised import Supervised
 from nissl.pretrain import PRETRAININGS
@@ -62,6 +62,16 @@ def test_a_run_killed_before_its_first_checkpoint_starts_its_log_anew(files, tmp
 def test_resume_without_a_checkpoint_is_refused_by_name(files, tmp_path):
     with pytest.raises(DataError, match=r"state\.safetensors\n  found: no such file"):
         Recipe(files).trainer(tmp_path / "run", resumed=True).resume()
+
+
+def test_a_run_goes_on_with_another_decay_but_not_with_another_optimiser(files, tmp_path):
+    Recipe(files).whole(tmp_path / "run")
+    changed = Recipe(files, config=replace(TRAIN, weight_decay=0.9)).trainer(tmp_path / "run", resumed=True)
+    changed.resume()
+    assert {group["weight_decay"] for group in changed.optimiser.param_groups} == {0.9, 0.0}
+    other = Recipe(files, config=replace(TRAIN, optimiser="sgd")).trainer(tmp_path / "run", resumed=True)
+    with pytest.raises(InputError, match="the state of another network, method or optimiser"):
+        other.resume()
 
 
 # Determinism

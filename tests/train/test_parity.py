@@ -130,7 +130,7 @@ def test_the_weight_of_the_unlabelled_terms_is_the_published_one_at_the_end_of_e
     assert method.rising((epoch + 1) / 200) == pytest.approx(5 * (epoch + 1) / 200)
 
 
-def test_the_network_is_the_published_one_but_for_its_head():
+def test_the_network_has_as_many_weights_as_the_published_one_but_for_its_head():
     """1,813,762 parameters were counted in theirs, with a 3x3 head of 290 and biases before BatchNorm."""
     config = settled(published(), 2).net
     net = nets.build(config, 2, 3, 2, 0)

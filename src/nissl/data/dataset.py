@@ -42,6 +42,7 @@ class Batch:
     masks: Integer[Tensor, "batch *space"]
     unlabelled: Float[Tensor, "batch channels *space"] | None
     ids: tuple[str, ...]
+    """Of the cases with masks, then of those without; a part of a batch has those of the whole."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy the tensors to a device."""
@@ -57,7 +58,7 @@ class Batch:
         unlabelled = [None] * count if self.unlabelled is None else self.unlabelled.chunk(count)
         cuts = [slice(start, start + size) for start in range(0, len(self.images), size)]
         return [
-            Batch(self.images[cut], self.masks[cut], images, self.ids[cut])
+            Batch(self.images[cut], self.masks[cut], images, self.ids)
             for cut, images in zip(cuts, unlabelled, strict=True)
         ]
 
@@ -268,6 +269,10 @@ class _Samples:
         rows = range(schedule.rank * share, (schedule.rank + 1) * share)
         return [(step * schedule.batch + row, int(cases[row])) for row in rows]
 
+    def ids(self, step: int) -> tuple[str, ...]:
+        """Ids of the cases that this process draws in a step."""
+        return tuple(self.store.files[index].id for _, index in self.mine(step))
+
     def batch(self, step: int) -> tuple[Float[Tensor, "batch channels *space"], Integer[Tensor, "batch *space"] | None]:
         """Cut, normalise and augment the samples of this process in a step; masks come where there are any."""
         images, masks, draws = [], [], []
@@ -310,8 +315,8 @@ class Stream(torch_data.Dataset[Batch]):
         return Batch(images, masks, self._unlabelled.batch(step)[0] if self._unlabelled else None, self.ids(step))
 
     def ids(self, step: int) -> tuple[str, ...]:
-        """Ids of the labelled cases of a step."""
-        return tuple(self._labelled.store.files[index].id for _, index in self._labelled.mine(step))
+        """Ids of the cases of a step: of those with masks, then of those without."""
+        return self._labelled.ids(step) + (self._unlabelled.ids(step) if self._unlabelled else ())
 
 
 class ImageStream(torch_data.Dataset[Tensor]):
@@ -325,7 +330,7 @@ class ImageStream(torch_data.Dataset[Tensor]):
 
     def ids(self, step: int) -> tuple[str, ...]:
         """Ids of the cases of a step."""
-        return tuple(self._samples.store.files[index].id for _, index in self._samples.mine(step))
+        return self._samples.ids(step)
 
 
 class Steps(Protocol[T_co]):

@@ -65,6 +65,8 @@ class Pretraining:
     """Steps that were made."""
     parts: int = field(default=1, init=False)
     """Pieces in which a batch goes through the network, where the whole does not fit into memory."""
+    bad: int = field(default=0, init=False)
+    """Steps in a row, up to now, that were not finite."""
     seen: int = field(default=0, init=False)
     """Images that this process showed to the network, counted each time."""
     curves: list[dict[str, Any]] = field(default_factory=list, init=False)
@@ -148,15 +150,14 @@ class Pretraining:
             ResourceError: no finite step could be made for `BAD_STEPS` steps in a row.
 
         """
-        bad = 0
         with self.learning(net):
             while self.done < self.steps:
                 batch = images[self.done]
                 try:
-                    message, bad = self._step(net, batch), 0
+                    message, self.bad = self._step(net, batch), 0
                 except FloatingPointError as fault:
-                    message, bad = f"skipped: {fault}", bad + 1
-                if bad == BAD_STEPS:
+                    message, self.bad = f"skipped: {fault}", self.bad + 1
+                if self.bad == BAD_STEPS:
                     raise _not_finite(self.done, images)
                 self.done += 1
                 self.seen += len(batch)

@@ -122,7 +122,18 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def unpack_optimiser(
     optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """Put the state that `pack_optimiser` took back into an optimiser over the same parameters."""
+    """Put the state that `pack_optimiser` took back into an optimiser over the same parameters.
+
+    What was set when the optimiser was made stays as it is now: decay and shares may have been changed knowingly.
+
+    Raises:
+        ValueError: the state is of another kind of optimiser, or of other parameters.
+
+    """
+    own = optimiser.state_dict()["param_groups"]
+    for then, now in zip(groups, own, strict=True):
+        if not (then.keys() <= now.keys() or now.keys() <= then.keys()):  # another torch may have more settings
+            raise ValueError("of another kind of optimiser")
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -132,7 +143,8 @@ def unpack_optimiser(
             if tensor.shape == like.shape:  # in the layout of the parameter, such as channels-last, as it was
                 tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
             state.setdefault(int(index), {})[key] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": groups})
+    kept = [now | {"params": then["params"]} for then, now in zip(groups, own, strict=True)]
+    optimiser.load_state_dict({"state": state, "param_groups": kept})
 
 
 def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:

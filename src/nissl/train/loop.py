@@ -104,6 +104,7 @@ class Trainer:
             fix = "take the settings that the run began with, or start a new run"
             raise InputError(self.folder / STATE, found, "the state of this one", fix) from error
         self.step, self._empty, self._parts = facts["step"], facts["empty"], facts["parts"]
+        self._bad = facts.get("bad", 0)  # a state that an earlier version wrote has none
         self._keep = fault is None  # a damaged checkpoint must not replace the good one that was used for it
         warnings = [] if fault is None else [f"{fault}\n  the checkpoint before it, of step {self.step}, is used"]
         if facts["torch"] != torch.__version__:
@@ -156,7 +157,7 @@ class Trainer:
         packed, groups = pack_optimiser(self.optimiser)
         method = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
         average = {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        counts = {"step": self.step, "empty": self._empty, "parts": self._parts}
+        counts = {"step": self.step, "empty": self._empty, "parts": self._parts, "bad": self._bad}
         facts = counts | {"groups": groups, "torch": torch.__version__}
         # The state last: a run that is killed between the two makes these steps again, and then these weights.
         save_checkpoint(self.folder / WEIGHTS, plain_state(self.average.module), {"step": self.step})
@@ -207,7 +208,8 @@ class Trainer:
 
         Where the batch does not fit into memory it goes through the network in parts: the mean of their gradients is
         that of the batch, but normalisation by batch statistics then sees the images of one part, what a method draws
-        is drawn for each part, and one that mixes images mixes those of a part.
+        is drawn for each part, one that mixes images mixes those of a part, and UAMT's mean over certain pixels is
+        that of a part. The last is so for each of several processes as well.
 
         Raises:
             RuntimeError, MemoryError: not even one image fits, or there are several processes, which cannot agree.

@@ -9,8 +9,9 @@ As read from the authors' code: SGD 0.5 with momentum 0.9 and weight decay 5e-5;
 every 50; 200 epochs of 2 labelled images a step (and as many unlabelled ones); Dice loss alone; 128x128; flips,
 transposition and turns by 90 degrees; the weight of the unlabelled terms rising linearly to 5. Known to differ here: an
 epoch cycles on where the number of masks is odd; images are normalised each by itself, not by the data set's mean; Dice
-is taken per image and without squares; biases and normalisation do not decay; the head is one 1x1 convolution; each
-method is as its own file states it.
+is taken per image and without squares; biases and normalisation do not decay; of the network, the head is one 1x1
+convolution, the decoder has leaky activations as the encoder, its upsampling does not align the corners, and scales of
+normalisation begin at 1 instead of around it; each method is as its own file states it.
 """
 
 import dataclasses

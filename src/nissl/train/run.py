@@ -28,6 +28,8 @@ CONVERT = (
     'tensors alone are converted without running anything by: python -c "import torch; from safetensors.torch import '
     "save_file; save_file(torch.load('OLD.pt', weights_only=True), 'NEW.safetensors')\""
 )
+FILTERS = Path("filters.npy")
+"""Of the first layer of the trained network: the last thing that a training writes."""
 SERIES = "series.json"
 """In a folder that holds the runs of several seeds: their list."""
 

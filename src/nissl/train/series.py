@@ -7,7 +7,7 @@ from pathlib import Path
 from nissl.config import Config, load_config
 from nissl.errors import DataError, InputError
 from nissl.train.checkpoint import load_checkpoint
-from nissl.train.run import SERIES, WEIGHTS, read_json
+from nissl.train.run import FILTERS, SERIES, WEIGHTS, read_json
 
 
 def is_series(folder: Path) -> bool:
@@ -41,7 +41,9 @@ def settings_of(config: Config, seeds: Iterable[int]) -> dict[int, Config]:
 
 
 def is_finished(run: Path) -> bool:
-    """Say whether the weights of a run are those of the last step that its own settings state."""
+    """Say whether a run has made the last step that its own settings state, and written what comes after it."""
+    if not (run / FILTERS).is_file():
+        return False
     try:
         return int(load_checkpoint(run / WEIGHTS)[1]["step"]) >= load_config(run / "config.toml").train.steps
     except (DataError, InputError, KeyError):

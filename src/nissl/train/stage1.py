@@ -100,7 +100,8 @@ class Stage1:
         if self.pretraining.optimiser:
             unpack_optimiser(self.pretraining.optimiser, tensors, facts["groups"])
         for name in COUNTS:
-            setattr(self.pretraining, name, facts[name])
+            if name in facts:  # a state that an earlier version wrote may lack one
+                setattr(self.pretraining, name, facts[name])
         return None
 
     def _save(self, report: Report | None = None) -> None:
@@ -122,5 +123,5 @@ def checkpoint_of(run: Path, network: int) -> Path:
     return run / STATE.with_name(f"stage1-{network}.safetensors")
 
 
-COUNTS = ("done", "seen", "parts", "curves")
+COUNTS = ("done", "bad", "seen", "parts", "curves")
 """What a pre-training counts on its way, beside the network, its extra layers and its optimiser."""
