@@ -373,7 +373,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if isinstance(kind, type) and origin is None
         else str(kind)
     )
-    raise InputError(where, repr(value), expected, "correct the value")
+    near = difflib.get_close_matches(str(value), map(str, inner), n=1) if origin is Literal else []
+    raise InputError(where, repr(value), expected, f"did you mean {near[0]!r}?" if near else "correct the value")
 
 
 def to_tree(config: Any) -> dict[str, Any]:

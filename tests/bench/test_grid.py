@@ -72,7 +72,7 @@ BAD = {
     "method in a table": ('method = "supervised"', 'method = { name = "supervized" }', "did you mean `supervised`"),
     "pre-training": ('pretrain = "none"', 'pretrain = "hebian"', "did you mean `hebbian`"),
     "pre-training in a table": ('name = "hebbian"', 'name = "hebian"', "did you mean `hebbian`"),
-    "rule": ('rule = "hpca"', 'rule = "hcpa"', "'hpca'"),
+    "rule": ('rule = "hpca"', 'rule = "hcpa"', "did you mean 'hpca'"),
     "data set": ('path = "tiny"', 'path = "tinny"', "did you mean `tiny`"),
     "top key": ("seeds = 2", "seed = 2", "did you mean `seeds`"),
     "setting": ("train = { steps = 3,", "train = { stebs = 3,", "did you mean `steps`"),
@@ -98,8 +98,17 @@ BAD = {
         "`budgets` of the grid",
     ),
     "arm of no kind": ('pretrain = "none"', "pretrain = 3", "the name of a pretrain"),
+    "name that is none": ('method = "supervised"', "method = { name = 3 }", "the name of a method"),
+    "method among the settings": (
+        "train = { steps = 3,",
+        'method = "supervized"\ntrain = { steps = 3,',
+        "did you mean `supervised`",
+    ),
+    "two budgets of the same masks": ('"50%"', '"20%"', "20% and 1 are the same 1 masks"),
+    "label map": ('path = "tiny"', 'path = "tiny"\nlabel_map = "1"', "classes in `1`"),
+    "folder without images": ('path = "tiny"', 'path = "."', "images/ and masks/"),
 }
-AT = {"key of a data set": "labelmap"}
+AT = {"key of a data set": "labelmap", "method among the settings": "supervized", "label map": "label_map"}
 """Where the line at fault is not the one that was replaced: a word of it."""
 
 

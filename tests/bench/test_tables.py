@@ -159,12 +159,30 @@ def test_an_arm_equal_to_a_baseline_that_falls_needs_its_own_masks():
 def test_a_budget_at_which_the_baseline_lacks_a_run_is_no_point_of_its_curve():
     parts = [
         made_up({BASELINE: np.full((2, 3), level), "none + cps": np.full((2, 3), level + 0.05)}, budget, masks)
-        for budget, masks, level in (("5%", 5, 0.6), ("20%", 20, 0.7))
+        for budget, masks, level in (("5%", 5, 0.6), ("10%", 10, 0.62), ("20%", 20, 0.7))
     ]
-    parts[1][1][1] = result(parts[1][0][1])
-    merged = [parts[0][place] + parts[1][place] for place in (0, 1)]
-    tables = tables_of(*merged, parts[0][2] | parts[1][2], {})
-    assert [one.rows[1].needed for one in tables] == [(">", 5), None]
+    parts[2][1][1] = result(parts[2][0][1])
+    merged = [[one for part in parts for one in part[place]] for place in (0, 1)]
+    tables = tables_of(*merged, parts[0][2] | parts[1][2] | parts[2][2], {})
+    assert [one.rows[1].needed for one in tables] == [(">", 10), (">", 10), None]
+
+
+def test_one_budget_says_nothing_of_masks_needed():
+    tables = tables_of(*made_up({BASELINE: np.full((2, 3), 0.6), "none + cps": np.full((2, 3), 0.7)}), {})
+    assert tables[0].rows[1].needed is None
+
+
+@pytest.mark.parametrize("gain", [1e-7, -1e-7, 4e-4, -4e-4])
+def test_what_is_printed_as_no_gain_is_worth_no_masks(gain):
+    for here in (5, 10, 40):
+        assert masks_needed([(5, 0.6), (10, 0.7), (40, 0.8)], here, gain) == ("", here)
+
+
+def test_a_difference_of_rounding_is_not_shown_by_many_equal_seeds():
+    """Without its limit such an arm would have helped by +0.0 points, with p below 0.001."""
+    dice = np.random.default_rng(0).uniform(0.6, 0.9, (6, 30))
+    row = tables_of(*made_up({BASELINE: dice, "warm + supervised": dice + 5e-6}), {})[0].rows[1]
+    assert row.versus.p_seeds == 1.0 and row.versus.outcome == "no difference"
 
 
 def with_alarms(dice, alarms):
@@ -226,7 +244,8 @@ def test_a_missing_seed_is_no_gain_in_masks():
     dice = np.array([[0.5], [0.7], [0.75]]).repeat(4, axis=1)
     made, results, scores = made_up({BASELINE: dice, "none + cps": dice})
     results[3] = result(made[3])
-    row = tables_of(made, results, scores, {})[0].rows[1]
+    more = made_up({BASELINE: dice + 0.1, "none + cps": dice + 0.1}, "10%", 10)
+    row = tables_of(made + more[0], results + more[1], scores | more[2], {})[0].rows[1]
     assert row.dice > 0.7 and row.needed == ("", 5)
 
 

@@ -236,6 +236,7 @@ class _Reader:
                 if key in table:
                     settings = _over(settings, {part: {field: table[key]}})
             self._require_free(place, settings)
+            settings = self._named(place, settings)
             own = self.budgets(table["budgets"], (*place, "budgets")) if "budgets" in table else ()
             found.append(Source(name, self._folder((*place, "path"), table["path"]), settings, own))
         self._require_distinct([((("data", one.name), ""), one.name) for one in found])
@@ -275,7 +276,7 @@ class _Reader:
         if not isinstance(tree, dict):
             raise self.fault((("settings",), ""), repr(tree), "a table [settings]", "make it one")
         self._require_free(("settings",), tree)
-        return tree
+        return self._named(("settings",), tree)
 
     def arms(self, tables: Any) -> tuple[Arm, ...]:
         """Read `[[arms]]`."""
@@ -297,11 +298,15 @@ class _Reader:
     def _stage(self, keys: Keys, value: Any) -> Tree:
         stage = str(keys[-1])
         tree = {"name": value} if isinstance(value, str) else value
-        if not isinstance(tree, dict):
+        if not isinstance(tree, dict) or not isinstance(tree.get("name", ""), str):
             raise self.fault(
                 (keys, ""), repr(value), f"the name of a {stage}, or a table of its settings", "correct it"
             )
         return tree
+
+    def _named(self, keys: Keys, tree: Tree) -> Tree:
+        """Settings in which a method or pre-training may be a name alone, as in an arm."""
+        return {key: self._stage((*keys, key), value) if key in STAGES else value for key, value in tree.items()}
 
     def require_settings(self, grid: Grid) -> None:
         """Refuse what is no setting, a value out of its range, and a name that is no method or pre-training."""
@@ -344,8 +349,12 @@ class _Reader:
             try:
                 listed = scanned.get(config.data) or list_cases(source.path, config.data).cases
             except InputError as error:
-                raise self.fault((own, ""), f"{error.where}: {error.found}", error.expected, error.fix) from error
+                labels = self._origin(grid, source, index, ["data", "label_map"])
+                key = labels if error.where == "--label-map" else (*own, "path")
+                fix = "correct it" if "--data." in error.fix else error.fix  # flags that a grid has no place for
+                raise self.fault((key, ""), f"{error.where}: {error.found}", error.expected, fix) from error
             scanned[config.data] = listed
+            drawn: dict[tuple[str, ...], str] = {}
             for budget in source.budgets or grid.budgets:
                 settings = dataclasses.replace(config.split, labels=budget, seed=config.split.seed or 0)
                 try:
@@ -355,6 +364,11 @@ class _Reader:
                     place = (written, budget) if error.where == "--labels" else (own, "")
                     found = f"data set {source.name}: {error.found}"
                     raise self.fault(place, found, error.expected, error.fix) from error
+                before = drawn.setdefault(split.labelled, budget)
+                if before != budget:
+                    written = (*own, "budgets") if source.budgets else ("budgets",)
+                    found = f"data set {source.name}: {budget} and {before} are the same {len(split.labelled)} masks"
+                    raise self.fault((written, budget), found, "budgets of different masks", "remove one of them")
                 if METHODS[config.method.name].uses_unlabelled and not split.unlabelled:
                     found = f"data set {source.name}, budget {budget}: no training image without a mask"
                     expected = f"images without masks, which {config.method.name} learns from"

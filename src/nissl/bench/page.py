@@ -10,6 +10,7 @@ from nissl.bench.cost import read_costs
 from nissl.bench.grid import Cell
 from nissl.bench.overview import gains_of
 from nissl.bench.pictures import glance, pictures
+from nissl.bench.reading import reading
 from nissl.bench.results import Result, read_results, scores_of, stored_cells, warnings_of
 from nissl.bench.tables import Table, tables_of
 from nissl.errors import NisslError
@@ -70,6 +71,8 @@ class Contents:
     overview: Overview | None
     chapters: tuple[Chapter, ...]
     failed: tuple[Result, ...]
+    reading: tuple[str, ...]
+    """How to read it."""
 
 
 def report_bench(out: Path) -> Path:
@@ -100,10 +103,11 @@ def write_page(out: Path, cells: Sequence[Cell], results: Sequence[Result]) -> P
         _overview(tables),
         tuple(_chapter(out, [table for table in tables if table.data == data]) for data in _names(tables)),
         tuple(run for table in tables for row in table.rows for run in row.runs if run.status == "failed"),
+        reading(tables),
     )
     write_whole(out / MARKDOWN, markdown(contents))
     page = environment().get_template("bench.html.j2")
-    write_whole(out / PAGE, page.render(contents=contents, together=TOGETHER, reading=words.READING))
+    write_whole(out / PAGE, page.render(contents=contents, together=TOGETHER))
     return out / PAGE
 
 
@@ -169,7 +173,7 @@ def markdown(contents: Contents) -> str:
         blocks += _listed(f"not measured: {arm}: {why}" for arm, why in chapter.failed_probes)
     if contents.failed:
         blocks += ["## Failed runs", *_listed(f"{run.run}: {run.message}" for run in contents.failed)]
-    blocks += ["## How to read this", *words.READING]
+    blocks += ["## How to read this", *contents.reading]
     return "\n\n".join(blocks) + "\n"
 
 

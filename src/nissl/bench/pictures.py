@@ -1,5 +1,6 @@
 """Pictures of a bench: what each arm gains at a glance, and curves of Dice against the number of masks."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ INK, THIN = "#1c2026", "#b4bac1"
 HIGHLIGHTS = (BLUE, VERMILION, GREEN, PURPLE)
 """Colours of the arms that are best over all budgets; the others are thin and grey."""
 SHIFT = 0.012
-COLUMNS = 5
+COLUMNS, TITLE = 5, 24
+"""Small pictures in a row, and characters in a line of their titles."""
 APART = 0.042
 """Least distance of two names at the right end, as a share of the height."""
 
@@ -63,9 +65,11 @@ def curves_of(tables: Sequence[Table]) -> list[Curve]:
 def pictures(tables: Sequence[Table]) -> tuple[str, ...]:
     """All arms of a data set in one picture, and each beside the baseline, as SVG data URIs.
 
-    Without a finished run there is none, and without one of another arm than the baseline the second is missing.
+    Without a finished run there is none; with one budget, or no other arm than the baseline, the second is missing.
     """
     curves, first = curves_of(tables), tables[0].baseline
+    if len(tables) == 1 and curves:
+        return (_side_by_side(curves, first),)
     others = any(curve.arm != first for curve in curves)
     return (*((_overview(curves, first),) if curves else ()), *((_beside(curves, first),) if others else ()))
 
@@ -94,6 +98,24 @@ def glance(gains: Sequence[Gain], tables: Sequence[Table]) -> str:
         axes.set_yticks(places, [gain.arm for gain in ordered])
         axes.set(xlabel=f"points of Dice against {tables[0].baseline}", ylim=(-0.7, len(ordered) - 0.3))
         axes.legend(drawn, [*names, "mean"], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+    return picture(draw, (9.0, 1.2 + 0.27 * len(ordered)))
+
+
+def _side_by_side(curves: Sequence[Curve], first: str) -> str:
+    """Dice of each arm at one budget with its interval, the best on top; the baseline black, with a line."""
+    ordered = sorted(curves, key=lambda curve: float(curve.dice[0]))
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for place, curve in enumerate(ordered):
+            colour = INK if curve.arm == first else BLUE
+            axes.hlines(place, curve.low, curve.high, color=colour, linewidth=1.6)
+            axes.plot(curve.dice, [place], "D", color=colour, markersize=5.5)
+            if curve.arm == first:
+                axes.axvline(float(curve.dice[0]), color=THIN, linewidth=1, zorder=0)
+        axes.set_yticks(range(len(ordered)), [curve.arm for curve in ordered])
+        axes.set(xlabel="Dice, %", ylim=(-0.7, len(ordered) - 0.3))
 
     return picture(draw, (9.0, 1.2 + 0.27 * len(ordered)))
 
@@ -138,13 +160,13 @@ def _beside(curves: Sequence[Curve], first: str) -> str:
                     axes.fill_between(curve.masks, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
                     axes.plot(curve.masks, curve.dice, "o-", color=colour, linewidth=1.6, markersize=3.5)
                     axes.vlines(curve.masks, curve.low, curve.high, color=colour, linewidth=0.8)
-                axes.set_title(others[place].arm, fontsize=9, loc="left")
+                axes.set_title(textwrap.fill(others[place].arm, TITLE), fontsize=9, loc="left")
                 _masks_axis(axes, curves)
                 axes.tick_params(labelbottom=place + COLUMNS >= len(others))
             figure.supxlabel("masks (logarithmic)", fontsize=9)
             figure.supylabel("Dice, %", fontsize=9)
 
-    return picture(draw, (11.0, 0.5 + 1.75 * rows))
+    return picture(draw, (11.0, 0.5 + 1.9 * rows))
 
 
 def _masks_axis(axes: "Axes", curves: Sequence[Curve]) -> None:
@@ -156,7 +178,7 @@ def _masks_axis(axes: "Axes", curves: Sequence[Curve]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(used))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    if len(used) == 1:
+    if len(used) == 1:  # of several budgets only one has a finished run
         axes.set_xlim(used[0] / 1.1, used[0] * 1.1)
 
 

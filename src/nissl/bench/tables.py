@@ -26,6 +26,10 @@ from nissl.evaluate.statistics import side_by_side
 from nissl.evaluate.table import score_matrix, units_of
 
 NAN = float("nan")
+NOTHING = 5e-4
+"""A gain below this, in Dice, is printed as 0.0 points; the masks it is worth would be told from noise."""
+ROUNDING = 1e-5
+"""A mean difference below this comes from a few pixels that the order of sums decides, and counts as none."""
 Interval = tuple[float, float]
 Outcome = Literal["helped", "hurt", "unclear", "no difference", "not compared"]
 Needed = tuple[Literal["", ">", "<"], float]
@@ -265,6 +269,7 @@ def _versus(
         return None
     differences = np.stack([own.dice - twin.dice for own, twin in pairs])
     by_seed = np.array([mean_over_classes(one) for one in differences])
+    by_seed[np.abs(by_seed) < ROUNDING] = 0  # else arms that are one but for the order of sums could be told apart
     cases = paired_difference(side_by_side(differences), members, np.random.default_rng(0))
     return Versus(
         seeds=len(pairs),
@@ -282,12 +287,13 @@ def _with_needed(table: Table, of_data: Sequence[Table]) -> Table:
     """Read off the baseline's own curve how many masks it needs for what each other arm reaches.
 
     The curve has the budgets at which all runs of the baseline are done: with other seeds at each, it would show their
-    difference as well. Nothing is said of a budget that is not among them, or of an outcome that is unclear.
+    difference as well. Nothing is said of a budget that is not among them, of an outcome that is unclear, or where the
+    curve is a single point.
     """
     baseline = [row for other in of_data for row in other.rows if row.arm == other.baseline]
     curve = [(row.masks, row.dice) for row in baseline if len(row.done) == len(row.runs)]
     here = next(row.masks for row in table.rows if row.arm == table.baseline)
-    if here not in dict(curve):
+    if here not in dict(curve) or len(dict(curve)) < 2:
         return table
 
     def known(row: Row) -> Row:
@@ -319,7 +325,7 @@ def masks_needed(curve: Sequence[tuple[float, float]], here: float, gain: float)
 
     masks, reached = np.array(sorted(curve), dtype=np.float64).T
     rising = isotonic_regression(reached).x
-    if gain == 0:
+    if abs(gain) < NOTHING:
         return "", here
     dice = rising[np.searchsorted(masks, here)] + gain
     if dice > rising[-1]:

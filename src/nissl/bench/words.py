@@ -8,7 +8,6 @@ from nissl.bench.cost import STEPS, Cost
 from nissl.bench.overview import Gain
 from nissl.bench.results import Result
 from nissl.bench.tables import Interval, Needed, Row, Table, unlike
-from nissl.evaluate import EMPTY_POLICY
 from nissl.evaluate.compare import SIGNIFICANT
 from nissl.evaluate.table import FEW
 from nissl.report.html import PRINTED_NAMES, counted, fixed, thousands
@@ -20,30 +19,6 @@ PARITY = (
 TRIVIAL = "foreground everywhere"
 MANY_ERRORS = 4.0
 """Standard errors from which on a test is called weak; a single comparison of many seeds takes two."""
-READING = (
-    "Dice is the mean over test cases (of several classes, then over them), then over seeds, in hundredths. The "
-    "interval over seeds (Student's t) says where the mean of many such trainings lies, the one over cases or patients "
-    "(bootstrap, all seeds of a case together) where it would lie on other images of this kind. Pooled Dice takes "
-    f"the pixels of all images together. {EMPTY_POLICY}",
-    "The difference is to the baseline, paired by seed and by case. The p-value over seeds is that of the paired "
-    "t-test, the one over cases or patients that of the sign-flip test; both are corrected for the number of arms in "
-    "the table (Holm). An arm has helped or hurt only where both are below 0.05, and the false alarms do not say the "
-    "opposite: where only one of the two shows a class that is not there, that pair has no difference.",
-    "All tables together: the difference to the baseline in points of Dice, averaged over the tables for each seed, "
-    "then over the seeds that are finished in all of them. Each table weighs the same; the interval and the p-value "
-    "(corrected in the same way) are over seeds alone, so they speak of these test images: for others of this kind, "
-    "the tables have the test over cases or patients. A star: the table itself shows it, by both tests.",
-    "Masks the baseline needs: for the mean Dice of the arm, its gain added to the baseline's own curve (made one that "
-    "never falls, linear in the logarithm of the masks, of the budgets at which all runs of the baseline are done). "
-    "Where that is above or below the whole curve, the largest or smallest budget is the bound (> or <). In brackets "
-    "the same for the ends of the gain's interval over seeds.",
-    "Network passes: the floating-point operations of the whole training, stage 1 and 2, over those of one image's way "
-    "forward through the network; a supervised step of 8 images is about 24. Compute is this number in multiples of "
-    "the baseline's. Time of a step and peak memory are those of a few steps in a process of its own, before the runs "
-    "began, on the machine that the bench was started on; on the CPU the time is that of the processor, and the memory "
-    "that of the whole process with its libraries.",
-)
-"""What the columns mean."""
 
 
 @dataclass(frozen=True)
@@ -272,12 +247,18 @@ def results_sheet(table: Table) -> Sheet:
             f"95 % over {units}",
         ),
         *("p over seeds", f"p over {units}", *(("false alarms",) if alarms else ())),
-        *("masks the baseline needs", "compute"),
+        *(("masks the baseline needs",) if needs(table) else ()),
+        "compute",
     )
     lines = [_result_line(row, table, parity, alarms) for row in table.rows]
     everywhere = [TRIVIAL, "", "", percent(table.trivial[0]), "", "", percent(table.trivial[1])]
     padded = everywhere + [""] * (len(head) - len(everywhere))
     return Sheet(head, (*lines, Line(tuple(padded), "trivial")))
+
+
+def needs(table: Table) -> bool:
+    """Say whether it is known of any arm how many masks the baseline needs for its Dice."""
+    return any(row.needed for row in table.rows)
 
 
 def _result_line(row: Row, table: Table, parity: bool, alarms: bool) -> Line:
@@ -302,7 +283,7 @@ def _result_line(row: Row, table: Table, parity: bool, alarms: bool) -> Line:
         p_text(one.p_seeds) if one else "",
         p_text(one.p_cases) if one else "",
         *((str(row.false_alarms),) if alarms else ()),
-        needed_text(row.needed, row.needed_span) if row.needed else "",
+        *((needed_text(row.needed, row.needed_span) if row.needed else "",) if needs(table) else ()),
         times(row.cost, reference, "passes"),
     )
     return Line(texts, kind.strip())
