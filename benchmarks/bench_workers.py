@@ -15,7 +15,7 @@ from pathlib import Path
 
 from measure import Work, machine, ratio, times
 from nissl.bench.runner import bench
-from nissl.data.phantom import PhantomConfig, write_phantoms
+from nissl.datasets.phantom import PhantomConfig, write_phantoms
 
 RUNS, STEPS = 12, 300
 GRID = f"""\

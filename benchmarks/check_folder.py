@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from measure import machine, times
-from nissl import jobs
-from nissl.data.phantom import PhantomConfig, write_phantoms
+from nissl import api
+from nissl.datasets.phantom import PhantomConfig, write_phantoms
 
 BOUND = 10.0
 """Seconds."""
@@ -19,7 +19,7 @@ COUNT = 1000
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         write_phantoms(Path(folder), COUNT, PhantomConfig(), seed=0)
-        taken = times({"check": lambda: jobs.check(folder)}, rounds=3, warmup=1)["check"]
+        taken = times({"check": lambda: api.check(folder)}, rounds=3, warmup=1)["check"]
     seconds = round(statistics.median(taken), 2)
     print(json.dumps({"benchmark": "check_folder", "images": COUNT, "seconds": seconds, "bound": BOUND, **machine()}))
 

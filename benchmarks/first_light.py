@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from scipy.stats import t
 
-from nissl import jobs
+from nissl import api
 from nissl.config import AugmentConfig, Config, DataConfig, NetConfig, PretrainConfig, SplitConfig, TrainConfig
 
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -103,8 +103,8 @@ def run(grid: Grid, data: Path, out: Path, part: tuple[int, int]) -> None:
             continue
         shutil.rmtree(folder, ignore_errors=True)  # a run of this grid that was cut short
         pretrain = dataclasses.replace(grid.config.pretrain, **grid.arms[arm])
-        jobs.train(data, folder, dataclasses.replace(grid.config, pretrain=pretrain, seed=seed))
-        summary = jobs.evaluate(folder)
+        api.train(data, folder, dataclasses.replace(grid.config, pretrain=pretrain, seed=seed))
+        summary = api.evaluate(folder)
         (folder / "arm.json").write_text(json.dumps({"arm": arm, "seed": seed}))
         shutil.rmtree(folder / "predictions")
         (folder / "checkpoints" / "state.safetensors").unlink()

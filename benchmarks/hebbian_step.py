@@ -19,7 +19,7 @@ from nissl.pretrain.hebbian import make_rule
 from nissl.pretrain.pretraining import excluded
 from nissl.pretrain.unit_norm import normalise
 from nissl.pretrain.warm import listening
-from nissl.train.loop import lay_out
+from nissl.training.loop import lay_out
 
 TIME_BOUND, MEMORY_BOUND = 1.7, 1.4
 

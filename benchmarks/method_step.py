@@ -12,10 +12,10 @@ import torch
 from measure import Work, machine, ratio, times
 from nissl import nets
 from nissl.config import NetConfig, TrainConfig
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 from nissl.methods import METHODS
-from nissl.train.loop import autocast, lay_out
-from nissl.train.schedule import make_optimiser
+from nissl.training.loop import autocast, lay_out
+from nissl.training.schedule import make_optimiser
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMAGES, SIDE, CLASSES = 8, 128, 2

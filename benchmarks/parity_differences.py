@@ -1,6 +1,6 @@
 """What the known differences to the authors' code are worth, under the published protocol and with masks alone.
 
-The preset departs from the code of Ciampi et al. (arXiv 2412.03192) where `nissl/train/parity.py` says so. Each way
+The preset departs from the code of Ciampi et al. (arXiv 2412.03192) where `nissl/training/parity.py` says so. Each way
 here puts one of these back as theirs, the last all of them, the decay of every weight as well; an odd number of masks
 is still cycled through, and convolutions still have no bias. Two runs at a time, one thread each; finished ones are
 kept. Prints the pooled Dice so chosen (on the test images, as the protocol does) and that of the last weights at 0.5.
@@ -25,9 +25,9 @@ import torch
 import tyro
 from torch import nn
 
-from nissl import jobs, nets
+from nissl import api, nets
 from nissl.config import Config, DataConfig, SplitConfig, TrainConfig
-from nissl.data.dataset import Store
+from nissl.data.batches import Store
 from nissl.nets.unet import UNet
 
 MEAN, DEVIATION = (0.788, 0.512, 0.785), (0.428, 0.508, 0.426)
@@ -88,7 +88,7 @@ BUILD = nets.build
 NORMALISATION = [patch.object(Store, "moments", fixed_moments)]
 DICE = [patch("nissl.methods.shared._dice", their_dice)]
 NETWORK = [patch("nissl.nets.build", their_network)]
-DECAY = [patch("nissl.train.loop.make_optimiser", their_optimiser)]
+DECAY = [patch("nissl.training.loop.make_optimiser", their_optimiser)]
 WAYS: dict[str, list[Any]] = {
     "preset": [],
     "their normalisation": NORMALISATION,
@@ -112,7 +112,7 @@ def train(data: Path, run: Path, labels: str, way: str, seed: int) -> dict[str, 
         with ExitStack() as stack:
             for change in WAYS[way]:
                 stack.enter_context(change)
-            jobs.train(data, run, config, resume=(run / "config.toml").exists())
+            api.train(data, run, config, resume=(run / "config.toml").exists())
     chosen: dict[str, Any] = json.loads((run / "parity.json").read_text())
     return {"way": way, "seed": seed, **{key: chosen[key] for key in ("pooled_dice", "threshold", "last_pooled_dice")}}
 

@@ -18,12 +18,12 @@ import torch
 from measure import Work, machine, ratio, times
 from nissl import nets
 from nissl.config import AugmentConfig, DataConfig, NetConfig, TrainConfig
+from nissl.data.batches import Schedule, Store, Stream, resolve
 from nissl.data.cases import find_cases
-from nissl.data.dataset import Schedule, Store, Stream, resolve
-from nissl.data.phantom import PhantomConfig, write_phantoms
+from nissl.datasets.phantom import PhantomConfig, write_phantoms
 from nissl.methods import METHODS
-from nissl.train.loop import Trainer, autocast
-from nissl.train.schedule import make_optimiser
+from nissl.training.loop import Trainer, autocast
+from nissl.training.schedule import make_optimiser
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BOUND = 0.9

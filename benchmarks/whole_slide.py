@@ -19,7 +19,7 @@ from time import perf_counter
 import numpy as np
 import tifffile
 
-from nissl.data.formats import GIB
+from nissl.imageio.formats import GIB
 
 LIMIT = 2 * GIB
 KINDS = {
@@ -33,8 +33,8 @@ from pathlib import Path
 import tomli_w
 from nissl import nets
 from nissl.config import Config, DataConfig, NetConfig, to_tree
-from nissl.train.checkpoint import save_checkpoint
-from nissl.train.run import WEIGHTS, write_json
+from nissl.runs.checkpoint import save_checkpoint
+from nissl.runs.folder import WEIGHTS, write_json
 
 run = Path(sys.argv[1])
 (run / WEIGHTS).parent.mkdir(parents=True)

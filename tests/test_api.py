@@ -40,10 +40,9 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 @pytest.mark.parametrize(
-    "first", ["nissl.jobs", "nissl.train.loop", "nissl.evaluate", "nissl.report.html", "nissl.predict"]
+    "first", ["nissl.api", "nissl.training.loop", "nissl.evaluation.table", "nissl.inference.tiles"]
 )
-def test_a_verb_runs_again_and_after_its_room_was_imported(first):
-    """`nissl.train` is a package too: importing it must not take the verb away."""
+def test_a_verb_stays_a_function_whatever_was_imported_before(first):
     code = f"""
 import importlib, pathlib, tempfile, nissl
 from nissl.errors import NisslError
@@ -57,19 +56,34 @@ for verb, arguments in dict(train=(gone, gone), evaluate=(gone,), predict=(gone,
             assert "gone" in error.where, error
         else:
             raise AssertionError(verb)
-from nissl.train.loop import Trainer
-from nissl.evaluate import score_case
-from nissl.predict import predict_mask
-from nissl.report import write_report
+from nissl.training.loop import Trainer
+from nissl.evaluation.table import score_case
+from nissl.inference.tiles import predict_mask
+from nissl.reporting.run_page import write_report
 print("good")
 """
     assert python(code) == "good"
 
 
-def test_open_lists_the_cases_of_a_folder(tmp_path):
+def test_importing_every_name_hides_no_builtin():
+    import builtins
+
+    assert not set(nissl.__all__) & set(dir(builtins))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_are_plain_functions_that_can_be_pickled(verb):
+    import pickle
+
+    function = getattr(nissl, verb)
+    assert pickle.loads(pickle.dumps(function)) is function and function is getattr(nissl, verb)
+    assert function.__doc__ and "args" not in function.__code__.co_varnames
+
+
+def test_the_cases_of_a_folder_are_listed(tmp_path):
     from tests.tiny_data import write_tiny
 
-    dataset = nissl.open(write_tiny(tmp_path / "data"), nissl.Config().data)
+    dataset = nissl.find_cases(write_tiny(tmp_path / "data"), nissl.Config().data)
     assert len(dataset.cases) == 8 and dataset.dims == 2
 
 

@@ -289,12 +289,12 @@ def test_main_leaves_with_the_code_of_run(monkeypatch):
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path, data, begun):
-    from nissl import jobs
+    from nissl import api
 
     def stopped(*_):
         raise SystemExit(130)
 
-    monkeypatch.setattr(jobs, "train", stopped)
+    monkeypatch.setattr(api, "train", stopped)
     if begun:
         (tmp_path / "config.toml").touch()
     assert leave(["train", data, "--out", tmp_path]) == 130

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nissl.data.formats import write_image, write_mask
+from nissl.imageio.formats import write_image, write_mask
 
 
 def noise(seed, shape=(1, 32, 40), dtype=np.uint8):

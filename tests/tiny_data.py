@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nissl.config import Config, DataConfig, NetConfig, PretrainConfig, SplitConfig, TrainConfig
-from nissl.data.phantom import PhantomConfig, write_phantoms
+from nissl.datasets.phantom import PhantomConfig, write_phantoms
 
 NET = NetConfig(widths=(4, 8), dropout=(0.0, 0.1))
 FLAGS = [

@@ -11,22 +11,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nissl.api import check, compare, evaluate, predict, report, train
     from nissl.config import Config, load_config
-    from nissl.data.cases import find_cases as open
-    from nissl.jobs import check, compare, evaluate, predict, report, train
+    from nissl.data.cases import find_cases
 
 _PLACES = {
     "Config": ("nissl.config", "Config"),
     "load_config": ("nissl.config", "load_config"),
-    "open": ("nissl.data.cases", "find_cases"),
-    "check": ("nissl.jobs", "check"),
-    "compare": ("nissl.jobs", "compare"),
-    "train": ("nissl.jobs", "train"),
-    "evaluate": ("nissl.jobs", "evaluate"),
-    "predict": ("nissl.jobs", "predict"),
-    "report": ("nissl.jobs", "report"),
+    "find_cases": ("nissl.data.cases", "find_cases"),
+    "check": ("nissl.api", "check"),
+    "compare": ("nissl.api", "compare"),
+    "train": ("nissl.api", "train"),
+    "evaluate": ("nissl.api", "evaluate"),
+    "predict": ("nissl.api", "predict"),
+    "report": ("nissl.api", "report"),
 }
-__all__ = ["Config", "check", "compare", "evaluate", "load_config", "open", "predict", "report", "train"]
+__all__ = ["Config", "check", "compare", "evaluate", "find_cases", "load_config", "predict", "report", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -59,11 +59,11 @@ class Check:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from nissl import jobs
+        from nissl import api
         from nissl.data.check import Accepted
 
         accepted = Accepted(self.allow_shared_groups, self.allow_shared_images)
-        report = jobs.check(self.folder, self.data, accepted)
+        report = api.check(self.folder, self.data, accepted)
         print(json.dumps(_check_tree(report), indent=1, ensure_ascii=False) if self.json else _check_text(report))
         return DATA_FAULTS if report.errors else 0
 
@@ -91,8 +91,8 @@ class Train:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from nissl import jobs, series
-        from nissl.train.series import is_series
+        from nissl import api, several_seeds
+        from nissl.runs.seeds import is_series
 
         several = self.seeds is not None or is_series(self.out)
         if several and self.pretrained:
@@ -101,12 +101,12 @@ class Train:
         try:
             if not several:
                 changed, start = self.allow_changed, self.pretrained
-                jobs.train(self.folder, self.out, self.settings, self.resume, changed, start)
+                api.train(self.folder, self.out, self.settings, self.resume, changed, start)
             else:
-                series.train(self.folder, self.out, self.settings, self.seeds, self.resume)
+                several_seeds.train(self.folder, self.out, self.settings, self.seeds, self.resume)
         except SystemExit:
             if (self.out / "config.toml").exists():  # else it was stopped before it began
-                place = jobs.place(self.folder, self.settings)
+                place = api.place(self.folder, self.settings)
                 print(f"stopped; go on with: nissl train {place} --out {self.out} --resume", file=sys.stderr)
             raise
         print(f"trained: {self.out}\nnext: nissl evaluate {self.out}")
@@ -132,16 +132,16 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from nissl import jobs, series
-        from nissl.evaluate.text import score_text, series_text
-        from nissl.train.series import is_series
+        from nissl import api, several_seeds
+        from nissl.evaluation.text import score_text, series_text
+        from nissl.runs.seeds import is_series
 
         options = (self.run, self.on, self.device, self.data, self.allow_shared_images)
         if is_series(self.run):
-            whole = series.evaluate(*options)
+            whole = several_seeds.evaluate(*options)
             _print(whole.to_tree() if self.json else series_text(whole))
         else:
-            summary = jobs.evaluate(*options)
+            summary = api.evaluate(*options)
             _print(summary.to_tree() if self.json else score_text(summary))
         return 0
 
@@ -159,10 +159,10 @@ class Compare:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from nissl import jobs
-        from nissl.evaluate.text import comparison_text
+        from nissl import api
+        from nissl.evaluation.text import comparison_text
 
-        found = jobs.compare(self.a, self.b)
+        found = api.compare(self.a, self.b)
         _print(found.to_tree() if self.json else comparison_text(found))
         return 0
 
@@ -214,9 +214,9 @@ class Predict:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from nissl import jobs
+        from nissl import api
 
-        result = jobs.predict(self.run, self.images, self.out, self.device)
+        result = api.predict(self.run, self.images, self.out, self.device)
         for error in result.failed:
             print(f"error: {error}", file=sys.stderr)
         print(f"{len(result.written)} masks written to {self.out}, {len(result.failed)} images failed")
@@ -234,15 +234,15 @@ class MakeReport:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from nissl import jobs, series
-        from nissl.bench.page import report_bench
-        from nissl.bench.results import is_bench
-        from nissl.train.series import is_series
+        from nissl import api, several_seeds
+        from nissl.bench.page.page import report_bench
+        from nissl.bench.run.results import is_bench
+        from nissl.runs.seeds import is_series
 
         if is_bench(self.run):
             made = report_bench(self.run)
         else:
-            made = series.report(self.run, self.data) if is_series(self.run) else jobs.report(self.run, self.data)
+            made = several_seeds.report(self.run, self.data) if is_series(self.run) else api.report(self.run, self.data)
         print(f"report: {made}")
         return 0
 
@@ -262,7 +262,7 @@ class Fetch:
 
     def __call__(self) -> int:
         """Run the verb."""
-        from nissl.data.public import PUBLIC, fetch
+        from nissl.datasets.public import PUBLIC, fetch
 
         place = fetch(str(self.name), self.folder, accept=self._agrees, archive=self.archive)
         label_map = PUBLIC[str(self.name)].label_map

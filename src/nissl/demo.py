@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from nissl import jobs
+from nissl import api
 from nissl.config import Config, NetConfig, PretrainConfig, SplitConfig, TrainConfig
-from nissl.data.phantom import PhantomConfig, write_phantoms
+from nissl.datasets.phantom import PhantomConfig, write_phantoms
 from nissl.errors import InputError
 
 IMAGES = 80
@@ -30,12 +30,12 @@ def demo(out: Path) -> Path:
     _say(f"simulating {IMAGES} images of fluorescent nuclei in {out / 'phantoms'}")
     write_phantoms(out / "phantoms", IMAGES, PhantomConfig(), seed=SETTINGS.seed)
     _say("training on 10 masks; the rest of the images goes without")
-    run = jobs.train(out / "phantoms", out / "run", SETTINGS)
-    summary = jobs.evaluate(run)
+    run = api.train(out / "phantoms", out / "run", SETTINGS)
+    summary = api.evaluate(run)
     low, high = summary.overall.dice_ci
     _say(f"Dice {summary.overall.dice:.3f} ({low:.3f} to {high:.3f}) on {summary.overall.n_cases} test images")
-    jobs.predict(run, out / "phantoms" / "images", out / "masks")
-    return jobs.report(run)
+    api.predict(run, out / "phantoms" / "images", out / "masks")
+    return api.report(run)
 
 
 def _say(text: str) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nissl.bench.grid import Cell
-from nissl.bench.results import Result
+from nissl.bench.grid.grid import Cell
+from nissl.bench.run.results import Result
 from nissl.config import Config, MethodConfig, PretrainConfig
-from nissl.evaluate import CaseScore
+from nissl.evaluation.table import CaseScore
 
 BASELINE = "none + supervised"
 

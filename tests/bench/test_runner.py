@@ -12,10 +12,10 @@ from tests.tiny_data import write_tiny
 
 import nissl
 from nissl import nets
-from nissl.bench.grid import cells, load_grid
-from nissl.bench.results import folder_of, is_done, result_of
+from nissl.bench.grid.grid import cells, load_grid
+from nissl.bench.run.cell import alike, make
+from nissl.bench.run.results import folder_of, is_done, result_of
 from nissl.bench.runner import _held, bench
-from nissl.bench.work import alike, make
 from nissl.config import to_tree
 from nissl.data.cases import find_cases
 from nissl.data.split import Split
@@ -301,7 +301,7 @@ def test_numbers_of_an_earlier_start_do_not_make_a_cell_done(folder, tmp_path, m
         (run / "log.jsonl").write_text(whole)
         raise SystemExit(143)
 
-    monkeypatch.setattr("nissl.jobs.train", stopped)
+    monkeypatch.setattr("nissl.api.train", stopped)
     with pytest.raises(SystemExit):
         make(cell, tmp_path)
     assert (run / "log.jsonl").is_file() and not is_done(tmp_path, cell)

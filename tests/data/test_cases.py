@@ -9,9 +9,9 @@ from tests.shared import shared
 
 from nissl.config import DataConfig
 from nissl.data.cases import CaseFile, find_cases, load_case, scan
-from nissl.data.formats import write_image, write_mask
-from nissl.data.labels import LabelMap
 from nissl.errors import DataError, InputError
+from nissl.imageio.formats import write_image, write_mask
+from nissl.imageio.label_map import LabelMap
 
 BINARY = LabelMap.parse("binary")
 

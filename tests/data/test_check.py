@@ -7,8 +7,8 @@ from tests.three_cases import noise, square, write_three
 
 from nissl.config import DataConfig
 from nissl.data.check import Accepted, check
-from nissl.data.formats import write_image, write_mask
 from nissl.errors import InputError
+from nissl.imageio.formats import write_image, write_mask
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import torch
 from tests.tiny_data import FLAGS
 
 from nissl import cli
-from nissl.train.checkpoint import has_checkpoint, load_checkpoint, load_newest
-from nissl.train.run import STATE, WEIGHTS
+from nissl.runs.checkpoint import has_checkpoint, load_checkpoint, load_newest
+from nissl.runs.folder import STATE, WEIGHTS
 
 SAVING = ["--train.save_every", "1", "--pretrain", "hebbian", "--steps", "60", "--pretrain.steps", "20"]
 

@@ -24,8 +24,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
 from tests.dicom_files import header, place
 
-from nissl.data.formats import read_header, read_raster
 from nissl.errors import NisslError
+from nissl.imageio.formats import read_header, read_raster
 
 LIMIT = 16 * 2**20
 """Bytes that a decoded file may take."""

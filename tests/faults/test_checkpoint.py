@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny_data import FLAGS, write_tiny
-from tests.train.tiny import (
+from tests.training.tiny import (
     ALONE,
     CPU,
     PRETRAIN,
@@ -33,11 +33,12 @@ from nissl import cli, progress
 from nissl.errors import DataError, ResourceError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
-from nissl.train import checkpoint, signals
-from nissl.train.checkpoint import load_checkpoint, load_newest
-from nissl.train.run import STATE, WEIGHTS
-from nissl.train.signals import Interrupted
-from nissl.train.stage1 import Stage1
+from nissl.runs import checkpoint
+from nissl.runs.checkpoint import load_checkpoint, load_newest
+from nissl.runs.folder import STATE, WEIGHTS
+from nissl.training import signals
+from nissl.training.signals import Interrupted
+from nissl.training.stage1 import Stage1
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,7 +172,7 @@ SCRIPT = """
 import os, signal, sys
 import torch
 from pathlib import Path
-from tests.train.tiny import Recipe, write_files
+from tests.training.tiny import Recipe, write_files
 
 torch.set_num_threads(1)
 

@@ -13,15 +13,15 @@ import torch
 from scipy import stats
 from tests.five_seeds import command, five_seeds, read, without_split
 from tests.tiny_data import FLAGS, write_tiny
-from tests.train.tiny import NET, TRAIN, Changed, Images, Recipe, crash_at, differing, log_of, state_of, write_files
+from tests.training.tiny import NET, TRAIN, Changed, Images, Recipe, crash_at, differing, log_of, state_of, write_files
 
 from nissl import cli, nets
 from nissl.config import load_config
 from nissl.errors import DataError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
-from nissl.train.checkpoint import load_checkpoint
-from nissl.train.run import WEIGHTS
+from nissl.runs.checkpoint import load_checkpoint
+from nissl.runs.folder import WEIGHTS
 
 SHORT = replace(TRAIN, steps=4)
 

@@ -10,8 +10,8 @@ from filelock import FileLock
 from tests.tiny_data import FLAGS, write_tiny
 
 from nissl import cli
-from nissl.data.formats import read_raster, write_image, write_mask
-from nissl.train.record import LOCK, OWNER
+from nissl.imageio.formats import read_raster, write_image, write_mask
+from nissl.runs.provenance import LOCK, OWNER
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tests.faults.mutants import LIMIT, SOUND, sound_files
 
-from nissl.data.formats import read_header, read_raster, write_image
 from nissl.errors import DataError
+from nissl.imageio.formats import read_header, read_raster, write_image
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = {".png": 2500, ".tif": 3000, ".nii": 1000, ".nii.gz": 1000, ".dcm": 2500}

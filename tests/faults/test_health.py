@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny_data import FLAGS, write_tiny
-from tests.train.several import environment, finish, start
-from tests.train.tiny import (
+from tests.training.several import environment, finish, start
+from tests.training.tiny import (
     CPU,
     NET,
     PRETRAIN,
@@ -39,11 +39,11 @@ from nissl import cli, nets
 from nissl.errors import DataError, ResourceError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
-from nissl.train.checkpoint import load_checkpoint
-from nissl.train.distributed import World
-from nissl.train.loop import Trainer
-from nissl.train.run import STATE, WEIGHTS
-from nissl.train.stage1 import Stage1
+from nissl.runs.checkpoint import load_checkpoint
+from nissl.runs.folder import STATE, WEIGHTS
+from nissl.training.distributed import World
+from nissl.training.loop import Trainer
+from nissl.training.stage1 import Stage1
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -340,7 +340,7 @@ import resource, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from tests.train.tiny import TRAIN, Recipe, write_files
+from tests.training.tiny import TRAIN, Recipe, write_files
 
 torch.set_num_threads(1)
 folder, limited = Path(sys.argv[1]), sys.argv[2] == "limited"

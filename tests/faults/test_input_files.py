@@ -20,8 +20,8 @@ from tests.faults.mutants import dicom, grown
 from tests.tiny_data import FLAGS, write_tiny
 
 from nissl import cli
-from nissl.data.formats import SUFFIXES, open_raster, read_header, read_raster, write_image, write_mask
 from nissl.errors import DataError
+from nissl.imageio.formats import SUFFIXES, open_raster, read_header, read_raster, write_image, write_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = tuple(kind for kind in SUFFIXES if kind not in (".dcm", ".dicom"))
@@ -326,7 +326,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from tests.faults.mutants import grown
-from nissl.data.formats import read_header, read_raster
+from nissl.imageio.formats import read_header, read_raster
 from nissl.errors import DataError
 sound, path = map(Path, sys.argv[1:])
 read_raster(sound)

@@ -12,8 +12,8 @@ from tests.tiny_data import FLAGS, write_tiny
 from nissl import cli
 from nissl.config import DataConfig
 from nissl.data.check import check
-from nissl.data.formats import read_raster, write_image, write_mask
 from nissl.errors import InputError
+from nissl.imageio.formats import read_raster, write_image, write_mask
 
 
 @pytest.fixture

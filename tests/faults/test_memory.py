@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from tests.predict.tiny import assembled, picture, tiny_model, whole_at_once, with_net, write_run
+from tests.inference.tiny import assembled, picture, tiny_model, whole_at_once, with_net, write_run
 from torch import nn
 
 from nissl import cli
-from nissl.data.formats import open_raster, read_raster, write_image
 from nissl.errors import ResourceError
-from nissl.predict import predict_folder, predict_mask, tiles
-from nissl.predict.memory import Retreat
-from nissl.predict.tiles import pieces
+from nissl.imageio.formats import open_raster, read_raster, write_image
+from nissl.inference import tiles
+from nissl.inference.folder import predict_folder
+from nissl.inference.memory import Retreat
+from nissl.inference.tiles import pieces, predict_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 LINUX = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
@@ -163,7 +164,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from nissl import cli
-from nissl.predict import tiles
+from nissl.inference import tiles
 
 torch.set_num_threads(1)
 trained, small, images, out, more = sys.argv[1:]

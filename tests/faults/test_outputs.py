@@ -12,11 +12,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from tests.predict.tiny import picture, tiny_model, write_run
+from tests.inference.tiny import picture, tiny_model, write_run
 
 from nissl import cli
-from nissl.data.formats import read_raster, write_image, write_mask
-from nissl.train.run import load_model
+from nissl.imageio.formats import read_raster, write_image, write_mask
+from nissl.runs.folder import load_model
 
 KINDS = ["png", "tif", "nii.gz"]
 
@@ -141,7 +141,7 @@ OVERWRITE = """
 import sys
 from pathlib import Path
 import numpy as np
-from nissl.data.formats import write_mask
+from nissl.imageio.formats import write_mask
 from nissl.files import write_whole
 
 path = Path(sys.argv[1])

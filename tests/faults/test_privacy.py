@@ -17,8 +17,8 @@ from tests.dicom_files import NAME, SECRETS, SERIES, place, write_file, write_se
 from tests.tiny_data import FLAGS, opened_files, write_tiny
 
 from nissl import cli
-from nissl.data.formats import read_raster, write_mask
-from nissl.data.phantom import PhantomConfig, phantom
+from nissl.datasets.phantom import PhantomConfig, phantom
+from nissl.imageio.formats import read_raster, write_mask
 
 FOLDER = "Export_Quakenbush_1937"
 PATIENTS = ("QX7741900Z", "QX8852011Y", "QX9963122X", "QX1074233W", "QX2185344V", "QX3296455U")

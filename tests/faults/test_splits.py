@@ -12,18 +12,18 @@ from PIL import Image
 from tests.shared import shared
 from tests.tiny_data import FLAGS, opened_files, tiny_config, write_tiny
 
-from nissl import cli, errors, jobs
+from nissl import api, cli, errors
 from nissl.config import DataConfig, SplitConfig
+from nissl.data.batches import Store, resize_image, resolve
 from nissl.data.cases import CaseFile, find_cases, load_case, read_image
-from nissl.data.dataset import Store, resize_image, resolve
 from nissl.data.duplicates import NEAR, small_picture
-from nissl.data.formats import read_raster, write_image, write_mask
 from nissl.data.split import make_split, seal
 from nissl.errors import InputError
+from nissl.imageio.formats import read_raster, write_image, write_mask
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
-from nissl.train.checkpoint import load_checkpoint
-from nissl.train.run import WEIGHTS
+from nissl.runs.checkpoint import load_checkpoint
+from nissl.runs.folder import WEIGHTS
 
 TEST = ("field002", "field005")
 
@@ -238,7 +238,7 @@ def test_f31_a_thousand_images_are_checked_in_seconds(tmp_path):
     for n in range(1000):
         Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(tmp_path / "images" / f"{n:04}.png")
     start = perf_counter()
-    jobs.check(tmp_path)
+    api.check(tmp_path)
     assert perf_counter() - start < 10
 
 
@@ -289,7 +289,7 @@ def test_f32_whatever_asks_for_a_test_case_gets_the_lock_and_no_file_is_opened(d
     with opened_files() as opened:
         for id_ in TEST:
             with pytest.raises(errors.TestSplitLocked) as caught:
-                jobs._chosen(dataset, ["field000", id_])
+                api._chosen(dataset, ["field000", id_])
             assert caught.value.where == id_ and "nissl evaluate" in caught.value.expected
             (file,) = (file for file in dataset.cases if file.id == id_)
             with pytest.raises(errors.TestSplitLocked):
@@ -312,7 +312,7 @@ def test_f32_the_training_is_given_the_locked_cases(data, tmp_path, monkeypatch)
             return super().finish(net, images)
 
     monkeypatch.setitem(PRETRAININGS, "warm", Curious)
-    jobs.train(data, tmp_path / "run", tiny_config(pretrain="warm"))
+    api.train(data, tmp_path / "run", tiny_config(pretrain="warm"))
     assert met and not set(met) & set(TEST)
 
 
@@ -385,7 +385,7 @@ def test_f34_test_images_are_in_the_pool_by_the_flag_alone_and_their_masks_never
 def test_f35_changing_test_pixels_changes_nothing_in_training(sound, data, tmp_path):
     for name in TEST:
         write_image(data / "images" / f"{name}.png", np.full((1, 32, 32), 7, np.uint8))
-    runs = [jobs.train(root, tmp_path / f"run{n}", tiny_config()) for n, root in enumerate((sound, data))]
+    runs = [api.train(root, tmp_path / f"run{n}", tiny_config()) for n, root in enumerate((sound, data))]
     hashes = {load_checkpoint(run / WEIGHTS)[1]["sha256"] for run in runs}
     assert len(hashes) == 1
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.tiny_data import FLAGS, write_tiny
-from tests.train.tiny import CPU, TRAIN, Recipe, make_stream, write_files
+from tests.training.tiny import CPU, TRAIN, Recipe, make_stream, write_files
 
 from nissl import cli, nets
 from nissl.config import NetConfig
 from nissl.errors import InputError
 from nissl.methods import METHODS
 from nissl.methods.auxiliary import Sizes, fixed_draws, sizes
-from nissl.train.loop import Trainer
+from nissl.training.loop import Trainer
 
 REACHING = ["urpc", "cct", "dtc"]
 

@@ -7,7 +7,7 @@ from tests.methods.test_methods import batch, make
 from tests.methods.test_unimatch import slow_dice
 
 from nissl.config import MethodConfig
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 from nissl.methods import METHODS, bcp
 from nissl.methods.bcp import draw_box, paste, region_losses
 

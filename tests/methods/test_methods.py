@@ -8,7 +8,7 @@ import torch
 
 from nissl import nets
 from nissl.config import MethodConfig, NetConfig
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 from nissl.methods import METHODS, Method
 from nissl.methods.shared import segmentation_losses
 

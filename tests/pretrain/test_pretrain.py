@@ -16,7 +16,7 @@ from nissl.pretrain import PRETRAININGS, Pretraining, pretrain
 from nissl.pretrain.gradient import BackPropagation
 from nissl.pretrain.pretraining import excluded, head
 from nissl.pretrain.unit_norm import UnitNorm, normalise
-from nissl.train.loop import lay_out, plain_state
+from nissl.training.loop import lay_out, plain_state
 
 NET = NetConfig(widths=(4, 8), dropout=(0.3, 0.3))
 CONFIG = PretrainConfig(layers="all", response="linear", steps=3, batch=2, rate=0.1)

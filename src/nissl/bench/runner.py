@@ -20,23 +20,23 @@ from typing import Any
 import filelock
 import torch
 
-from nissl.bench.cluster import TOKEN, Cluster
-from nissl.bench.cost import measure_costs
-from nissl.bench.crew import Crew, Processes
-from nissl.bench.door import require_apart, require_fit, require_unchanged
-from nissl.bench.estimate import estimate
-from nissl.bench.grid import Cell, cells, load_grid
-from nissl.bench.page import write_page
-from nissl.bench.results import CELLS, Result, folder_of, is_bench, read_results, write_results
-from nissl.bench.work import enter_failure
+from nissl.bench.grid.grid import Cell, cells, load_grid
+from nissl.bench.page.page import write_page
+from nissl.bench.run.cell import enter_failure
+from nissl.bench.run.cluster import TOKEN, Cluster
+from nissl.bench.run.cost import measure_costs
+from nissl.bench.run.estimate import estimate
+from nissl.bench.run.preflight import require_apart, require_fit, require_unchanged
+from nissl.bench.run.results import CELLS, Result, folder_of, is_bench, read_results, write_results
+from nissl.bench.run.workers import Crew, Processes
 from nissl.config import Config, from_tree, to_tree
 from nissl.errors import InputError
-from nissl.evaluate.runs import differing
+from nissl.evaluation.compare_runs import differing
 from nissl.files import write_whole
 from nissl.progress import track, warn
-from nissl.train.record import LOCK
-from nissl.train.run import read_json, write_json
-from nissl.train.signals import Interrupted, stop_signals
+from nissl.runs.folder import read_json, write_json
+from nissl.runs.provenance import LOCK
+from nissl.training.signals import Interrupted, stop_signals
 
 GRID = "grid.toml"
 
@@ -64,7 +64,7 @@ def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster
     divided between the workers; their number can change the last bits of a result, as it does in any run.
 
     Args:
-        grid: the grid file (see `nissl.bench.grid`).
+        grid: the grid file (see `nissl.bench.grid.grid`).
         out: folder of the bench: new or empty, or that of the same grid or a part of it.
         workers: processes of this machine that train side by side, each one cell at a time; None is one.
         cluster: address of a Dask scheduler, whose workers then make the cells; they see `out` and the data under the

@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from nissl.config import DataConfig
-from nissl.data.formats import SUFFIXES, Raster, open_raster, read_header, read_raster
-from nissl.data.labels import LabelMap, default_map
 from nissl.data.naming import DATA_FOLDER, Listing, is_dicom, list_files, pseudonym
-from nissl.data.regions import Recoloured, row_strips
 from nissl.errors import DataError, InputError, NisslError, TestSplitLocked
+from nissl.imageio.formats import SUFFIXES, Raster, open_raster, read_header, read_raster
+from nissl.imageio.label_map import LabelMap, default_map
+from nissl.imageio.tiff_regions import Recoloured, row_strips
 
 SPACING_TOLERANCE = 1e-4
 """Largest relative difference of two spacings that counts as rounding."""
@@ -347,7 +347,7 @@ def read_image(path: Path, config: DataConfig, alias: str | None = None) -> Rast
 
 @contextmanager
 def open_image(path: Path, config: DataConfig, lines: int, alias: str | None = None) -> Iterator[Raster]:
-    """`read_image` for pixels that are read where they are asked for (see `nissl.data.formats.open_raster`).
+    """`read_image` for pixels that are read where they are asked for (see `nissl.imageio.formats.open_raster`).
 
     Raises:
         DataError: it cannot be read, here or later.

@@ -12,11 +12,11 @@ from jaxtyping import Float32, Int
 from nissl.config import DataConfig
 from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image, scan
 from nissl.data.duplicates import digest, nearest, small_picture
-from nissl.data.formats import Raster, read_raster
-from nissl.data.labels import LabelMap
 from nissl.data.naming import DATA_FOLDER
 from nissl.data.split import groups_on_sides, shared_fault, sides
 from nissl.errors import DataError
+from nissl.imageio.formats import Raster, read_raster
+from nissl.imageio.label_map import LabelMap
 
 ONE_SIDE = "keep one, or give them one group in cases.csv so that they stay on one side of the split"
 ACCEPT = "; --allow-shared-images accepts them knowingly"

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Num
 
+from nissl.data.batches import resize_image
 from nissl.data.cases import CaseFile
-from nissl.data.dataset import resize_image
-from nissl.data.dicom import slices
 from nissl.errors import DataError
+from nissl.imageio.dicom import slices
 
 EDGE = {1: 1024, 2: 32, 3: 16}
 """Pixels along each axis of the small picture, by the number of axes."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from nissl.data import dicom
-from nissl.data.formats import stem, suffix
+from nissl.imageio import dicom
+from nissl.imageio.formats import stem, suffix
 
 DATA_FOLDER = "the data folder"
 """What a folder with DICOM in it is called."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nissl.config import MethodConfig
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 from nissl.methods.method import Method
 from nissl.methods.shared import Teacher, box, masked_dice, unlabelled
 

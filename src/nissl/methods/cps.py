@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nissl.config import Loss
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 from nissl.methods.method import Method
 from nissl.methods.shared import segmentation_losses, unlabelled
 

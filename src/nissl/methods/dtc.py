@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from nissl.config import MethodConfig
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 from nissl.methods.auxiliary import fixed_draws, sizes
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
 

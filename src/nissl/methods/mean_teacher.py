@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nissl.config import MethodConfig
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 from nissl.methods.method import Method
 from nissl.methods.shared import Teacher, noisy, unlabelled
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from nissl.config import MethodConfig
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 from nissl.methods.shared import segmentation_losses
 
 

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import AveragedModel
 
 from nissl.config import Loss
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 
 
 def segmentation_losses(

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from nissl.data.dataset import Batch
+from nissl.data.batches import Batch
 from nissl.methods.method import Method
 
 

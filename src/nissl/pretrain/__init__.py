@@ -25,8 +25,8 @@ PRETRAININGS: dict[str, type[Pretraining]] = {
 def pretrain(net: nn.Module, images: Images, config: PretrainConfig, seed: int = 0) -> Report:
     """Pre-train a network in place, from images only; it stays a plain module with a plain state dict.
 
-    With `handover="unit-norm"` its layers are parametrised (torch.nn.utils.parametrize); `nissl.train.loop.plain_state`
-    works that into plain weights.
+    With `handover="unit-norm"` its layers are parametrised (torch.nn.utils.parametrize);
+    `nissl.training.loop.plain_state` works that into plain weights.
     """
     return PRETRAININGS[config.name](config, seed).run(net, images)
 

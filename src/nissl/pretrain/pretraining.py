@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nissl.config import PretrainConfig
-from nissl.data.dataset import more_parts
+from nissl.data.batches import more_parts
 from nissl.errors import InputError, ResourceError, out_of_memory
 from nissl.plasticity import plastic_layers
 

@@ -1,0 +1,363 @@
+"""The numbers of a bench: for each data set and budget a row per arm, every cell of the grid counted."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from nissl.bench.grid.grid import Cell
+from nissl.bench.run.cost import Cost, Key
+from nissl.bench.run.results import Result
+from nissl.config import Config
+from nissl.evaluation.compare import SIGNIFICANT
+from nissl.evaluation.table import CaseScore, score_matrix, units_of
+from nissl.metrics.statistics import (
+    bootstrap_interval,
+    holm,
+    mean_over_classes,
+    paired_difference,
+    paired_t_test,
+    seed_interval,
+    side_by_side,
+)
+
+NAN = float("nan")
+NOTHING = 5e-4
+"""A gain below this, in Dice, is printed as 0.0 points; the masks it is worth would be told from noise."""
+ROUNDING = 1e-5
+"""A mean difference below this comes from a few pixels that the order of sums decides, and counts as none."""
+Interval = tuple[float, float]
+Outcome = Literal["helped", "hurt", "unclear", "no difference", "not compared"]
+Needed = tuple[Literal["", ">", "<"], float]
+"""Masks that the baseline needs, or the bound that its budgets give."""
+Scores = Mapping[str, Sequence[CaseScore]]
+"""Rows of metrics.csv of each run that is done, by `Result.run`."""
+
+
+@dataclass(frozen=True)
+class Versus:
+    """An arm minus the baseline, on the seeds that both have finished; in Dice."""
+
+    seeds: int
+    dice: float
+    """Mean over cases, then seeds."""
+    over_seeds: Interval
+    """95 % interval of the mean over seeds."""
+    over_cases: Interval
+    """95 % interval over cases (groups where known), each with the differences of all these seeds."""
+    p_seeds: float
+    """Of the paired t-test over seeds, Holm-corrected over the arms of the table."""
+    p_cases: float
+    """Of the sign-flip test over cases (groups where known), corrected in the same way."""
+    false_alarms: tuple[int, int] = (0, 0)
+    """Of the arm and of the baseline, on these seeds. Where only one of the two has one, the pair is left out."""
+    by_seed: tuple[tuple[int, float], ...] = ()
+    """Each of these seeds with its mean difference over cases."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Helped or hurt only where both tests say so; unclear where the false alarms say the opposite."""
+        if np.isnan([self.p_seeds, self.p_cases]).any():
+            return "not compared"
+        if max(self.p_seeds, self.p_cases) >= SIGNIFICANT or self.dice == 0:
+            return "no difference"
+        if (self.false_alarms[0] - self.false_alarms[1]) * self.dice > 0:
+            return "unclear"
+        return "helped" if self.dice > 0 else "hurt"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm on a data set with a budget; nan is not known."""
+
+    arm: str
+    runs: tuple[Result, ...]
+    """Of all its seeds, whatever came of them."""
+    masks: float
+    """Masks seen, mean over the runs."""
+    dice: float
+    """Mean over cases, then seeds."""
+    over_seeds: Interval
+    """95 % interval of the mean over seeds."""
+    over_cases: Interval
+    """95 % interval over cases (groups where known), each with what all its seeds reach on it."""
+    pooled: float
+    """Dice of all pixels of all cases together, mean over seeds."""
+    pooled_sd: float
+    hd95: float
+    parity: float
+    """Pooled Dice by the published protocol, mean over the seeds that have it."""
+    parity_sd: float
+    false_alarms: int
+    """Of all its runs together."""
+    cost: Cost | None
+    versus: Versus | None = None
+    """None for the baseline, and where no seed is finished on both sides."""
+    needed: Needed | None = None
+    """Masks that the baseline needs for the same mean Dice; None for the baseline itself, and where it is not known."""
+    needed_span: tuple[Needed, Needed] | None = None
+    """The same for the ends of the interval over seeds of the difference."""
+
+    @property
+    def done(self) -> list[Result]:
+        """The runs that are trained and measured."""
+        return [run for run in self.runs if run.status == "done"]
+
+    def count(self, status: str) -> int:
+        """Runs of a status."""
+        return sum(run.status == status for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The arms on one data set with one budget."""
+
+    data: str
+    budget: str
+    baseline: str
+    rows: tuple[Row, ...]
+    """In the order of the grid."""
+    config: Config
+    """Of the baseline's first run; data, sizes and length are those of all."""
+
+    @property
+    def done(self) -> list[Result]:
+        """All runs that are trained and measured."""
+        return [run for row in self.rows for run in row.done]
+
+    @property
+    def trivial(self) -> tuple[float, float]:
+        """Mean and pooled Dice of calling every pixel foreground."""
+        return _mean([run.trivial_dice for run in self.done]), _mean([run.trivial_pooled_dice for run in self.done])
+
+
+def baseline_of(configs: Mapping[str, Config]) -> str:
+    """The arm that the others are compared with: no pre-training and masks alone, or else the first of the grid."""
+    plain = [arm for arm, one in configs.items() if (one.pretrain.name, one.method.name) == ("none", "supervised")]
+    return plain[0] if plain else next(iter(configs))
+
+
+def tables_of(
+    cells: Sequence[Cell], results: Sequence[Result], scores: Scores, costs: Mapping[Key, Cost]
+) -> tuple[Table, ...]:
+    """Work out the tables of a bench, in the order of the grid.
+
+    Args:
+        cells: all cells of the grid.
+        results: what came of each, in the same order.
+        scores: of the runs that are done; one without scores, or with those of other cases, groups, units or test
+            masks than most runs of its table, counts as failed.
+        costs: what is known of them.
+
+    """
+    grouped: dict[tuple[str, str], dict[str, list[Result]]] = {}
+    configs: dict[tuple[str, str], dict[str, Config]] = {}
+    for cell, result in zip(cells, results, strict=True):
+        place = (cell.data, cell.budget)
+        grouped.setdefault(place, {}).setdefault(cell.arm, []).append(result)
+        configs.setdefault(place, {}).setdefault(cell.arm, cell.config)
+    tables = []
+    for place, arms in grouped.items():
+        baseline = baseline_of(configs[place])
+        rows = _rows(place[0], baseline, arms, scores, costs)
+        tables.append(Table(*place, baseline, rows, configs[place][baseline]))
+    return tuple(_with_needed(table, [other for other in tables if other.data == table.data]) for table in tables)
+
+
+Matrix = Float[np.ndarray, "cases classes"]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a run has reached."""
+
+    dice: Matrix
+    false_alarms: int
+
+
+def _rows(
+    data: str,
+    baseline: str,
+    arms: Mapping[str, Sequence[Result]],
+    scores: Scores,
+    costs: Mapping[Key, Cost],
+) -> tuple[Row, ...]:
+    known = [run for runs in arms.values() for run in runs if run.status == "done" and run.run in scores]
+    tested = {run.run: tuple(_tested_on(row) for row in scores[run.run]) for run in known}
+    usual = max(tested.values(), key=Counter(tested.values()).__getitem__, default=())
+    first = next((scores[run] for run, cases in tested.items() if cases == usual), ())
+    labels = list(dict.fromkeys(row.label for row in first))
+    groups = {row.case: row.group for row in first}
+    members = units_of(groups) if any(groups.values()) else None
+    found = {
+        run: _Measured(
+            score_matrix(scores[run], "dice", labels), sum(row.presence == "false alarm" for row in scores[run])
+        )
+        for run, cases in tested.items()
+        if cases == usual
+    }
+    checked = {arm: tuple(_checked(run, found) for run in runs) for arm, runs in arms.items()}
+    rows = [_row(arm, runs, found, members, costs.get((data, arm))) for arm, runs in checked.items()]
+    versus = {arm: _versus(runs, checked[baseline], found, members) for arm, runs in checked.items() if arm != baseline}
+    compared = [arm for arm, one in versus.items() if one]
+    over_seeds, over_cases = (
+        dict(zip(compared, holm([getattr(versus[arm], name) for arm in compared]), strict=True))
+        for name in ("p_seeds", "p_cases")
+    )
+    corrected = {
+        arm: replace(one, p_seeds=over_seeds[arm], p_cases=over_cases[arm]) if one else None
+        for arm, one in versus.items()
+    }
+    return tuple(replace(row, versus=corrected.get(row.arm)) for row in rows)
+
+
+def _tested_on(row: CaseScore) -> tuple[str, str, str, str, int, int]:
+    """What two runs must have in common in a row: their scores are then of the same pixels of the same case."""
+    return row.case, row.label, row.group, row.unit, row.tp + row.fn, row.pixels
+
+
+def _checked(run: Result, found: Mapping[str, _Measured]) -> Result:
+    if run.status != "done" or run.run in found:
+        return run
+    why = "metrics.csv is missing, damaged, or of other cases, groups or test masks than that of the other runs"
+    return replace(run, status="failed", message=f"{why}: remove the run, and start the bench again")
+
+
+def _row(
+    arm: str,
+    runs: tuple[Result, ...],
+    found: Mapping[str, _Measured],
+    members: Sequence[str] | None,
+    cost: Cost | None,
+) -> Row:
+    done = [run for run in runs if run.status == "done"]
+    means = np.array([mean_over_classes(found[run.run].dice) for run in done])
+    interval = (NAN, NAN)
+    if done:
+        together = side_by_side(np.stack([found[run.run].dice for run in done]))
+        interval = bootstrap_interval(together, members, np.random.default_rng(0))
+    pooled, parity = [run.pooled_dice for run in done], [run.parity_pooled_dice for run in done]
+    return Row(
+        arm=arm,
+        runs=runs,
+        masks=_mean([run.masks_seen for run in done]),
+        dice=_mean(means.tolist()),
+        over_seeds=seed_interval(means),
+        over_cases=interval,
+        pooled=_mean(pooled),
+        pooled_sd=_spread(pooled),
+        hd95=_mean([run.hd95 for run in done]),
+        parity=_mean(parity),
+        parity_sd=_spread(parity),
+        false_alarms=sum(found[run.run].false_alarms for run in done),
+        cost=cost,
+    )
+
+
+def _versus(
+    runs: Sequence[Result], others: Sequence[Result], found: Mapping[str, _Measured], members: Sequence[str] | None
+) -> Versus | None:
+    """Compare an arm with the baseline, seed by seed; the p-values are not corrected yet."""
+    other = {run.seed: run for run in others if run.status == "done"}
+    done = [run for run in runs if run.status == "done" and run.seed in other]
+    pairs = [(found[run.run], found[other[run.seed].run]) for run in done]
+    if not pairs:
+        return None
+    differences = np.stack([own.dice - twin.dice for own, twin in pairs])
+    by_seed = np.array([mean_over_classes(one) for one in differences])
+    by_seed[np.abs(by_seed) < ROUNDING] = 0  # else arms that are one but for the order of sums could be told apart
+    cases = paired_difference(side_by_side(differences), members, np.random.default_rng(0))
+    return Versus(
+        seeds=len(pairs),
+        dice=float(by_seed.mean()),
+        over_seeds=seed_interval(by_seed),
+        over_cases=(cases.low, cases.high),
+        p_seeds=paired_t_test(by_seed),
+        p_cases=cases.p_value,
+        false_alarms=(sum(own.false_alarms for own, _ in pairs), sum(twin.false_alarms for _, twin in pairs)),
+        by_seed=tuple(zip((run.seed for run in done), by_seed.tolist(), strict=True)),
+    )
+
+
+def _with_needed(table: Table, of_data: Sequence[Table]) -> Table:
+    """Read off the baseline's own curve how many masks it needs for what each other arm reaches.
+
+    The curve has the budgets at which all runs of the baseline are done: with other seeds at each, it would show their
+    difference as well. Nothing is said of a budget that is not among them, of an outcome that is unclear, or where the
+    curve is a single point.
+    """
+    baseline = [row for other in of_data for row in other.rows if row.arm == other.baseline]
+    curve = [(row.masks, row.dice) for row in baseline if len(row.done) == len(row.runs)]
+    here = next(row.masks for row in table.rows if row.arm == table.baseline)
+    if here not in dict(curve) or len(dict(curve)) < 2:
+        return table
+
+    def known(row: Row) -> Row:
+        """Enter what is known of a row: the masks for its gain, and for the ends of the interval of the gain."""
+        one = row.versus
+        if not one or one.outcome == "unclear" or np.isnan(one.dice):
+            return row
+        low, high = one.over_seeds
+        ends = None if np.isnan(low) else (masks_needed(curve, here, low), masks_needed(curve, here, high))
+        return replace(row, needed=masks_needed(curve, here, one.dice), needed_span=ends)
+
+    return replace(table, rows=tuple(known(row) for row in table.rows))
+
+
+def masks_needed(curve: Sequence[tuple[float, float]], here: float, gain: float) -> Needed:
+    """How many masks the baseline needs for its Dice at a budget and a gain, by its own curve.
+
+    The curve is first made one that never falls (isotonic regression), then read linearly in the logarithm of the
+    number of masks; nothing is said beyond its ends. The gain is that over the baseline's own runs, so that an arm that
+    lacks a seed neither gains nor loses by that, and it starts from the curve, so that no gain needs no other budget.
+
+    Args:
+        curve: masks and mean Dice of the baseline, one point or more.
+        here: masks of the budget, one of the curve.
+        gain: difference of an arm to the baseline there, in Dice.
+
+    """
+    from scipy.optimize import isotonic_regression
+
+    masks, reached = np.array(sorted(curve), dtype=np.float64).T
+    rising = isotonic_regression(reached).x
+    if abs(gain) < NOTHING:
+        return "", here
+    dice = rising[np.searchsorted(masks, here)] + gain
+    if dice > rising[-1]:
+        return ">", float(masks[-1])
+    if dice < rising[0]:
+        return "<", float(masks[0])
+    place = int(np.searchsorted(rising, dice))  # the first point that is as good
+    if place == 0:
+        return "", float(masks[0])
+    (low, high), ends = np.log(masks[place - 1 : place + 1]), rising[place - 1 : place + 1]
+    return "", float(np.exp(low + (high - low) * (dice - ends[0]) / (ends[1] - ends[0])))
+
+
+def unlike(table: Table) -> dict[str, dict[str, list[str]]]:
+    """What differs between the arms of a table and should not: steps or images of stage 2, each value with its arms."""
+    found = {}
+    for what, field in (("steps", "steps"), ("images", "images_stage_2")):
+        values: dict[str, list[str]] = {}
+        for row in table.rows:
+            for value in sorted({getattr(run, field) for run in row.done}):
+                values.setdefault(str(value), []).append(row.arm)
+        if len(values) > 1:
+            found[what] = values
+    return found
+
+
+def _mean(values: Sequence[float | int | None]) -> float:
+    """Mean of what is there; nan where nothing is."""
+    present = [value for value in values if value is not None and not np.isnan(value)]
+    return float(np.mean(present)) if present else NAN
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    """Standard deviation of what is there; nan for fewer than two."""
+    present = [value for value in values if value is not None]
+    return float(np.std(present, ddof=1)) if len(present) > 1 else NAN

@@ -1,0 +1,1 @@
+"""The grid file of a bench: which cells it has."""

@@ -1,0 +1,1 @@
+"""Run the cells of a bench: checks, costs, worker pools, clusters, results."""

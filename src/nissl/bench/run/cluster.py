@@ -1,0 +1,261 @@
+"""The workers of a Dask cluster as the crew of a bench.
+
+Dask carries each cell to a worker and says which workers there are. All else stays with the bench: which cell goes
+where, that a worker has one at a time, and what becomes of the cell of a worker that is lost. The runs go through the
+shared file system; a token in the bench's folder tells the workers that the bench goes on.
+"""
+
+import asyncio
+import json
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from nissl.bench.grid.grid import Cell
+from nissl.bench.run.cell import as_text, lock_of, log_of
+from nissl.bench.run.dask_task import carry, look, versions
+from nissl.bench.run.results import one_line
+from nissl.bench.run.workers import PAUSE, Crew, Ending
+from nissl.errors import InputError, ResourceError
+from nissl.progress import warn
+from nissl.runs.provenance import LOCK
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+ANSWER = 15.0
+"""Seconds that a scheduler has to answer, and present workers to say what they see."""
+LOOK = 1.0
+"""Seconds between two looks at the list of workers."""
+STOP = 120.0
+"""Seconds that the bench waits for its cells to save their state. They do so also when it has left."""
+TOKEN = ".nissl.bench-"
+
+
+@dataclass
+class _Worker:
+    """A worker of the cluster and what it is at."""
+
+    threads: int
+    greeting: "Future"
+    """Its answer to `look` and `versions`."""
+    fit: bool | None = None
+    """None: it has not answered yet."""
+    cell: Cell | None = None
+    task: "Future | None" = None
+
+
+class Cluster(Crew):
+    """The workers of a Dask cluster, also those that join it later.
+
+    Args:
+        address: of the scheduler, such as tcp://10.0.0.1:8786.
+        out: folder of the bench, the same for all.
+        folders: those of the data.
+
+    """
+
+    tries = 3
+
+    def __init__(self, address: str, out: Path, folders: Sequence[Path]) -> None:
+        self.address = address
+        self._out = out.absolute()
+        self._folders = [folder.absolute() for folder in folders]
+        self._token = self._out / f"{TOKEN}{uuid.uuid4().hex}"
+        self._workers: dict[str, _Worker] = {}
+        self._listed: Mapping[str, Mapping[str, Any]] = {}
+        self._looked_at = float("-inf")
+        self._said: set[str] = set()
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Workers that are there now."""
+        return max(1, len(self._workers))
+
+    @property
+    def threads(self) -> int:  # type: ignore[override]
+        """The most that one has."""
+        return max((worker.threads for worker in self._workers.values()), default=1)
+
+    def __enter__(self) -> "Cluster":
+        """Connect, wait for a worker and ask those that are there what they see.
+
+        Raises:
+            InputError: Dask is not installed, the scheduler does not answer, or a worker cannot make cells.
+
+        """
+        self._client = _connected(self.address)
+        try:
+            for left in self._out.glob(f"{TOKEN}*"):
+                left.unlink()  # of a bench that was killed: what it left running stops
+            self._token.touch()
+            self._meet()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def free(self) -> int:
+        """How many cells could be given now."""
+        return len(self._idle())
+
+    def give(self, cell: Cell) -> None:
+        """Hand a cell to a free worker."""
+        address = self._idle()[0]
+        worker = self._workers[address]
+        lines = f"{as_text(cell)}\n{json.dumps(sys.argv)}\n"
+        log = log_of(self._out, cell)
+        worker.cell = cell
+        worker.task = self._submit(address, carry, lines, self._out, log, self._token, worker.threads)
+
+    def heard(self) -> list[Ending]:
+        """What ended since the last look; waits a moment for it.
+
+        Raises:
+            ResourceError: the scheduler is gone.
+
+        """
+        sleep(PAUSE)
+        self._look()
+        endings = []
+        for address, worker in list(self._workers.items()):
+            gone = address not in self._listed
+            if worker.cell and worker.task and (gone or worker.task.done()):
+                lost = f"the worker {address} was lost" if gone else _result(worker.task)
+                endings.append(Ending(worker.cell, lost))
+                worker.cell = worker.task = None
+            if gone:
+                del self._workers[address]
+        for fault in self._answers():
+            warn(f"{fault}; it gets no cell")
+        return endings
+
+    def stop(self) -> None:
+        """Stop the workers: those at a cell finish their step and save their state; wait for it for a while."""
+        self._token.unlink(missing_ok=True)
+        until = monotonic() + STOP
+        for worker in self._workers.values():
+            if worker.cell:
+                lock = lock_of(self._out, worker.cell)
+                with suppress(filelock.Timeout, OSError), filelock.FileLock(lock, timeout=max(0, until - monotonic())):
+                    lock.unlink(missing_ok=True)
+        self._workers.clear()
+        with suppress(OSError, asyncio.TimeoutError):  # of a scheduler that is gone
+            self._client.close(timeout=ANSWER)
+
+    def _meet(self) -> None:
+        """Wait until a worker can make cells; refuse the cluster if one of those that are there cannot."""
+        until = monotonic() + ANSWER
+        while True:
+            self._look()
+            if faults := self._answers():
+                expected = "this folder, the data and the same packages, under the same paths on every worker"
+                fix = "start the workers where they are, or choose an --out that they all share"
+                raise InputError("--cluster", "; ".join(faults), expected, fix)
+            known = [worker.fit for worker in self._workers.values()]
+            if any(known) and (None not in known or monotonic() > until):
+                return
+            sleep(PAUSE)
+
+    def _look(self) -> None:
+        """Ask the scheduler, now and then, which workers there are; greet those that are new."""
+        if self._client.status != "running":
+            raise self._gone()
+        if monotonic() - self._looked_at < LOOK:
+            return
+        try:
+            identity = self._client.sync(self._client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER)
+        except (OSError, asyncio.TimeoutError) as error:
+            raise self._gone() from error
+        self._looked_at, self._listed = monotonic(), identity["workers"]
+        for address, facts in self._listed.items():
+            if address not in self._workers:
+                greeting = self._submit(address, look, self._token, self._out / LOCK, self._folders)
+                self._workers[address] = _Worker(facts["nthreads"], greeting)
+        if not self._listed:
+            self._say(f"there is no worker at {self.address}: waiting for one")
+
+    def _gone(self) -> ResourceError:
+        found = "the cluster has gone away: its scheduler does not answer any more"
+        fix = "give the same command again, with another --cluster or without: finished cells are kept, others go on"
+        return ResourceError(self.address, found, "a scheduler that answers until the last cell", fix)
+
+    def _answers(self) -> list[str]:
+        """Take the answers of new workers; return why some cannot make cells."""
+        faults = []
+        for address, worker in self._workers.items():
+            if worker.fit is None and worker.greeting.done():
+                answer = _result(worker.greeting)
+                found, theirs = ([answer], {}) if isinstance(answer, str) else answer
+                worker.fit = not found
+                faults += [f"worker {address}: {fault}" for fault in found]
+                for name, here in versions().items():
+                    if theirs.get(name, here) != here:
+                        self._say(f"workers have {name} {theirs[name]}, here it is {here}: results may differ")
+        return faults
+
+    def _say(self, text: str) -> None:
+        """Warn of something once."""
+        if text not in self._said:
+            self._said.add(text)
+            warn(text)
+
+    def _idle(self) -> list[str]:
+        return [
+            address
+            for address, worker in self._workers.items()
+            if worker.fit and not worker.cell and self._listed.get(address, {}).get("status") == "running"
+        ]
+
+    def _submit(self, address: str, function: Callable[..., object], *arguments: object) -> "Future":
+        """Have a function run on one worker; by a key of its own, so that no result of before is taken for it."""
+        return self._client.submit(
+            function,
+            *arguments,
+            key=f"nissl-{uuid.uuid4().hex}",
+            workers=[address],
+            allow_other_workers=False,
+            pure=False,
+        )
+
+
+def _connected(address: str) -> "Client":
+    try:
+        from distributed import Client
+    except ImportError as error:
+        expected = "Dask, which carries cells to other machines"
+        raise InputError("--cluster", "Dask is not installed", expected, "pip install 'nissl[cluster]'") from error
+    came: list[Client | Exception] = []
+
+    def connect() -> None:
+        try:
+            came.append(Client(address, timeout=ANSWER, set_as_default=False))
+        except Exception as error:
+            came.append(error)
+
+    # Dask's own limit does not hold where a scheduler takes the connection and then says nothing (2026.8).
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(2 * ANSWER)
+    if came and not isinstance(came[0], Exception):
+        return came[0]
+    why = (str(came[0]) or type(came[0]).__name__) if came else f"nothing was heard for {2 * ANSWER:.0f} s"
+    expected = "the address of a Dask scheduler, such as tcp://10.0.0.1:8786"
+    fix = "start it with `dask scheduler`, which prints its address, and check the host and port"
+    raise InputError("--cluster", f"{address}: no scheduler answers ({why})", expected, fix)
+
+
+def _result(task: "Future") -> Any:
+    """What a task that is done has returned, or in words why there is nothing."""
+    try:
+        return task.result(timeout=ANSWER)
+    except (Exception, asyncio.CancelledError) as error:  # of any kind: what a worker raises comes through here
+        return one_line(error)

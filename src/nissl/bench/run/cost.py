@@ -1,0 +1,306 @@
+"""What an arm costs on a data set: passes through the network, time and memory, measured before the cells run.
+
+DIR/cost.json holds a row for each arm on each data set. Each is measured once, by a few steps in a process of its own,
+one after the other, so that neither the cells nor another arm are in its numbers, and it is in none of theirs.
+"""
+
+import dataclasses
+import io
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, suppress
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter, process_time
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nissl import api, nets
+from nissl.bench.grid.grid import Cell
+from nissl.bench.run.processes import start
+from nissl.bench.run.results import one_line
+from nissl.config import Config, load_config
+from nissl.data.batches import Batch
+from nissl.data.cases import list_cases
+from nissl.data.split import make_split
+from nissl.errors import NisslError
+from nissl.methods import METHODS
+from nissl.pretrain import PRETRAININGS
+from nissl.progress import track
+from nissl.runs.folder import choose_device, read_json, write_json
+from nissl.training import parity
+from nissl.training.loop import CHANNELS_LAST, autocast, lay_out
+from nissl.training.network import per_stream
+from nissl.training.schedule import make_optimiser
+
+COST = "cost.json"
+STEPS = 5
+"""Steps that are made; the fastest counts, for whatever else the machine does can only make a step slower."""
+QUARTERS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
+"""The middle of each quarter of a training: a method may begin with another kind of step (`bcp`)."""
+Key = tuple[str, str]
+"""Data set and arm."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A row of cost.json; what could not be measured is None."""
+
+    data: str
+    arm: str
+    passes: float | None = None
+    """Floating-point operations of both stages, all steps, over those of one image's way forward through the network;
+    a supervised step of 8 images is about 24. None by the published protocol, whose length follows the budget."""
+    seconds_stage_1: float | None = None
+    """Of one optimiser step, batches not counted; on the CPU, processor time over the number of threads, which other
+    load hardly changes."""
+    seconds_stage_2: float | None = None
+    memory_bytes: int | None = None
+    """Most memory held at once: on a GPU by its tensors; on the CPU (Linux only) by the process, with what it used
+    of its libraries."""
+    device: str | None = None
+    threads: int | None = None
+    """With which it was measured."""
+    message: str = ""
+    """Why it could not be measured."""
+
+
+def read_costs(out: Path) -> dict[Key, Cost]:
+    """Read cost.json; where it is not there, or is damaged, nothing is known."""
+    with suppress(NisslError, TypeError):
+        return {(row["data"], row["arm"]): Cost(**row) for row in read_json(out / COST)}
+    return {}
+
+
+def measure_costs(out: Path, cells: Sequence[Cell], threads: int) -> dict[Key, Cost]:
+    """Measure each arm on each data set that was not measured yet, and write cost.json after each.
+
+    One that fails is entered with the reason and tried again the next time; its cells will fail in the same way. Where
+    an arm is to be measured, those of its data set that were with another number of threads are measured again: costs
+    are there to be compared.
+    """
+    costs = read_costs(out)
+    first: dict[Key, Cell] = {}
+    for cell in cells:
+        first.setdefault((cell.data, cell.arm), cell)
+    new = {key for key in first if key not in costs or costs[key].message}
+    unequal = {key for key in first if key in costs and costs[key].threads != threads}
+    again = {key for key in unequal if key[0] in {data for data, _ in new}}
+    todo = {key: cell for key, cell in first.items() if key in new | again}
+    if not todo:
+        return costs
+    with track(len(todo), "measuring the cost of each arm") as advance:
+        for key, cell in todo.items():
+            costs[key] = _apart(cell, threads)
+            write_json(out / COST, [asdict(cost) for cost in costs.values()])
+            advance(costs[key].message or f"{key[1]} on {key[0]}")
+    return costs
+
+
+def _apart(cell: Cell, threads: int) -> Cost:
+    """Probe a cell in a fresh process, whose memory is that of this cell alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        process, link = start(_answer, cell, Path(folder) / "run", threads)
+        try:
+            answer: Cost = link.recv()
+        except EOFError:
+            process.join()
+            answer = Cost(cell.data, cell.arm, message=f"the process ended with exit code {process.exitcode}")
+        finally:
+            process.kill()
+            process.join()
+    return answer
+
+
+def _answer(link: Connection, cell: Cell, run: Path, threads: int) -> None:
+    """The whole life of a process that probes a cell."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C reaches the first process alone, which then ends this one
+    torch.set_num_threads(threads)
+    try:
+        with redirect_stderr(io.StringIO()):
+            answer = probe(cell, run)
+    except Exception as error:  # whatever it is, the others are measured
+        answer = Cost(cell.data, cell.arm, message=one_line(error))
+    with suppress(BrokenPipeError):  # the bench has ended
+        link.send(answer)
+
+
+def probe(cell: Cell, run: Path) -> Cost:
+    """Make a short run of a cell in this process, and count the operations of its steps.
+
+    Args:
+        cell: its data and settings.
+        run: a folder for the run, which does not exist.
+
+    """
+    config = cell.config
+    short = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=STEPS),
+        pretrain=dataclasses.replace(config.pretrain, steps=min(STEPS, config.pretrain.steps)),
+    )
+    api.train(cell.path, run, short)
+    device = choose_device(config.device)
+    memory = peak_memory(device)
+    data, network = read_json(run / "data.json"), read_json(run / "network.json")
+    settled = load_config(run / "config.toml")  # of the short run, but for its length
+    settled = dataclasses.replace(settled, pretrain=config.pretrain)
+    work = Work(settled, tuple(network["input"]), len(data["classes"]), device)
+    passes = None
+    if config.protocol != "parity":
+        flops = work.flops_stage_1() + config.train.steps * work.flops_stage_2()
+        passes = flops / (2 * network["multiply_adds"])
+    return Cost(
+        cell.data,
+        cell.arm,
+        passes=passes,
+        seconds_stage_1=work.seconds_stage_1(),
+        seconds_stage_2=work.seconds_stage_2(),
+        memory_bytes=memory,
+        device=read_json(run / "env.json")["device"],
+        threads=torch.get_num_threads(),
+    )
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that this process has held at most: on the GPU, or else in all; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
+    return 1024 * int(found[1]) if found else None
+
+
+@dataclass(frozen=True)
+class Same:
+    """The same images at each step, as a pre-training takes them."""
+
+    images: Float[Tensor, "batch channels *space"]
+
+    def __getitem__(self, step: int) -> Float[Tensor, "batch channels *space"]:
+        """Return them."""
+        return self.images
+
+
+@dataclass(frozen=True)
+class Work:
+    """The steps of a training, on noise: how much is to be computed does not depend on what the images show.
+
+    Args:
+        config: the settings, with `data.size` settled.
+        shape: of an image, `(channels, *space)`.
+        classes: number of classes, background included.
+        device: where the steps are made.
+
+    """
+
+    config: Config
+    shape: tuple[int, ...]
+    classes: int
+    device: torch.device
+
+    def flops_stage_1(self) -> int:
+        """Floating-point operations of the whole stage 1, of all networks; 0 where there is none."""
+        steps = PRETRAININGS[self.config.pretrain.name](self.config.pretrain).steps
+        if not steps:
+            return 0
+        with FlopCounterMode(display=False) as counter:
+            once, twice = self._pretrain(2, counter.get_total_flops)
+        whole = counter.get_total_flops() + (steps - 2) * (twice - once)
+        return int(whole) * METHODS[self.config.method.name].count
+
+    def seconds_stage_1(self) -> float:
+        """Seconds of one step of stage 1, of all networks; 0 where there is none."""
+        if not PRETRAININGS[self.config.pretrain.name](self.config.pretrain).steps:
+            return 0.0
+        return _fastest(self._pretrain(STEPS, self._clock)) * METHODS[self.config.method.name].count
+
+    def flops_stage_2(self) -> float:
+        """Floating-point operations of one step of stage 2, forward and back, on average over the training."""
+        with FlopCounterMode(display=False) as counter:
+            self._train(QUARTERS, counter.get_total_flops)
+        return float(counter.get_total_flops()) / len(QUARTERS)
+
+    def seconds_stage_2(self) -> float:
+        """Seconds of one step of stage 2, half way through the training."""
+        return _fastest(self._train([0.5] * STEPS, self._clock))
+
+    def _clock(self) -> float:
+        """Seconds of this process's work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return perf_counter()
+        return process_time() / torch.get_num_threads()
+
+    def _pretrain(self, steps: int, mark: Callable[[], float]) -> list[float]:
+        """Pre-train a network; return what `mark` gives after each step."""
+        config = dataclasses.replace(self.config.pretrain, steps=steps)
+        marks: list[float] = []
+        stage = PRETRAININGS[config.name](config, advance=lambda message: marks.append(mark()))
+        net = self._network(0)
+        lay_out(net)
+        stage.run(net, Same(self._images(config.batch)))
+        return marks
+
+    def _train(self, steps: Sequence[float], mark: Callable[[], float]) -> list[float]:
+        """Make steps as the loop makes them, each at its share of the training; return what `mark` gives after each."""
+        config, kind, size = self.config, METHODS[self.config.method.name], per_stream(self.config)
+        method = kind([self._network(index) for index in range(kind.count)], config.method).to(self.device).train()
+        lay_out(method)
+        optimiser = make_optimiser(method, config.train)
+        masks = torch.randint(self.classes, (size, *self.shape[1:]), device=self.device)
+        unlabelled = self._images(size) if kind.uses_unlabelled else None
+        batch = Batch(self._images(size), masks, unlabelled, ("noise",) * size)
+        marks = []
+        for progress in steps:
+            optimiser.zero_grad(set_to_none=True)
+            with autocast(self.device, config.train.precision):
+                terms = method(batch, progress)
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            method.after_step()
+            marks.append(mark())
+        return marks
+
+    def _network(self, seed: int) -> nn.Module:
+        dims, channels = len(self.shape) - 1, self.shape[0]
+        return nets.build(self.config.net, dims, channels, self.classes, seed).to(self.device)
+
+    def _images(self, count: int) -> Tensor:
+        images = torch.randn(count, *self.shape, device=self.device)
+        return images.contiguous(memory_format=CHANNELS_LAST[images.ndim])
+
+
+def _fastest(times: Sequence[float]) -> float:
+    return min(after - before for before, after in pairwise(times))
+
+
+def seconds_of(cell: Cell, costs: Mapping[Key, Cost]) -> float | None:
+    """Seconds that the training of a cell should take; None where it could not be measured."""
+    cost = costs[cell.data, cell.arm]
+    if cost.seconds_stage_1 is None or cost.seconds_stage_2 is None:
+        return None
+    config = cell.config
+    stage_1 = cost.seconds_stage_1 * PRETRAININGS[config.pretrain.name](config.pretrain).steps
+    return stage_1 + cost.seconds_stage_2 * _steps(cell)
+
+
+def _steps(cell: Cell) -> float:
+    """Steps of stage 2; by the published protocol, with its looks at the test images in units of a step.
+
+    A step shows `batch` images to each network and takes three passes for each, a look one pass of all test images.
+    """
+    if cell.config.protocol != "parity":
+        return cell.config.train.steps
+    split = make_split(list_cases(cell.path, cell.config.data).cases, cell.config.split, cell.seed)
+    train = parity.settled(cell.config, len(split.labelled)).train
+    looks = parity.EPOCHS // parity.epochs_between(cell.config)
+    return train.steps + looks * len(split.test) / (3 * train.batch)

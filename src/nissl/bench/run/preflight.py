@@ -1,0 +1,93 @@
+"""What is refused before a bench runs: arms that cannot work, and data that cannot be tested on or have changed."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from nissl import nets
+from nissl.bench.grid.grid import Cell
+from nissl.bench.run.results import folder_of
+from nissl.data.cases import CaseFile, list_cases, look
+from nissl.data.duplicates import file_hash, name_copies
+from nissl.data.split import make_split
+from nissl.errors import DataError, InputError
+from nissl.runs.folder import choose_device, read_json
+from nissl.training import network, parity
+
+
+def require_fit(todo: Sequence[Cell], here: bool) -> None:
+    """Refuse arms whose network, pre-training or method cannot work with the images of a data set, as one header shows.
+
+    Args:
+        todo: the cells that are to run.
+        here: whether they run on this machine, which then must have the device asked for.
+
+    Raises:
+        InputError: one cannot work; it names arm and data set.
+
+    """
+    for cell in {(cell.data, cell.arm): cell for cell in todo}.values():
+        scanned = list_cases(cell.path, cell.config.data)
+        split = make_split(scanned.cases, cell.config.split, cell.seed)
+        try:
+            dataset = look(cell.path, scanned, cell.config.data, split.labelled + split.unlabelled)
+        except DataError:  # of the files: the cells that read them fail, and say which it is
+            continue
+        try:
+            if here:
+                choose_device(cell.config.device)
+            config = network.settled(cell.config, dataset, split)
+            if config.protocol == "parity":
+                parity.require(dataset, config.data, processes=1)
+            net = nets.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), seed=0)
+            network.require_fit(net, config, dataset)
+        except InputError as error:
+            where = f"arm {cell.arm} on data set {cell.data}: {error.where}"
+            raise InputError(where, error.found, error.expected, error.fix) from error
+
+
+def require_apart(todo: Sequence[Cell]) -> None:
+    """Refuse data in which a test image is a training image under another name: no cell could be measured.
+
+    Raises:
+        InputError: there is one.
+
+    """
+    for cell in {cell.data: cell for cell in todo}.values():
+        files = {file.id: file for file in list_cases(cell.path, cell.config.data).cases}
+        split = make_split(list(files.values()), cell.config.split, cell.seed)
+        trained = [{"id": id_, "image_sha256": file_hash(files[id_].image)} for id_ in files if id_ not in split.test]
+        if copies := name_copies([files[id_] for id_ in split.test], trained):
+            expected = "test images that no training sees"
+            raise InputError(f"data set {cell.data}", copies, expected, "remove the copies; `nissl check` lists them")
+
+
+def require_unchanged(out: Path, all_cells: Sequence[Cell], todo: Sequence[Cell]) -> None:
+    """Refuse to go on where files that other cells have learnt from are others now: a table compares them all.
+
+    Raises:
+        InputError: a case came or went, or an image or a mask of one has changed.
+        DataError: the data.json of a cell is damaged.
+
+    """
+    hash_now = functools.cache(file_hash)
+    for cell in {cell.data: cell for cell in todo}.values():
+        files = {file.id: file for file in list_cases(cell.path, cell.config.data).cases}
+        for other in (other for other in all_cells if other.data == cell.data):
+            described = folder_of(out, other) / "data.json"
+            if not described.is_file():
+                continue
+            before = {str(case["id"]): case for case in read_json(described)["cases"]}
+            changed = sorted(before.keys() ^ files.keys())
+            changed += [id_ for id_ in before.keys() & files.keys() if _differs(before[id_], files[id_], hash_now)]
+            if changed:
+                cases = "a case has" if len(changed) == 1 else f"{len(changed)} cases have"
+                found = f"{cases} changed since {other.id} began, such as {changed[0]}"
+                fix = "put it back, or start a new bench in another --out"
+                raise InputError(f"data set {cell.data}", found, "the data that the bench began with", fix)
+
+
+def _differs(before: Mapping[str, str | None], file: CaseFile, hash_now: Callable[[Path, str], str]) -> bool:
+    """Say whether what a run has opened of a case has another checksum now, or is gone."""
+    known = [(before["image_sha256"], file.image, file.image_name), (before["mask_sha256"], file.mask, file.mask_name)]
+    return any(then is not None and (path is None or hash_now(path, name) != then) for then, path, name in known)

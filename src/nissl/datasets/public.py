@@ -1,0 +1,389 @@
+"""Public data sets by name: terms shown and accepted, then downloaded, checked and arranged into cases.
+
+Nothing here is invented: a checksum is given only where the host of the address states one, and terms are quoted from
+the publisher or said to be unknown. Where no checksum is stated, the SHA-256 of the first download is recorded in
+source.json and compared at every later one.
+"""
+
+import csv
+import dataclasses
+import difflib
+import gzip
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num
+
+from nissl.datasets.download import GIB, Progress, digest, download, unpack
+from nissl.errors import DataError, InputError
+from nissl.files import write_whole
+from nissl.imageio.formats import read_raster, write_image, write_mask
+
+RECORD = "source.json"
+ARCHIVE, UNPACKED, ARRANGED = ".archive", ".unpacked", ".arranged"
+
+
+@dataclass(frozen=True)
+class PublicDataset:
+    """A data set that others publish: where it is, under which terms, and how its archive becomes cases."""
+
+    name: str
+    title: str
+    page: str
+    """Where the publisher describes it."""
+    url: str | None
+    """Address of the archive; None where it must be fetched by hand."""
+    licence: str
+    citation: str
+    arrange: Callable[[Path, Path], None]
+    """From the unpacked archive to a folder of cases."""
+    checksum: str | None = None
+    """`algorithm:digest` as the host of the address states it; None where it states none."""
+    label_map: str = ""
+    """What to give as `--label-map`."""
+    note: str = ""
+    """What a user should know."""
+    unpacked_gib: float = 4.0
+    """Bound on the unpacked size, in GiB."""
+
+    def __str__(self) -> str:
+        by_hand = "fetched by hand from the page above, then given as an archive"
+        stated = self.checksum or "none is published; the SHA-256 of the first download is recorded and compared later"
+        rows = {
+            self.name: self.title,
+            "page": self.page,
+            "address": self.url or by_hand,
+            "licence": self.licence,
+            "cite": self.citation,
+            "checksum": stated,
+            "label map": self.label_map or "as found",
+            "note": self.note or "-",
+        }
+        return "\n".join(f"{key}: {value}" for key, value in rows.items())
+
+
+def fetch(
+    name: str,
+    folder: Path,
+    *,
+    accept: Callable[[str], bool],
+    archive: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Download a data set and arrange it into cases in `folder`; a broken download is taken up where it stopped.
+
+    Args:
+        name: one of `PUBLIC`.
+        folder: new, empty, or one in which this function was interrupted.
+        accept: shown address, terms and citation, says whether the user agrees.
+        archive: the archive as the user got it; nothing is downloaded then, and it is left as it is.
+        progress: told bytes done and, where known, of how many.
+
+    Raises:
+        InputError: unknown name, terms not accepted, a folder in use, or no address to download from.
+        DataError: the archive is not what it should be.
+        ResourceError: the network or the disk failed; what was downloaded is kept.
+
+    """
+    if name not in PUBLIC:
+        near = difflib.get_close_matches(name, PUBLIC, n=1)
+        fix = f"did you mean `{near[0]}`?" if near else "choose one of these"
+        raise InputError("name of the data set", f"`{name}`", f"one of {', '.join(PUBLIC)}", fix)
+    dataset = PUBLIC[name]
+    if _is_complete(dataset, folder):
+        return folder
+    if archive is None and dataset.url is None:
+        fix = f"get it at {dataset.page} and give it with --archive FILE"
+        raise InputError(name, "no address that can be downloaded from", "an archive", fix)
+    if not accept(str(dataset)):
+        raise InputError(name, "terms not accepted", "agreement", "nothing was downloaded; run it again to agree")
+    folder.mkdir(parents=True, exist_ok=True)
+    source = archive or download(str(dataset.url), folder / ARCHIVE, dataset.page, progress)
+    try:
+        sha256 = _verify(dataset, source, _read_record(folder))
+        shutil.rmtree(folder / UNPACKED, ignore_errors=True)
+        unpack(source, folder / UNPACKED, dataset.unpacked_gib)
+    except DataError:
+        (folder / ARCHIVE).unlink(missing_ok=True)  # so that the next run does not meet it again
+        raise
+    _arrange(dataset, folder, sha256)
+    (folder / ARCHIVE).unlink(missing_ok=True)
+    return folder
+
+
+def _is_complete(dataset: PublicDataset, folder: Path) -> bool:
+    """Whether the data set is in the folder already; a folder with anything else is refused."""
+    if not folder.exists():
+        return False
+    expected, fix = "a new or empty folder", "choose another folder"
+    if not folder.is_dir():
+        raise InputError(folder, "a file", expected, fix)
+    record = _read_record(folder)
+    ours = {RECORD, ARCHIVE, f"{ARCHIVE}.part", f"{ARCHIVE}.tag", UNPACKED, ARRANGED}
+    data = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    if record and record.get("name") != dataset.name:
+        raise InputError(folder, f"the data set {record.get('name')}", expected, fix)
+    if data and not record:
+        raise InputError(folder, f"a folder that holds {data[0]}", expected, fix)
+    return bool(data and record["complete"])
+
+
+def _arrange(dataset: PublicDataset, folder: Path, sha256: str) -> None:
+    """Make cases of what was unpacked; they appear in the folder when all are made."""
+    shutil.rmtree(folder / ARRANGED, ignore_errors=True)
+    (folder / ARRANGED).mkdir()
+    dataset.arrange(folder / UNPACKED, folder / ARRANGED)
+    _write_record(dataset, folder, sha256, complete=False)
+    for part in sorted((folder / ARRANGED).iterdir()):
+        if not (folder / part.name).exists():  # it does after an interruption at this very place
+            part.replace(folder / part.name)
+    for leftover in (UNPACKED, ARRANGED):
+        shutil.rmtree(folder / leftover)
+    _write_record(dataset, folder, sha256, complete=True)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write_record(dataset: PublicDataset, folder: Path, sha256: str, *, complete: bool) -> None:
+    """Write beside the data where they come from, under which terms, and the checksum of the archive."""
+    stated = f"the host states {dataset.checksum}" if dataset.checksum else "no checksum is published: recorded here"
+    record = {
+        field.name: getattr(dataset, field.name)
+        for field in dataclasses.fields(dataset)
+        if field.name not in ("arrange", "unpacked_gib")
+    } | {
+        "sha256": sha256,
+        "sha256_origin": stated,
+        "fetched": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "complete": complete,
+    }
+    write_whole(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _verify(dataset: PublicDataset, source: Path, record: dict[str, Any]) -> str:
+    """Compare an archive with the published checksum and with the one recorded before; its SHA-256."""
+    algorithm, _, stated = (dataset.checksum or "").partition(":")
+    sha256 = digest(source, "sha256")
+    for kind, expected, found in (
+        (f"the published {algorithm}", stated, digest(source, algorithm) if stated else ""),
+        ("the sha256 of the first download", record.get("sha256", sha256), sha256),
+    ):
+        if found != expected:
+            raise DataError(source, f"checksum {found}", f"{kind}, {expected}", "get the archive again")
+    return sha256
+
+
+# Arrangement: from the layout of each archive to images/, masks/ and cases.csv
+
+
+def _found(paths: Iterable[Path], folder: Path, expected: str) -> list[Path]:
+    found = sorted(paths)
+    if not found:
+        top = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise DataError(
+            folder.parent, f"an archive with {top}", expected, "check that it is the archive of this data set"
+        )
+    return found
+
+
+def _make(target: Path) -> tuple[Path, Path]:
+    (target / "images").mkdir()
+    (target / "masks").mkdir()
+    return target / "images", target / "masks"
+
+
+def _write_cases(target: Path, rows: Iterable[tuple[str, str, str]]) -> None:
+    lines = ["id,group,split", *(",".join(row) for row in rows)]
+    write_whole(target / "cases.csv", "\n".join(lines) + "\n")
+
+
+def arrange_glas(source: Path, target: Path) -> None:
+    """GlaS: `train_1.bmp`, `train_1_anno.bmp` (gland instances), `Grade.csv` with the patient of each image."""
+    pictures = _found(source.rglob("*.bmp"), source, "train_1.bmp, train_1_anno.bmp and the like")
+    table = _found(source.rglob("Grade.csv"), source, "Grade.csv, the table of patients")[0]
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        rows = [{key.strip(): value.strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
+    patients = {row["name"]: f"patient{row['patient ID']}" for row in rows}
+    images, masks = _make(target)
+    names = []
+    for picture in pictures:
+        if not picture.stem.endswith("_anno"):
+            glands = read_raster(picture.with_name(f"{picture.stem}_anno.bmp")).pixels[0]
+            write_mask(masks / f"{picture.stem}.png", glands)
+            picture.rename(images / picture.name)
+            names.append(picture.stem)
+    sides = {name: "train" if name.startswith("train") else "test" for name in names}
+    _write_cases(target, [(name, patients.get(name, ""), sides[name]) for name in names])
+
+
+def arrange_dsb2018(source: Path, target: Path) -> None:
+    """DSB2018: `ID/images/ID.png`, and one file for each nucleus in `ID/masks/`, merged into one label image."""
+    pictures = _found(source.rglob("*/images/*.png"), source, "a folder ID/images/ID.png for each image")
+    images, masks = _make(target)
+    for picture in pictures:
+        pixels = read_raster(picture).pixels
+        labels = np.zeros(pixels.shape[1:], dtype=np.uint16)
+        for number, nucleus in enumerate(sorted((picture.parents[1] / "masks").glob("*.png")), start=1):
+            labels[read_raster(nucleus).pixels[0] > 0] = number
+        write_mask(masks / picture.name, labels)
+        write_image(images / picture.name, pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, axis=0))
+
+
+def arrange_kvasir(source: Path, target: Path) -> None:
+    """Kvasir-SEG: `images/ID.jpg` and `masks/ID.jpg`; JPEG blurs the edge of a mask, so that it is cut at half."""
+    pictures = _found(source.rglob("images/*.jpg"), source, "images/ID.jpg and masks/ID.jpg")
+    images, masks = _make(target)
+    for picture in pictures:
+        drawn = read_raster(picture.parents[1] / "masks" / picture.name).pixels.max(axis=0)
+        write_mask(masks / f"{picture.stem}.png", (drawn > 127).astype(np.uint8))
+        picture.rename(images / picture.name)
+
+
+def arrange_decathlon(source: Path, target: Path) -> None:
+    """Medical Segmentation Decathlon: `imagesTr`, `labelsTr` and `dataset.json` stay as they are."""
+    table = _found(source.rglob("dataset.json"), source, "imagesTr, labelsTr and dataset.json")[0]
+    for part in sorted(table.parent.iterdir()):
+        part.rename(target / part.name)
+
+
+def arrange_la2018(source: Path, target: Path) -> None:
+    """Left atrium 2018: `Training Set/ID/lgemri.nrrd` and `laendo.nrrd`, the same in `Testing Set`."""
+    pictures = _found(source.rglob("*/lgemri.nrrd"), source, "Training Set/ID/lgemri.nrrd and laendo.nrrd")
+    images, masks = _make(target)
+    rows = []
+    for picture in pictures:
+        name, side = picture.parent.name, "test" if "test" in picture.parents[1].name.lower() else "train"
+        pixels, spacing = read_nrrd(picture)
+        write_image(images / f"{name}.nii.gz", pixels[None], spacing)
+        if (cavity := picture.with_name("laendo.nrrd")).exists():
+            like = read_raster(images / f"{name}.nii.gz")
+            write_mask(masks / f"{name}.nii.gz", (read_nrrd(cavity)[0] > 0).astype(np.uint8), like)
+        rows.append((name, "", side))
+    _write_cases(target, rows)
+
+
+NRRD_TYPES = {
+    **dict.fromkeys(("unsigned char", "uchar", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "int16", "int16_t", "signed short"), "i2"),
+    **dict.fromkeys(("unsigned short", "ushort", "uint16", "uint16_t"), "u2"),
+    "float": "f4",
+}
+
+
+def read_nrrd(path: Path, limit_gib: float = 1.0) -> tuple[Num[np.ndarray, "x y z"], tuple[float, ...]]:
+    """Read a raw or gzip NRRD volume and its spacing in mm; the orientation is not read.
+
+    Raises:
+        DataError: another kind of NRRD, cut short, or larger than the limit.
+
+    """
+    fix = "convert it to NIfTI with another tool, for example 3D Slicer"
+    with path.open("rb") as file:
+        lines = list(iter(lambda: file.readline(4096).decode("latin-1").strip(), ""))
+        fields = dict(line.split(":", 1) for line in lines[1:] if ":" in line and not line.startswith("#"))
+        field = {key.strip(): value.strip() for key, value in fields.items()}
+        shape = tuple(int(length) for length in field.get("sizes", "").split() if length.isdigit())
+        kind, encoding = NRRD_TYPES.get(field.get("type", "")), field.get("encoding")
+        if not lines or not lines[0].startswith("NRRD") or not kind or encoding not in ("raw", "gzip", "gz"):
+            found = f"type {field.get('type')}, encoding {encoding}"
+            raise DataError(path, found, "NRRD with integers or float, raw or gzip", fix)
+        dtype = np.dtype(kind).newbyteorder(">" if field.get("endian") == "big" else "<")
+        size = int(np.prod(shape)) * dtype.itemsize
+        if len(shape) != 3 or size > limit_gib * GIB:
+            raise DataError(path, f"sizes {shape}", f"three axes and at most {limit_gib:g} GiB", fix)
+        try:
+            content = file.read(size) if encoding == "raw" else gzip.GzipFile(fileobj=file).read(size)
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(path, f"cannot be decoded ({error})", "a whole file", "get it again") from error
+    if len(content) < size:
+        raise DataError(path, f"{len(content)} bytes of pixels", f"{size}", "the file is cut short: get it again")
+    axes = re.findall(r"\(([^)]*)\)", field.get("space directions", ""))
+    spacing = [float(np.linalg.norm([float(part) for part in axis.split(",")])) for axis in axes]
+    spacing = spacing or [float(length) for length in field.get("spacings", "1 1 1").split()]
+    pixels = np.frombuffer(content, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="))
+    return pixels, tuple(spacing)
+
+
+def _registry(*sets: PublicDataset) -> dict[str, PublicDataset]:
+    names = [one.name for one in sets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a name twice among the public data sets: {names}")
+    return dict(zip(names, sets, strict=True))
+
+
+PUBLIC = _registry(
+    PublicDataset(
+        name="glas",
+        title="GlaS: glands in colon histology, 165 images with masks (MICCAI 2015)",
+        page="https://warwick.ac.uk/fac/cross_fac/tia/data/glascontest/",
+        url="https://warwick.ac.uk/fac/sci/dcs/research/tia/glascontest/download/warwick_qu_dataset_released_2016_07_08.zip",
+        licence="as the organisers say: provided for research purposes only; commercial uses are not allowed",
+        citation="K. Sirinukunwattana et al., Medical Image Analysis 35:489-502, 2017; and K. Sirinukunwattana, "
+        "D.R.J. Snead, N.M. Rajpoot, IEEE TMI 34(11), 2015, doi 10.1109/TMI.2015.2433900",
+        arrange=arrange_glas,
+        label_map="binary",
+        note="Patients are on both sides of the official split: train with --allow-shared-groups, or remove cases.csv. "
+        "The address has been seen to ask for a login; then get the archive by hand.",
+    ),
+    PublicDataset(
+        name="dsb2018",
+        title="Data Science Bowl 2018, stage 1: nuclei, 670 images with masks (BBBC038)",
+        page="https://bbbc.broadinstitute.org/BBBC038",
+        url="https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip",
+        licence="Creative Commons CC0 (public domain)",
+        citation="J.C. Caicedo et al., Nature Methods 16:1247-1253, 2019",
+        arrange=arrange_dsb2018,
+        label_map="binary",
+        note="Kinds of microscopy differ much, and which images come from one experiment is not stated.",
+    ),
+    PublicDataset(
+        name="kvasir-seg",
+        title="Kvasir-SEG: polyps in colonoscopy, 1000 images with masks",
+        page="https://datasets.simula.no/kvasir-seg/",
+        url="https://datasets.simula.no/downloads/kvasir-seg.zip",
+        licence="as the publisher says: restricted for research and educational purposes; commercial use is forbidden "
+        "without prior written permission",
+        citation="D. Jha et al., Kvasir-SEG: A Segmented Polyp Dataset, MultiMedia Modeling (MMM) 2020, pages 451-462",
+        arrange=arrange_kvasir,
+        note="Patients are not stated, so images of one patient may be on both sides of a split.",
+    ),
+    PublicDataset(
+        name="msd-hippocampus",
+        title="Medical Segmentation Decathlon, task 4: hippocampus in MRI, 260 volumes with masks",
+        page="http://medicaldecathlon.com/",
+        url="https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar",
+        licence="CC BY-SA 4.0",
+        citation="A.L. Simpson et al., arXiv:1902.09063, 2019; M. Antonelli et al., Nature Communications "
+        "13:4128, 2022",
+        arrange=arrange_decathlon,
+        checksum="md5:9d24dba78a72977dbd1d2e110310f31b",
+        note="The address and its MD5 are those of the MONAI project, which hosts the copy. Volumes of the official "
+        "test side come without masks.",
+    ),
+    PublicDataset(
+        name="la2018",
+        title="Left Atrial Segmentation Challenge 2018: 154 gadolinium-enhanced MRI volumes",
+        page="https://www.cardiacatlas.org/atriaseg2018-challenge/atria-seg-data/",
+        url=None,
+        licence="none is stated in the archive: the terms of the Cardiac Atlas Project, on its page, hold",
+        citation="Z. Xiong et al., A global benchmark of algorithms for segmenting the left atrium from late "
+        "gadolinium-enhanced cardiac magnetic resonance imaging, Medical Image Analysis 67:101832, 2021",
+        arrange=arrange_la2018,
+        note="NRRD volumes become NIfTI with their spacing; their orientation in the scanner is not carried over.",
+        unpacked_gib=40.0,
+    ),
+)

@@ -1,0 +1,236 @@
+"""Two runs on the same test cases: paired differences with intervals, or a refusal where they are not paired."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from nissl.errors import InputError
+from nissl.evaluation.table import FEW, CaseScore, Unit, score_matrix, units_of, without_nan
+from nissl.metrics.statistics import Difference, mean_over_classes, paired_difference, seed_interval, side_by_side
+
+Scored = Mapping[int, Sequence[CaseScore]]
+"""Rows of metrics.csv by seed; a single run has one."""
+
+Values = Float[np.ndarray, "seeds cases classes"]
+
+SIGNIFICANT = 0.05
+LISTED = 5
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One class, or the mean over classes: A beside B, and A - B."""
+
+    dice_a: float
+    """Mean Dice of A (over its seeds, if several), as `evaluate` prints it."""
+    dice_b: float
+    dice: Difference
+    dice_seeds: tuple[float, float]
+    """95 % interval of the difference over seeds, paired by seed; nan for single runs."""
+    iou: Difference
+    hd95: Difference
+    """In `unit`; negative where A is closer to the reference."""
+    unit: Unit
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `nissl compare` says."""
+
+    a: str
+    b: str
+    seeds: tuple[int, ...]
+    """Of each side; empty for two single runs."""
+    classes: dict[str, Compared]
+    overall: Compared
+    n_units: int
+    """Independent units behind the interval: groups (patients) where known, else cases."""
+    grouped: bool
+    false_alarms: tuple[int, int]
+    """Of A and of B, over all classes and seeds: where only one has it, the pair is left out."""
+    verdict: str
+    """One plain sentence."""
+    warnings: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    """Settings in which the runs differ, in words."""
+
+    def to_tree(self) -> dict[str, Any]:
+        """Nested dictionaries of plain values for JSON, nan as None."""
+        tree = without_nan(asdict(self))
+        assert isinstance(tree, dict)
+        return tree
+
+
+def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.Generator) -> Comparison:
+    """Compare two runs, or two series with the same seeds, case by case.
+
+    The difference of a case is A - B, with all seeds; its interval and test are over cases, or over groups
+    where groups are known, and a second interval is over the seeds. One of the two is called better only where every
+    interval leaves out 0, the test says so as well, and it does not have more false alarms.
+
+    Args:
+        a: rows of the one side, by seed.
+        b: the same of the other side; the seeds are the same, or both sides have one.
+        names: of the two sides.
+        rng: source of the draws.
+
+    Raises:
+        InputError: the two were not measured on the same cases, references, classes and units, or on other seeds.
+
+    """
+    if sorted(a) != sorted(b):
+        raise _unpaired(names, f"seeds {_listed(a)} against {_listed(b)}", "the same seeds on both sides")
+    for seed in a:
+        require_paired(a[seed], b[seed], names)
+        require_paired(a[seed], a[min(a)], (f"{names[0]}, seed {seed}", f"{names[0]}, seed {min(a)}"))
+    first = a[min(a)]
+    labels, groups = list(dict.fromkeys(row.label for row in first)), {row.case: row.group for row in first}
+    members = units_of(groups) if any(groups.values()) else None
+    draws = int(rng.integers(2**63))  # the same for every class
+    overall = _compared(a, b, labels, members, draws)
+    n_units, several = len(set(members or groups)), len(a) > 1
+    where = f"{len(groups)} cases" + (f" of {n_units} groups" if members else "")
+    alarms = _false_alarms(a), _false_alarms(b)
+    return Comparison(
+        *names,
+        seeds=tuple(sorted(a)) if several else (),
+        classes={label: _compared(a, b, [label], members, draws) for label in labels},
+        overall=overall,
+        n_units=n_units,
+        grouped=members is not None,
+        false_alarms=alarms,
+        verdict=verdict(overall, where, len(a), alarms),
+        warnings=tuple(_warnings(n_units, members is not None, several)),
+    )
+
+
+def _compared(a: Scored, b: Scored, labels: Sequence[str], members: Sequence[str] | None, draws: int) -> Compared:
+    """Compare over some of the classes."""
+    units = {row.unit for row in a[min(a)]}
+    dice = _paired(a, b, "dice", labels)
+
+    def difference(values: Values) -> Difference:
+        return paired_difference(side_by_side(values), members, np.random.default_rng(draws))
+
+    distance = _paired(a, b, "hd95", labels)
+    return Compared(
+        dice_a=_mean_dice(a, labels),
+        dice_b=_mean_dice(b, labels),
+        dice=difference(dice),
+        dice_seeds=seed_interval(np.array([mean_over_classes(one) for one in dice])),
+        iou=difference(_paired(a, b, "iou", labels)),
+        hd95=difference(distance if len(units) == 1 else np.full_like(distance, np.nan)),
+        unit=units.pop() if len(units) == 1 else "mixed",
+    )
+
+
+def require_paired(a: Sequence[CaseScore], b: Sequence[CaseScore], names: tuple[str, str]) -> None:
+    """Refuse two sets of rows that do not measure the same things.
+
+    Raises:
+        InputError: other classes, cases, groups, units or references; the message names them.
+
+    """
+    classes = [{row.label for row in rows} for rows in (a, b)]
+    if classes[0] != classes[1]:
+        raise _unpaired(names, f"classes {_listed(classes[0])} against {_listed(classes[1])}", "the same classes")
+    cases = [{row.case for row in rows} for rows in (a, b)]
+    alone = cases[0] ^ cases[1]
+    if alone:
+        found = f"{len(alone)} of {len(cases[0] | cases[1])} cases are on one side only: {_listed(alone)}"
+        raise _unpaired(names, found, "two runs measured on the same test cases")
+    other = {(row.case, row.label): row for row in b}
+    facts: dict[str, Callable[[CaseScore], object]] = {
+        "groups (patients)": lambda row: row.group,
+        "units of distance": lambda row: row.unit,
+        "references": lambda row: (row.tp + row.fn, row.pixels),
+    }
+    for what, fact in facts.items():
+        differ = [row for row in a if fact(row) != fact(other[row.case, row.label])]
+        if differ:
+            row, twin = differ[0], other[differ[0].case, differ[0].label]
+            shown = (
+                f"{row.tp + row.fn} of {row.pixels} pixels are {row.label} against {twin.tp + twin.fn} of {twin.pixels}"
+                if what == "references"
+                else f"`{fact(row)}` against `{fact(twin)}`"
+            )
+            found = f"other {what} in {_listed({r.case for r in differ})}: in {row.case}, {shown}"
+            raise _unpaired(names, found, f"the same {what} on both sides")
+
+
+def verdict(overall: Compared, where: str, seeds: int, false_alarms: tuple[int, int]) -> str:
+    """Say in one sentence which side is better, by how much and how surely; in points of Dice (hundredths).
+
+    Args:
+        overall: the differences.
+        where: the cases in words, such as `80 cases of 12 groups`.
+        seeds: how many each side has.
+        false_alarms: of A and of B, which the differences leave out.
+
+    """
+    found, over_seeds = overall.dice, overall.dice_seeds
+    sign = -1 if found.mean < 0 else 1
+
+    def span(low: float, high: float) -> str:
+        low, high = sorted((100 * sign * low, 100 * sign * high))
+        return f"{low:.1f} to {high:.1f}"
+
+    intervals = [(found.low, found.high)] + ([over_seeds] if seeds > 1 else [])
+    if np.isnan(intervals).any():
+        return f"No comparison: {where} are too few for an interval."
+    clear = found.p_value < SIGNIFICANT and all(low * high > 0 for low, high in intervals)
+    by_seed = f" over cases, {span(*over_seeds)} over {seeds} seeds" if seeds > 1 else ""
+    numbers = f"{100 * abs(found.mean):.1f} Dice points ({span(found.low, found.high)}{by_seed})"
+    if clear and sign * (false_alarms[0] - false_alarms[1]) > 0:
+        more = "{} false alarms against {}".format(*sorted(false_alarms, reverse=True))
+        return f"Neither is called better: {'A' if sign > 0 else 'B'} gains {numbers} on these {where}, and has {more}."
+    if clear:
+        return f"{'A' if sign > 0 else 'B'} is better by {numbers} on these {where}."
+    leader, together = "A - B" if sign > 0 else "B - A", f"{where} and {seeds} seeds" if seeds > 1 else where
+    return f"No difference that these {together} can show: {leader} is {numbers}."
+
+
+def _warnings(n_units: int, grouped: bool, several: bool) -> list[str]:
+    found = []
+    if n_units < FEW:
+        kind = "groups" if grouped else "cases"
+        found.append(f"Only {n_units} {kind} to compare on: below {FEW}, take interval and p-value as a hint.")
+    if not several:
+        found.append(
+            "One seed each: the interval holds what other cases would change, not what another seed would. "
+            "Train both sides with --seeds 5 before you claim a difference of methods."
+        )
+    return found
+
+
+def _paired(a: Scored, b: Scored, field: str, labels: Sequence[str]) -> Values:
+    """A - B of one field; nan where one of the two is not applicable."""
+    cases = list(dict.fromkeys(row.case for row in a[min(a)]))
+
+    def table(rows: Sequence[CaseScore]) -> list[list[float]]:
+        values = {(row.case, row.label): getattr(row, field) for row in rows}
+        return [[values[case, label] for label in labels] for case in cases]
+
+    return np.array([np.subtract(table(a[seed]), table(b[seed])) for seed in sorted(a)])
+
+
+def _mean_dice(side: Scored, labels: Sequence[str]) -> float:
+    chosen = [[row for row in rows if row.label in labels] for rows in side.values()]
+    return float(np.mean([mean_over_classes(score_matrix(rows, "dice", labels)) for rows in chosen]))
+
+
+def _false_alarms(side: Scored) -> int:
+    return sum(row.presence == "false alarm" for rows in side.values() for row in rows)
+
+
+def _listed(names: Sequence[Any] | Mapping[Any, Any] | set[Any]) -> str:
+    ordered = [str(name) for name in sorted(names)]
+    return ", ".join(ordered[:LISTED]) + (f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else "")
+
+
+def _unpaired(names: tuple[str, str], found: str, expected: str) -> InputError:
+    fix = "evaluate both on the same data and split (cases.csv, or the same --split.seed)"
+    return InputError(" and ".join(names), found, f"{expected}, so that the cases are pairs", fix)

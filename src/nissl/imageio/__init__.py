@@ -1,0 +1,1 @@
+"""File formats: raster images, TIFF, DICOM, NIfTI, and what mask values mean."""

@@ -1,0 +1,368 @@
+"""DICOM: a file (2-D, or 3-D where it has several frames), or a folder of slices, which is one volume.
+
+Of a file only the elements in `ELEMENTS` are read, so that names, dates and identifiers of the patient do not get as
+far as an array, a header or an error. Errors are in words of ours alone: those of a decoder may quote the file.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num
+
+from nissl.imageio.dicom_geometry import EXPECTED, Grid, Slice, stacked
+from nissl.imageio.raster import BoundedFile, Header, Opened, Raster, UnusableError, plain
+from nissl.imageio.tiff_segments import picture_size
+
+SUFFIXES = (".dcm", ".dicom")
+LAYOUT = (
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+)
+"""What all slices of a series must agree in, beside their series and direction."""
+PLACE = (
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+ELEMENTS = (*LAYOUT, *PLACE, "PlanarConfiguration", "SeriesInstanceUID", "BurnedInAnnotation", "ModalityLUTSequence")
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+GRAY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+
+def is_series(path: Path) -> bool:
+    """Whether a path is a folder with DICOM slices in it, by names alone."""
+    try:
+        return path.is_dir() and bool(slices(path))
+    except OSError:
+        return False
+
+
+def slices(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, sorted by name; hidden ones left out."""
+    paths = (path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES))
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+@contextmanager
+def open_dicom(path: Path) -> Iterator[Opened]:
+    """Open a file, or a folder of slices.
+
+    A single frame stays as a picture: `(rows, columns)`, without affine. A volume whose slices state their place has
+    the axes x (along a row), y (along a column) and z (from slice to slice, by position and not by name), with the
+    affine of NIfTI (right, anterior, superior), so that a NIfTI mask of the series fits it; the slice distance is that
+    of the positions. Frames that state no place stay as a stack of pictures.
+
+    Values are those of the modality: rescale slope and intercept are applied, to whole numbers where both are whole.
+    MONOCHROME1 (0 is white) is turned over within the range of the stored bits, so that larger is brighter everywhere.
+
+    Raises:
+        UnusableError: a fault in the file or series, in words that quote nothing of it.
+
+    """
+    with _silence():
+        source = _examine(path)
+    channels, dtype = int(source.head.SamplesPerPixel), _value_type(source.head, source.planes)
+    shape, spacing = source.shape, source.grid.spacing if source.grid else source.planes[0].spacing or None
+    if not source.grid and len(source.planes) > 1:
+        spacing = None
+
+    def decode() -> Raster:
+        stack = np.empty((len(source.planes), *source.size, channels), dtype)
+        done = 0
+        with _silence():
+            for file, place in source.files:
+                for frame in _pixels(file, place).reshape(-1, *source.size, channels):
+                    stack[done] = _values(frame, source.head, source.planes[done], dtype)
+                    done += 1
+        affine = source.grid.affine if source.grid else None
+        inverted = source.head.PhotometricInterpretation == "MONOCHROME1"
+        return Raster(_laid_out(stack, source.grid), spacing, affine, None, inverted, source.burned_in)
+
+    size = math.prod(shape) * channels * dtype.itemsize
+    yield Header(shape, channels, dtype.name, spacing, size, source.grid is not None), decode
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The files of a case, each with the words for it, and what their headers say."""
+
+    files: tuple[tuple[Path, str], ...]
+    head: Any
+    """Header of the first file."""
+    planes: tuple[Slice, ...]
+    grid: Grid | None
+    burned_in: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return int(self.head.Rows), int(self.head.Columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What `_laid_out` gives, without the channels."""
+        if self.grid:
+            return (*self.size[::-1], len(self.planes))
+        return (len(self.planes), *self.size) if len(self.planes) > 1 else self.size
+
+
+def _examine(path: Path) -> _Source:
+    """Read the headers of a file or series, and refuse what makes no image."""
+    series = path.is_dir()
+    paths = slices(path) if series else [path]
+    files = [(file, f"file {n} of {len(paths)} by name" if series else "the file") for n, file in enumerate(paths, 1)]
+    heads = [_read(file, place, ELEMENTS) for file, place in files]
+    for head, (_, place) in zip(heads, files, strict=True):
+        with _blaming(place):
+            _require_usable(head, place)
+    _require_one_kind(heads, [place for _, place in files])
+    planes: list[Slice] = []
+    for head, (_, place) in zip(heads, files, strict=True):
+        with _blaming(place):
+            planes += _planes(head, place)
+    if series and len(planes) < 2:
+        fix = "add the other slices, or put the file itself among the images if it is 2-D"
+        raise UnusableError("a series of one slice, so that the distance of slices is unknown", EXPECTED, fix)
+    grid = stacked(planes) if len(planes) > 1 else None
+    if len(files) > 1 and grid is None:
+        raise UnusableError("slices that state no position", EXPECTED, "convert the series to a TIFF stack")
+    burned_in = any(str(head.get("BurnedInAnnotation", "")).upper() == "YES" for head in heads)
+    return _Source(tuple(files), heads[0], tuple(planes), grid, burned_in)
+
+
+def _laid_out(stack: Num[np.ndarray, "slices rows columns channels"], grid: Grid | None) -> np.ndarray:
+    """The axes that the header promises, channels first."""
+    if grid is not None:
+        return plain(stack[list(grid.order)].transpose(3, 2, 1, 0))
+    return plain(np.moveaxis(stack if len(stack) > 1 else stack[0], -1, 0))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep pydicom from writing: what it warns of, it quotes."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _pydicom() -> Any:
+    try:
+        import pydicom
+    except ImportError as error:
+        raise UnusableError(
+            "DICOM, which needs another package", "pydicom to be installed", "pip install 'nissl[dicom]'"
+        ) from error
+    return pydicom
+
+
+@contextmanager
+def _blaming(place: str) -> Iterator[None]:
+    """Whatever pydicom raises on hostile bytes is a fault of that file, said in our words."""
+    try:
+        yield
+    except (UnusableError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(place) from error
+
+
+def _read(path: Path, place: str, elements: Sequence[str]) -> Any:
+    """The elements of one file; those after the pixels are not looked at where the pixels are not wanted."""
+    pydicom = _pydicom()
+    with _blaming(place), BoundedFile(path) as file:
+        file.seek(132)
+        meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+        if str(meta.get("TransferSyntaxUID", "")) == DEFLATED:
+            # All of it is decompressed, without bound, before its size can be known.
+            raise UnusableError(f"{place}: the transfer syntax Deflated", *_other_syntax())
+        file.seek(0)
+        wanted = not set(elements).isdisjoint(PIXELS)
+        head = pydicom.dcmread(file, stop_before_pixels=not wanted, specific_tags=list(elements))
+        for element in elements:
+            head.get(element)  # here, where a value that cannot be read belongs to this file
+        return head
+
+
+def _damaged(place: str) -> UnusableError:
+    what = "" if place == "the file" else f"{place}: "
+    return UnusableError(
+        f"{what}damaged, cut short, or of another kind than its name says",
+        "a readable DICOM file",
+        "export the file again from its source, or remove it",
+    )
+
+
+def _other_syntax() -> tuple[str, str]:
+    return (
+        "one that can be decoded here",
+        "convert the files to Explicit VR Little Endian, for instance with gdcmconv --raw IN OUT, or see whether "
+        "`pip install pylibjpeg[all]` adds a decoder",
+    )
+
+
+def _require_one_kind(heads: Sequence[Any], places: Sequence[str]) -> None:
+    """Slices of several series, or of several shapes, are no volume."""
+    for what, keys in (("series", ("SeriesInstanceUID",)), ("size or kind of pixels", LAYOUT)):
+        kinds = [tuple(str(head.get(key)) for key in keys) for head in heads]
+        other = next((n for n, kind in enumerate(kinds) if kind != kinds[0]), None)
+        if other is not None:
+            found = f"slices of {len(set(kinds))} kinds: {places[other]} differs from {places[0]} in its {what}"
+            raise UnusableError(found, EXPECTED, "give each series a folder of its own")
+
+
+def _require_usable(head: Any, place: str) -> None:
+    """Refuse what could only be read wrongly."""
+
+    def refuse(found: str, expected: str, fix: str) -> UnusableError:
+        return UnusableError(found if place == "the file" else f"{place}: {found}", expected, fix)
+
+    if "Rows" not in head or "BitsAllocated" not in head:
+        raise refuse("no pixels: cut short, or no image", "an image", "export it again; a report or plan is removed")
+    if "ModalityLUTSequence" in head:
+        fix = "convert it with a tool that applies the modality LUT"
+        raise refuse("values that are coded by a table (Modality LUT)", "values with slope and intercept", fix)
+    samples, colour = int(head.SamplesPerPixel), str(head.PhotometricInterpretation)
+    if colour not in (GRAY if samples == 1 else COLOUR) or samples not in (1, 3):
+        found = (
+            "a palette" if colour == "PALETTE COLOR" else f"{samples} samples for each pixel in colours of that kind"
+        )
+        raise refuse(found, "MONOCHROME1, MONOCHROME2, RGB or YBR", "convert it to RGB or MONOCHROME2")
+    allocated, stored = int(head.BitsAllocated), int(head.get("BitsStored", head.BitsAllocated))
+    if allocated not in (1, 8, 16, 32, 64) or not 0 < stored <= allocated:
+        raise refuse(f"{stored} of {allocated} bits for each value", "1, 8, 16, 32 or 64 bits", "convert it")
+    if int(head.get("HighBit", stored - 1)) != stored - 1:
+        raise refuse("values that do not end at the lowest bit", "High Bit one below Bits Stored", "convert it")
+    if not 0 < int(head.Rows) <= 65535 or not 0 < int(head.Columns) <= 65535 or not 0 < _frames(head) <= 2**20:
+        raise _damaged(place)
+
+
+def _frames(head: Any) -> int:
+    return int(head.get("NumberOfFrames") or 1)
+
+
+def _planes(head: Any, place: str) -> list[Slice]:
+    """The slices of a file: one, or its frames with the place that the functional groups of each give."""
+    count = _frames(head)
+    if count == 1:
+        return [_plane(place, [*_groups(head, 0), head])]
+    # Without functional groups the one position is that of the first frame alone.
+    last = {key: head[key].value for key in ("PixelSpacing", "RescaleSlope", "RescaleIntercept") if key in head}
+    words = "frame" if place == "the file" else f"{place}, frame"
+    return [_plane(f"{words} {n + 1} of {count}", [*_groups(head, n), last]) for n in range(count)]
+
+
+def _groups(head: Any, number: int) -> list[Any]:
+    """What the functional groups say of one frame, its own before those that all share."""
+    own, shared = head.get("PerFrameFunctionalGroupsSequence"), head.get("SharedFunctionalGroupsSequence")
+    return [
+        part[0]
+        for groups in ([own[number]] if own else []) + ([shared[0]] if shared else [])
+        for name in ("PlanePosition", "PlaneOrientation", "PixelMeasures", "PixelValueTransformation")
+        if (part := groups.get(f"{name}Sequence"))
+    ]
+
+
+def _plane(where: str, sources: Sequence[Any]) -> Slice:
+    """The first of the sources that states a value gives it."""
+
+    def numbers(key: str, count: int) -> tuple[float, ...]:
+        value = next((value for source in sources if (value := source.get(key)) not in (None, "", [])), None)
+        if value is None:
+            return ()
+        found = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
+        if len(found) != count or not np.isfinite(found).all():
+            raise UnusableError(f"{where}: {key} is not {count} finite numbers")
+        return found
+
+    spacing = numbers("PixelSpacing", 2)
+    if spacing and min(spacing) <= 0:
+        raise UnusableError(f"{where}: PixelSpacing is not above 0")
+    (slope,), (intercept,) = numbers("RescaleSlope", 1) or (1.0,), numbers("RescaleIntercept", 1) or (0.0,)
+    corner, direction = numbers("ImagePositionPatient", 3), numbers("ImageOrientationPatient", 6)
+    return Slice(where, corner, direction, spacing, slope, intercept)
+
+
+def _value_type(head: Any, planes: Sequence[Slice]) -> np.dtype[Any]:
+    """The smallest type that holds every value that the stored bits can stand for."""
+    allocated, stored = int(head.BitsAllocated), int(head.get("BitsStored", head.BitsAllocated))
+    low, high = _range(head)
+    scales = {(plane.slope, plane.intercept) for plane in planes}
+    if allocated >= 32 and "PixelRepresentation" not in head:  # Float Pixel Data has no such element
+        return np.dtype(np.float32 if allocated == 32 and scales == {(1.0, 0.0)} else np.float64)
+    if scales == {(1.0, 0.0)}:
+        return np.dtype(f"{'i' if low < 0 else 'u'}{max(1, allocated // 8)}")
+    ends = [value * slope + intercept for value in (low, high) for slope, intercept in scales]
+    if all(slope.is_integer() and intercept.is_integer() for slope, intercept in scales):
+        for kind in (np.int16, np.uint16, np.int32):
+            if np.iinfo(kind).min <= min(ends) and max(ends) <= np.iinfo(kind).max:
+                return np.dtype(kind)
+    return np.dtype(np.float32 if stored <= 16 else np.float64)
+
+
+def _range(head: Any) -> tuple[int, int]:
+    """Smallest and largest stored value."""
+    stored = int(head.get("BitsStored", head.BitsAllocated))
+    signed = int(head.get("PixelRepresentation", 0)) == 1
+    return (-(2 ** (stored - 1)), 2 ** (stored - 1) - 1) if signed else (0, 2**stored - 1)
+
+
+def _values(frame: np.ndarray, head: Any, plane: Slice, dtype: np.dtype[Any]) -> np.ndarray:
+    """Stored values as those of the modality."""
+    if head.PhotometricInterpretation == "MONOCHROME1" and frame.dtype.kind != "f":
+        low, high = _range(head)
+        frame = np.asarray(low + high, frame.dtype) - frame
+    if (plane.slope, plane.intercept) == (1.0, 0.0):
+        return frame
+    return np.asarray(frame * np.float64(plane.slope) + plane.intercept).astype(dtype)
+
+
+def _pixels(path: Path, place: str) -> np.ndarray:
+    """Decode the frames of a file, `(frames, rows, columns, samples)` or with axes of length one left out."""
+    pydicom = _pydicom()
+    from pydicom.pixels.decoders.base import get_decoder
+
+    elements = [*LAYOUT, "PlanarConfiguration", *PIXELS]
+    whole = _read(path, place, elements)
+    syntax = whole.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+        known = decoder.is_available
+    except NotImplementedError:
+        known = False
+    if not known:
+        name = syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "unknown"
+        raise UnusableError(f"{place}: the transfer syntax {name}", *_other_syntax())
+    with _blaming(place):
+        if syntax.is_encapsulated:
+            _require_frames_of_that_size(whole, pydicom, str(syntax))
+        options: dict[str, Any] = {"allow_excess_frames": False} if syntax.is_encapsulated else {}
+        pixels: np.ndarray = decoder.as_array(whole, **options)[0]
+        return pixels
+
+
+def _require_frames_of_that_size(whole: Any, pydicom: Any, syntax: str) -> None:
+    """Compressed frames carry a size of their own, which is what a decoder allocates."""
+    rows, columns = int(whole.Rows), int(whole.Columns)
+    raw = rows * columns * int(whole.SamplesPerPixel) * max(1, int(whole.BitsAllocated) // 8)
+    for frame in pydicom.encaps.generate_frames(whole.PixelData, number_of_frames=_frames(whole)):
+        if syntax == pydicom.uid.RLELossless:
+            if len(frame) > 2 * raw + 1024:  # what runs of one byte each would take
+                raise ValueError("a frame of another size than the file states")
+            continue
+        kind = "JPEG" if frame.startswith(b"\xff\xd8") else "JPEG2000"
+        if picture_size(frame, kind) != (columns, rows):
+            raise ValueError("a frame of another size than the file states")

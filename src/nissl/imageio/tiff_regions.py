@@ -1,0 +1,335 @@
+"""TIFF by regions: pixels are decoded where they are asked for, and a mask is written band by band.
+
+tifffile decodes and encodes the strips and tiles. Its own way to a region is zarr, which decodes a strip again for each
+tile of the image that it crosses: of a 20,000 x 20,000 image in strips, 40 times. Here decoded segments are kept, as
+many as a band of the image has.
+"""
+
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Integer
+
+from nissl.files import whole_file
+from nissl.imageio.raster import Grid
+from nissl.imageio.tiff_segments import require_share
+
+STRIP = 2**20
+"""Values of an image that are worked on at once."""
+TILE = 256
+"""Side of the tiles of a mask that is written, in pixels."""
+VIRTUAL = 2**18
+"""Bytes of the pieces in which uncompressed pages are read."""
+Box = tuple[slice, ...]
+
+
+class Pixels(Protocol):
+    """An array `(channels, *space)`, or what reads the part that is asked for: slices of step 1 are all that counts."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, then space."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values, in native byte order."""
+        ...
+
+    @property
+    def ndim(self) -> int:
+        """Axes of space, and one."""
+        ...
+
+    def __getitem__(self, box: Box, /) -> np.ndarray: ...
+
+
+def row_strips(shape: Sequence[int], values: int = STRIP) -> list[slice]:
+    """Cut the first axis of space so that each strip has at most so many values, or is one line.
+
+    Args:
+        shape: channels, then space.
+        values: most values in a strip, in all channels.
+
+    """
+    lines = max(1, values // max(1, shape[0] * prod(shape[2:])))
+    return [slice(start, min(shape[1], start + lines)) for start in range(0, shape[1], lines)]
+
+
+class Recoloured:
+    """Pixels whose channels are made anew, region by region."""
+
+    def __init__(self, source: Pixels, channels: int, convert: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.shape, self.dtype, self.ndim = (channels, *source.shape[1:]), source.dtype, source.ndim
+        self._source, self._convert = source, convert
+
+    def __getitem__(self, box: Box) -> np.ndarray:
+        return self._convert(self._source[(slice(None), *box[1:])])[box[0]]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which axes of a series are the channels, and which are space."""
+
+    channels: tuple[int, ...]
+    space: tuple[int, ...]
+    count: int
+    """Channels that are used, from the first; others, such as alpha, are left out."""
+
+
+class TiffRegions:
+    """The pixels `(channels, *space)` of a TIFF series, read where they are asked for.
+
+    `lines` of the first axis of space are kept decoded, so that neighbouring regions decode a segment once.
+    `numpy.asarray` reads all at once.
+
+    Args:
+        series: of an open tifffile.TiffFile, for which `readable` is true.
+        axes: what its axes are.
+        whole: reads all pixels.
+
+    """
+
+    lines = 1024
+
+    def __init__(self, series: Any, axes: Axes, whole: Callable[[], np.ndarray]) -> None:
+        self._series, self._page, self._whole = series, series.keyframe, whole
+        self._axes = axes
+        self.shape = (axes.count, *(int(series.shape[axis]) for axis in axes.space))
+        self.dtype = np.dtype("uint8" if series.dtype.kind == "b" else series.dtype.newbyteorder("="))
+        self.ndim = len(self.shape)
+        self.guard: Callable[[], AbstractContextManager[None]] | None = None
+        """What each reading is done in, to name the file where it fails."""
+        self._size = tuple(int(size) for size in self._page.shaped)
+        self._stored_in_place = bool(self._page.is_final)
+        self._part = self._segment_shape()
+        self._count = tuple(-(-size // part) for size, part in zip(self._size[1:4], self._part[:3], strict=True))
+        self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._used = 0
+        self._pages: list[Any] | None = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._whole() if dtype is None else self._whole().astype(dtype)
+
+    def __getitem__(self, box: Box) -> np.ndarray:
+        if self.guard is None:
+            return self._read(box)
+        with self.guard():
+            return self._read(box)
+
+    @property
+    def grid(self) -> Grid:
+        """The segments as they cost memory."""
+        segment = prod(self._part) * self.dtype.itemsize
+        leading = self._series.ndim - len(self._page.shape)
+        whole = prod(self._series.shape[:leading]) * self._size[0] * prod(self._count) * segment
+        first = self._axes.space[0]
+        # The first axis of space is that of pages, of depth or of rows.
+        slot = None if first < leading else self._slots()[first - leading] - 1
+        lines, rows = (1, int(self._series.shape[first])) if slot is None else (self._part[slot], self._count[slot])
+        return Grid(segment, whole // rows, lines, rows)
+
+    def _segment_shape(self) -> tuple[int, int, int, int]:
+        """Depth, rows, columns and samples of a segment."""
+        page, (_, _, length, width, samples) = self._page, self._size
+        if self._stored_in_place:
+            return 1, max(1, min(length, VIRTUAL // (width * samples * page.dtype.itemsize))), width, samples
+        if page.is_tiled:
+            return int(page.tiledepth), int(page.tilelength), int(page.tilewidth), samples
+        return 1, min(length, int(page.rowsperstrip)), width, samples
+
+    def _slots(self) -> list[int]:
+        """Where each axis of a page is among sample, depth, row, column and contiguous sample."""
+        sample = 4 if self._page.planarconfig == 1 else 0
+        return [{"S": sample, "Z": 1, "Y": 2, "X": 3}[axis] for axis in self._page.axes]
+
+    def _read(self, box: Box) -> np.ndarray:
+        sizes = [int(size) for size in self._series.shape]
+        span = [(0, size) for size in sizes]
+        for axis, part in zip(self._axes.space, box[1:], strict=False):
+            start, stop, _ = part.indices(sizes[axis])
+            span[axis] = (start, max(start, stop))
+        stored = np.empty([stop - start for start, stop in span], self.dtype)
+        leading = len(sizes) - len(self._page.shape)
+        inside = [(0, 1)] * 5
+        for slot, extent in zip(self._slots(), span[leading:], strict=True):
+            inside[slot] = extent
+        for index in product(*(range(*extent) for extent in span[:leading])):
+            place = tuple(at - start for at, (start, _) in zip(index, span, strict=False))
+            number = int(np.ravel_multi_index(index, sizes[:leading])) if index else 0
+            self._fill(stored[place].reshape([stop - start for start, stop in inside]), number, inside)
+        rest = [axis for axis in range(len(sizes)) if axis not in self._axes.channels + self._axes.space]
+        channels = prod(stored.shape[axis] for axis in self._axes.channels)
+        lengths = [stored.shape[axis] for axis in self._axes.space]
+        plain = stored.transpose(*self._axes.channels, *self._axes.space, *rest).reshape(channels, *lengths)
+        return np.ascontiguousarray(plain[: self.shape[0]][box[0]])  # interleaved, all that follows would be slow
+
+    def _fill(self, target: np.ndarray, number: int, inside: Sequence[tuple[int, int]]) -> None:
+        """Copy a region of a page into `target`, segment by segment."""
+        part, count = self._part, self._count
+        axes = range(1, 4)
+        touched = [range(inside[a][0] // part[a - 1], -(-inside[a][1] // part[a - 1])) for a in axes]
+        for sample, *at in product(range(*inside[0]), *touched):
+            index = ((sample * count[0] + at[0]) * count[1] + at[1]) * count[2] + at[2]
+            segment = self._segment(number, index)
+            to, source = [], []
+            for axis, corner, side in zip(axes, at, part, strict=False):
+                low, high = max(inside[axis][0], corner * side), min(inside[axis][1], (corner + 1) * side)
+                to.append(slice(low - inside[axis][0], high - inside[axis][0]))
+                source.append(slice(low - corner * side, high - corner * side))
+            target[sample - inside[0][0], to[0], to[1], to[2]] = segment[(*source, slice(*inside[4]))]
+
+    def _segment(self, number: int, index: int) -> np.ndarray:
+        """A decoded segment, kept until others need its room."""
+        key = (number, index)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        segment = (self._stored if self._stored_in_place else self._decoded)(number, index)
+        self._kept[key] = segment
+        self._used += segment.nbytes
+        room = self.grid.held(self.lines)
+        while self._used > room and len(self._kept) > 1:
+            self._used -= self._kept.popitem(last=False)[1].nbytes
+        return segment
+
+    def _decoded(self, number: int, index: int) -> np.ndarray:
+        """A strip or tile, cut at the border of the image or not."""
+        if self._pages is None:
+            self._pages = list(self._series)
+        page = self._pages[number]
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+        data = None
+        if offset and count:
+            file = page.parent.filehandle
+            file.seek(offset)
+            data = file.read(count)
+            require_share(self._page, data)
+        jpeg = self._page.compression in (6, 7, 34892, 33007)
+        segment, _, shape = self._page.decode(data, index, **({"jpegtables": page.jpegtables} if jpeg else {}))
+        if segment is None:  # a segment that was left out
+            return np.full(shape, self._page.nodata, self.dtype)
+        # A copy of its own: what tifffile gives may be a view of a larger buffer.
+        return np.array(segment, self.dtype, order="C")
+
+    def _stored(self, number: int, index: int) -> np.ndarray:
+        """Some rows of an uncompressed page."""
+        series, page, (_, _, length, width, samples) = self._series, self._page, self._size
+        plane, row = divmod(index, self._count[1])
+        row *= self._part[1]
+        rows = min(self._part[1], length - row)
+        if series.dataoffset is not None:  # also where only the first page is listed, as in large ImageJ stacks
+            start = series.dataoffset + number * page.nbytes
+        else:
+            start = series[number].dataoffsets[0]
+        dtype = page.dtype.newbyteorder(page.parent.byteorder)
+        file = page.parent.filehandle
+        file.seek(start + (plane * length + row) * width * samples * dtype.itemsize)
+        data = file.read(rows * width * samples * dtype.itemsize)
+        return np.frombuffer(data, dtype).reshape(1, rows, width, samples).astype(self.dtype)
+
+
+def readable(series: Any) -> bool:
+    """Say whether the regions of a series can be read: its pages make up its shape, and tifffile decodes segments."""
+    page = series.keyframe
+    trailing = len(page.shape)
+    in_place = series.dataoffset is not None  # all pages in one piece, listed or not
+    return bool(
+        series.transform is None
+        and not series.is_multifile
+        and 0 not in series.shape
+        and page.dtype is not None
+        and tuple(series.shape[-trailing:]) == tuple(page.shape)
+        and (page.is_final if in_place else prod(series.shape[: series.ndim - trailing]) == len(series))
+        and set(page.axes) <= set("SZYX")
+        and page.jpegheader is None  # strips that are said to be tiles
+    )
+
+
+def write_mask_tiff(
+    path: Path,
+    shape: Sequence[int],
+    bands: Iterable[Integer[np.ndarray, "lines *rest"]],
+    dtype: np.dtype[Any],
+    spacing: tuple[float, ...] | None = None,
+    note: str = "",
+) -> None:
+    """Write a mask from its bands, in order along its first axis: a TIFF of compressed tiles, whole or not at all.
+
+    With a spacing (mm along each axis) it is an OME-TIFF. The same mask is the same file.
+
+    Raises:
+        ResourceError: the disk is full.
+
+    """
+    import tifffile
+
+    digest = blake2b(digest_size=16)
+
+    def hashed() -> Iterator[np.ndarray]:
+        for band in bands:
+            plain = np.ascontiguousarray(band, dtype)
+            digest.update(plain.data)
+            yield plain
+
+    axes = "ZYX"[-len(shape) :]
+    metadata: dict[str, Any] = {"axes": axes} | ({"Description": note} if note else {})
+    blank = str(uuid.UUID(int=0))
+    if spacing is not None:
+        metadata["UUID"] = f"urn:uuid:{blank}"
+        for axis, length in zip(axes, spacing, strict=True):
+            metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "mm"}
+    with whole_file(path) as file:
+        tifffile.imwrite(
+            file,
+            _tiles(shape, hashed()),
+            shape=tuple(shape),
+            dtype=dtype,
+            tile=(TILE, TILE),
+            bigtiff=prod(shape) * dtype.itemsize > 2**32 - 2**25,
+            ome=spacing is not None,
+            photometric="minisblack",
+            compression="zlib",
+            metadata=metadata,
+            maxworkers=1,
+        )
+        if spacing is not None:  # the identifier follows from the content, which is known only now
+            file.seek(0)
+            with tifffile.TiffFile(file) as written:
+                tag = written.pages.first.tags["ImageDescription"]
+                text, place = tag.value, tag.valueoffset
+            file.seek(place)
+            file.write(text.replace(blank, str(uuid.UUID(bytes=digest.digest()))).encode())
+
+
+def _tiles(shape: Sequence[int], bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Cut bands along the first axis into tiles of the last two, row by row; those at the border are smaller."""
+    for band in bands if len(shape) == 3 else _rows_of_tiles(bands):
+        for plane in band if band.ndim == 3 else [band]:
+            for top, left in product(*(range(0, size, TILE) for size in plane.shape)):
+                yield plane[top : top + TILE, left : left + TILE]
+
+
+def _rows_of_tiles(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Bands of other heights from bands: whole rows of tiles, but for the last."""
+    waiting: list[np.ndarray] = []
+    for band in bands:
+        waiting.append(band)
+        have = sum(map(len, waiting))
+        if have >= TILE:
+            joined = np.concatenate(waiting)
+            ready = have // TILE * TILE
+            yield joined[:ready]
+            waiting = [joined[ready:].copy()]
+    joined = np.concatenate(waiting)
+    if len(joined):
+        yield joined

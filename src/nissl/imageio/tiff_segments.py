@@ -1,0 +1,87 @@
+"""What a compressed segment of a TIFF unpacks to, before a decoder is asked.
+
+Most codecs are told how much they may write. Those of pictures are not: a JPEG inside a TIFF carries a size of its own,
+and a decoder allocates whatever it states (a tile of 64 x 64 pixels that claims 20,000 x 20,000 took 1.2 GB).
+"""
+
+import io
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+from nissl.imageio.raster import UnusableError
+
+BOUNDED = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000)
+"""TIFF compressions without a size of their own: none, CCITT, LZW, deflate, PackBits, LZMA, Zstandard."""
+PICTURES = {
+    **dict.fromkeys((6, 7, 33007, 34892), "JPEG"),
+    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG2000"),
+    **dict.fromkeys((34927, 50001), "WEBP"),
+    34933: "PNG",
+}
+"""TIFF compressions whose segments state their size, and the kind of picture that they are."""
+
+
+def largest_segment(series: Any) -> int:
+    """Bytes of one strip or tile of a TIFF series once it is decoded; a tile may be larger than the image."""
+    page = series.keyframe
+    return int(prod(int(size) for size in page.chunks)) * int(page.dtype.itemsize)
+
+
+def require_bounded(series: Any) -> None:
+    """Refuse a series of which a segment would unpack to more than its share of the image.
+
+    Raises:
+        UnusableError: it cannot be known from the segment.
+        ValueError: a segment states another size than the file.
+
+    """
+    if int(series.keyframe.compression) not in BOUNDED:
+        for segment in _segments(series):
+            require_share(series.keyframe, segment)
+
+
+def require_share(page: Any, segment: bytes) -> None:
+    """Refuse a segment of a page that would unpack to more than its share of the image.
+
+    Raises:
+        UnusableError: it cannot be known from the segment.
+        ValueError: it states another size than the file.
+
+    """
+    code = int(page.compression)
+    if code in BOUNDED:
+        return
+    if code not in PICTURES:
+        found = f"the compression {getattr(page.compression, 'name', code)}, whose size cannot be known beforehand"
+        raise UnusableError(found, "deflate, LZW, JPEG or no compression", "save the file with one of these")
+    share = prod(int(size) for size in page.chunks)
+    width, height = picture_size(segment, PICTURES[code])
+    if width * height > share:
+        raise ValueError(f"a segment of {height} x {width} pixels, where the file states {share} values")
+
+
+def picture_size(content: bytes, kind: str) -> tuple[int, int]:
+    """Columns and rows that a compressed picture states.
+
+    The reader's class is called rather than Image.open, whose own bound of pixels would warn or refuse before ours.
+    """
+    from PIL import Jpeg2KImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+    readers: dict[str, Any] = {
+        "JPEG": JpegImagePlugin.JpegImageFile,
+        "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+        "PNG": PngImagePlugin.PngImageFile,
+        "WEBP": WebPImagePlugin.WebPImageFile,
+    }
+    columns, rows = readers[kind](io.BytesIO(content)).size
+    return columns, rows
+
+
+def _segments(series: Any) -> Iterator[bytes]:
+    handle = series.keyframe.parent.filehandle
+    for page in series.pages:
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if count:
+                handle.seek(offset)
+                yield handle.read(count)

@@ -1,0 +1,1 @@
+"""Masks for whole images and folders of images."""

@@ -1,0 +1,246 @@
+"""What a prediction takes of memory, stated before it starts, and what it gives up where memory runs out."""
+
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nissl import nets
+from nissl.errors import ResourceError
+from nissl.imageio.formats import Header
+from nissl.imageio.tiff_regions import STRIP, TILE
+from nissl.runs.folder import Model
+from nissl.training.loop import CHANNELS_LAST, autocast
+
+LIBRARIES = 128 * 2**20
+"""Bytes that the libraries take for themselves at their first use; up to 110 MB were seen."""
+KERNELS = 3
+"""How many times its largest tensor a network takes beyond what is alive, for what kernels keep for themselves: 0.1 to
+2.4 times in U-Nets and V-Nets of several widths, 2-D and 3-D, on a CPU with torch 2.13."""
+
+
+def tile_size(model: Model) -> tuple[int, int]:
+    """Core and halo of a tile along each axis, in pixels, both multiples of what the network needs.
+
+    The settings are for 2-D. In 3-D they are taken to the power 2/3 (512 and 96 become 64 and 32), so that a core has
+    as many voxels as it has pixels in 2-D: the same length would need hundreds of times the memory.
+    """
+    step = nets.multiple(model.net)
+    setting = model.config.predict
+    core, halo = (round(size ** (2 / model.dims), 3) for size in (setting.tile, setting.halo))
+    return max(1, int(core // step)) * step, int(-(-halo // step)) * step
+
+
+def padded_shape(model: Model, space: Sequence[int]) -> tuple[int, ...]:
+    """Size of an image once it is padded: a training patch at least, and a multiple of what the network needs."""
+    step = nets.multiple(model.net)
+    return tuple(-(-max(pair) // step) * step for pair in zip(space, model.config.data.size, strict=True))
+
+
+def lines_needed(model: Model) -> int:
+    """Lines along the first axis of an image that are in use at one time, beyond those of a strip."""
+    if model.config.data.sampling == "resize":
+        return 1
+    core, halo = tile_size(model)
+    return core + 2 * halo
+
+
+class _Live:
+    """Follows the bytes of the tensors that are alive, of all that pass the border of a module of a network.
+
+    By hooks: a TorchDispatchMode, or the profiler, would import 800 modules at its first use, which takes two seconds.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.live = self.peak = self.largest = 0
+        self._known: set[int] = set()
+        self._hooks = []
+        for module in net.modules():
+            self._hooks.append(module.register_forward_pre_hook(lambda _, inputs: self._see(inputs)))
+            self._hooks.append(module.register_forward_hook(lambda _, inputs, outputs: self._see(outputs)))
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _see(self, tensors: Any) -> None:
+        for tensor in tensors if isinstance(tensors, tuple | list) else (tensors,):
+            if isinstance(tensor, Tensor) and tensor.data_ptr() not in self._known:
+                key, size = tensor.data_ptr(), tensor.untyped_storage().nbytes()
+                self._known.add(key)
+                self.live += size
+                self.largest = max(self.largest, size)
+                weakref.finalize(tensor, self._free, key, size)
+        self.peak = max(self.peak, self.live)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def network_bytes(model: Model) -> int:
+    """Bytes that the network takes for each pixel of its input, measured on a small one.
+
+    They are those of the tensors that are alive at one time, and `KERNELS` times the largest.
+    """
+    side = (4 * nets.multiple(model.net),) * model.dims
+    image = torch.zeros(1, model.channels, *side, device=model.device)
+    memory = _Live(model.net)
+    try:
+        with torch.inference_mode(), autocast(model.device, model.config.train.precision):
+            model.net(image.contiguous(memory_format=CHANNELS_LAST[image.ndim]))
+    finally:
+        memory.close()
+    return -(-(memory.peak + KERNELS * memory.largest) // prod(side))
+
+
+def peak_bytes(model: Model, shape: Sequence[int], per_pixel: int | None = None) -> int:
+    """Bound the bytes that predicting an image of spatial size `shape` by bands takes, beyond reading and writing it.
+
+    It is the sum of: 32 bytes for each value of a strip (or of a line, where that is more); for each pixel that the
+    network sees at once `network_bytes`, 24 bytes for each channel and 8 for each class; the classes of a band, and in
+    `resize` sampling 16 bytes for each value of the half-resized image and logits; the libraries' own. On a GPU the
+    part of the network is memory of the GPU.
+
+    Args:
+        model: the model.
+        shape: in pixels along each axis of space.
+        per_pixel: what `network_bytes` says, where it is known already.
+
+    """
+    size, channels, classes = model.config.data.size, model.channels, len(model.classes)
+    if model.config.data.sampling == "resize":
+        seen, widest = size, tuple(max(pair) for pair in zip(size, shape, strict=True))
+        half = channels * shape[0] * prod(size[1:]) + classes * shape[0] * prod(size[1:])
+        strip = max(STRIP, max(channels, classes) * max(prod(widest[1:]), size[0]))
+        band = strip // max(channels, classes)
+    else:
+        core, halo = tile_size(model)
+        widest, half = padded_shape(model, shape), 0
+        seen = tuple(min(length, core + 2 * halo) for length in widest)
+        strip = max(STRIP, channels * prod(widest[1:]))
+        band = min(shape[0], seen[0]) * prod(shape[1:])
+    network = prod(seen) * ((network_bytes(model) if per_pixel is None else per_pixel) + 24 * channels + 8 * classes)
+    return 32 * strip + network + band + 16 * half + LIBRARIES
+
+
+def total_bytes(model: Model, header: Header, by_bands: bool, per_pixel: int) -> int:
+    """Bound the bytes that reading, predicting and writing one image takes.
+
+    Args:
+        model: the model.
+        header: of the image.
+        by_bands: whether the mask is written by bands; else it is held, and encoded as a whole.
+        per_pixel: what `network_bytes` says.
+
+    """
+    reading = header.grid.needs(lines_needed(model)) if header.grid else 3 * header.decoded_bytes
+    line = prod(header.shape[1:])
+    # A band is joined to what is left of the one before, as whole rows of tiles, and hashed.
+    writing = 3 * min(header.shape[0], lines_needed(model) + TILE) * line if by_bands else 4 * prod(header.shape)
+    return reading + peak_bytes(model, header.shape, per_pixel) + writing
+
+
+def resident_bytes() -> int:
+    """Return the most memory that this process held at any time so far, in bytes; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent process held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    if sys.platform != "darwin":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an image is predicted: the core of a tile in pixels (None: there are no tiles), and where."""
+
+    core: int | None
+    device: torch.device
+
+    def __str__(self) -> str:
+        return " ".join([*([f"tile {self.core}"] if self.core else []), f"on {self.device.type}"])
+
+
+def ways(model: Model) -> list[Way]:
+    """What is tried in turn: the settings' tile, halved down to the least that the network takes; then on the CPU."""
+    cores: list[int | None] = [None]
+    if model.config.data.sampling == "patches":
+        step = nets.multiple(model.net)
+        core = tile_size(model)[0]
+        cores = [core]
+        while core > step:
+            core = max(step, core // 2 // step * step)
+            cores.append(core)
+    devices = [model.device] + ([torch.device("cpu")] if model.device.type != "cpu" else [])
+    return [Way(core, device) for device in devices for core in cores]
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+@dataclass
+class Retreat:
+    """Going on with less where memory runs out: smaller tiles, then the CPU; the halo stays, and so does the mask.
+
+    Each image begins with the settings' own way again. What is given up is said once, and listed in `taken` for the
+    image at hand.
+    """
+
+    model: Model
+    say: Callable[[str], None] = _warn
+    taken: list[str] = field(default_factory=list)
+    _at: int = 0
+    _said: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._ways = ways(self.model)
+
+    @property
+    def core(self) -> int | None:
+        """Longest core of a tile; None for that of the settings."""
+        return self._ways[self._at].core
+
+    @property
+    def at_work(self) -> Model:
+        """The model on the device that is used now."""
+        return replace(self.model, device=self._ways[self._at].device)
+
+    def begin(self) -> None:
+        """Start an image with the settings' own way."""
+        self._at, self.taken = 0, []
+        self.model.net.to(self.model.device)
+
+    def further(self) -> None:
+        """Go on with less.
+
+        Raises:
+            ResourceError: there is no less.
+
+        """
+        if self._at + 1 == len(self._ways):
+            fix = "close other programs, take a machine with more memory, or lower data.size and train again"
+            if self.core is not None:
+                fix = "close other programs, take a machine with more memory, or train with a lower predict.halo"
+            raise ResourceError("image", "out of memory", "memory for the smallest tile", fix)
+        before, self._at = self._ways[self._at], self._at + 1
+        way = self._ways[self._at]
+        self.model.net.to(way.device)
+        if before.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.taken.append(str(way))
+        text = f"out of memory with {before}; going on with {way}, which is slower"
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)

@@ -1,0 +1,305 @@
+"""Masks of whole images of any size: through the network's input size, or in tiles at full resolution.
+
+The image is read region by region and the mask is served band by band, so that memory is that of a band, a tile and a
+strip; `nissl.inference.memory` states it before work starts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, Num, UInt8
+from torch import Tensor
+
+from nissl.data.batches import KEPT, moments, resize_image
+from nissl.errors import DataError, out_of_memory
+from nissl.imageio.tiff_regions import STRIP, Pixels, row_strips
+from nissl.inference.memory import Retreat, padded_shape, tile_size
+from nissl.runs.folder import Model
+from nissl.training.loop import CHANNELS_LAST, autocast
+
+Place = tuple[slice, ...]
+Piece = tuple[Place, Float32[np.ndarray, "classes *piece"]]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of an image, in its pixels along each axis: the network sees `window`, of which `core` is kept."""
+
+    window: Place
+    core: Place
+
+
+def predict_mask(
+    model: Model, image: Pixels | Num[np.ndarray, "channels *space"], retreat: Retreat | None = None
+) -> UInt8[np.ndarray, "*space"]:
+    """Return the class of each pixel, in the image's own geometry.
+
+    Args:
+        model: the model.
+        image: `(channels, *space)`.
+        retreat: what is given up where memory runs out; one for many images says each once.
+
+    Raises:
+        DataError: the image has other channels or dimensions than the network was trained on.
+        ResourceError: too little memory even for the smallest tile.
+
+    """
+    labels = np.empty(image.shape[1:], np.uint8)
+    for rows, band in bands(model, image, retreat):
+        labels[rows] = band
+    return labels
+
+
+def bands(
+    model: Model, image: Pixels, retreat: Retreat | None = None
+) -> Iterator[tuple[slice, UInt8[np.ndarray, "rows *rest"]]]:
+    """Serve the class of each pixel band by band, in order along the first axis; arguments and errors as above."""
+    for rows, served in _served(model, image, retreat or Retreat(model)):
+        band = np.empty((rows.stop - rows.start, *image.shape[2:]), np.uint8)
+        for (first, *others), logits in served:
+            inside = slice(first.start - rows.start, first.stop - rows.start)
+            band[(inside, *others)] = logits.argmax(axis=0)
+        yield rows, band
+
+
+def pieces(model: Model, image: Pixels, retreat: Retreat | None = None) -> Iterator[Piece]:
+    """Serve the logits piece by piece, each with its place in the image; every pixel comes exactly once.
+
+    In `resize` sampling the image is resized and normalised as in training and the logits are resized back linearly,
+    strip by strip. In `patches` sampling it is cut into tiles that see a halo around what is kept: where the halo is at
+    least the radius of the network's receptive field, the result is that of the whole image at once. (Networks that
+    normalise by statistics of their input, such as InstanceNorm, have an unbounded receptive field.) Where memory runs
+    out, a tile is cut into smaller ones with the same halo.
+
+    Raises:
+        DataError: the image has other channels or dimensions than the network was trained on.
+        ResourceError: too little memory even for the smallest tile.
+
+    """
+    for _, served in _served(model, image, retreat or Retreat(model)):
+        yield from served
+
+
+def _served(model: Model, image: Pixels, retreat: Retreat) -> Iterator[tuple[slice, Iterator[Piece]]]:
+    """Rows of the image, each with its pieces."""
+    require_fit(model, image)
+    retreat.begin()
+    try:
+        yield from (_resized if model.config.data.sampling == "resize" else _tiled)(model, image, retreat)
+    finally:
+        model.net.to(model.device)
+
+
+def require_fit(model: Model, image: Pixels, where: Path | str = "image") -> None:
+    """Refuse an image that the network was not made for.
+
+    Raises:
+        DataError: other channels or dimensions than in training.
+
+    """
+    fix = "convert it to the kind of the training images, or train on images of this kind"
+    if image.ndim - 1 != model.dims:
+        raise DataError(where, f"a {image.ndim - 1}-D image", f"{model.dims}-D, as the training images", fix)
+    if (channels := image.shape[0]) != model.channels:
+        found, expected = f"{channels} channel{'s' * (channels > 1)}", f"{model.channels}, as the training images"
+        raise DataError(where, found, expected, fix)
+
+
+def plan(shape: Sequence[int], core: int, halo: int) -> Iterator[Tile]:
+    """Cut a shape into tiles; the cores cover it without overlap.
+
+    A window is `core + 2 * halo` long at most. It ends at the border of the image, where no halo is needed: the core is
+    longer there, and an image as small as a window is one tile.
+    """
+    for parts in product(*(list(_cuts(size, core, halo)) for size in shape)):
+        yield Tile(tuple(window for window, _ in parts), tuple(kept for _, kept in parts))
+
+
+def _cuts(size: int, core: int, halo: int) -> Iterator[tuple[slice, slice]]:
+    """Window and core of each tile along one axis."""
+    start = 0
+    while start < size:
+        first = max(0, start - halo)
+        last = min(size, first + core + 2 * halo)
+        stop = size if last == size else last - halo
+        yield slice(first, last), slice(start, stop)
+        start = stop
+
+
+def _logits(
+    model: Model, pixels: Float32[np.ndarray, "channels *window"], kept: Place
+) -> Float32[np.ndarray, "classes *core"]:
+    """Run the network on one normalised image, in the precision that the settings say."""
+    images = torch.from_numpy(pixels)[None].to(model.device).contiguous(memory_format=CHANNELS_LAST[pixels.ndim + 1])
+    with torch.inference_mode(), autocast(model.device, model.config.train.precision):
+        logits: Tensor = model.net(images)[0]
+    return logits[(slice(None), *kept)].float().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """An image that is cut into tiles: how it is padded, and how it is normalised."""
+
+    image: Pixels
+    padded: tuple[int, ...]
+    before: tuple[int, ...]
+    mean: Float32[np.ndarray, "channels *ones"]
+    deviation: Float32[np.ndarray, "channels *ones"]
+
+    def pixels(self, window: Place) -> Float32[np.ndarray, "channels *window"]:
+        """Normalised pixels of a window of the padded image, mirrored at the borders of the image."""
+        box, picks = [], []
+        for part, shift, size in zip(window, self.before, self.image.shape[1:], strict=True):
+            seen = _mirrored(np.arange(part.start, part.stop) - shift, size)
+            box.append(slice(int(seen.min()), int(seen.max()) + 1))
+            picks.append(seen - box[-1].start)
+        region = self.image[(slice(None), *box)]
+        if region.shape[1:] != tuple(map(len, picks)) or any((np.diff(pick) != 1).any() for pick in picks):
+            region = region[np.ix_(np.arange(len(region)), *picks)]
+        normalised: Float32[np.ndarray, "channels *window"] = (_as_kept(region) - self.mean) / self.deviation
+        return normalised
+
+    def place(self, core: Place) -> Place:
+        """Place in the image of a core in the padded image; empty where it lies in the padding."""
+        spans = zip(core, self.before, self.image.shape[1:], strict=True)
+        return tuple(slice(max(0, part.start - shift), min(size, part.stop - shift)) for part, shift, size in spans)
+
+
+def _tiled(model: Model, image: Pixels, retreat: Retreat) -> Iterator[tuple[slice, Iterator[Piece]]]:
+    space = image.shape[1:]
+    padded = padded_shape(model, space)
+    before = tuple((total - have) // 2 for total, have in zip(padded, space, strict=True))
+    tiling = _Tiling(image, padded, before, *_moments_in_strips(image))
+    for _, row in groupby(plan(padded, *tile_size(model)), key=lambda tile: tile.core[0].start):
+        tiles = [tile for tile in row if all(part.start < part.stop for part in tiling.place(tile.core))]
+        if tiles:
+            yield tiling.place(tiles[0].core)[0], (piece for tile in tiles for piece in _pieces(tiling, tile, retreat))
+
+
+def _pieces(tiling: _Tiling, tile: Tile, retreat: Retreat) -> Iterator[Piece]:
+    """Predict a tile, cut into smaller ones where memory ran out."""
+    way = retreat.core
+    for part in _parts(tile, retreat, tiling.padded):
+        place = tiling.place(part.core)
+        if not all(span.start < span.stop for span in place):
+            continue
+        if retreat.core != way:  # an earlier part ran out of memory
+            yield from _pieces(tiling, part, retreat)
+            continue
+        kept = tuple(
+            slice(at.start + shift - seen.start, at.stop + shift - seen.start)
+            for at, shift, seen in zip(place, tiling.before, part.window, strict=True)
+        )
+        logits = _attempt(retreat, tiling, part.window, kept)
+        if logits is None:
+            yield from _pieces(tiling, part, retreat)
+        else:
+            yield place, logits
+
+
+def _parts(tile: Tile, retreat: Retreat, padded: Sequence[int]) -> Iterator[Tile]:
+    """The tile, or smaller ones with the same halo that cover its core."""
+    core, halo = tile_size(retreat.model)
+    if retreat.core is None or retreat.core == core:
+        yield tile
+        return
+    cores = (
+        [slice(at, min(at + retreat.core, part.stop)) for at in range(part.start, part.stop, retreat.core)]
+        for part in tile.core
+    )
+    for spans in product(*cores):
+        window = tuple(
+            slice(max(0, span.start - halo), min(total, span.stop + halo))
+            for span, total in zip(spans, padded, strict=True)
+        )
+        yield Tile(window, spans)
+
+
+def _attempt(
+    retreat: Retreat, tiling: _Tiling, window: Place, kept: Place
+) -> Float32[np.ndarray, "classes *core"] | None:
+    """Logits of what is kept of a window; None where memory ran out and less is tried next.
+
+    Raises:
+        ResourceError: there is no less.
+
+    """
+    try:
+        return _logits(retreat.at_work, tiling.pixels(window), kept)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not out_of_memory(error):
+            raise
+    retreat.further()  # not inside the handler: the error holds on to the tensors of the failed attempt
+    return None
+
+
+def _mirrored(positions: Int[np.ndarray, "n"], size: int) -> Int[np.ndarray, "n"]:
+    """Positions inside an axis for those beyond its ends, as `np.pad` does by `symmetric`, without a padded copy."""
+    positions = positions % (2 * size)
+    inside: Int[np.ndarray, "n"] = np.minimum(positions, 2 * size - 1 - positions)
+    return inside
+
+
+def _resized(model: Model, image: Pixels, retreat: Retreat) -> Iterator[tuple[slice, Iterator[Piece]]]:
+    small = _shrunk(image, model.config.data.size)
+    mean, deviation = moments(small)
+    space, everything = image.shape[1:], (slice(None),) * model.dims
+    normalised: Float32[np.ndarray, "channels *size"] = (small - mean) / deviation
+    logits = None
+    while logits is None:
+        try:
+            logits = _logits(retreat.at_work, normalised, everything)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        if logits is None:
+            retreat.further()
+    # Linear resizing works axis by axis: the first axis at once, and the others for a few of its lines at a time.
+    tall = resize_image(logits, (space[0], *logits.shape[2:]))
+    widest = (len(logits), space[0], *map(max, space[1:], logits.shape[2:]))
+    for rows in row_strips(widest, STRIP):
+        strip = resize_image(tall[:, rows], (rows.stop - rows.start, *space[1:]))
+        yield rows, iter([((rows, *everything[1:]), strip)])
+
+
+def _shrunk(image: Pixels, size: Sequence[int]) -> Num[np.ndarray, "channels *size"]:
+    """`resize_image` in strips, with the same bits: the first axis comes last, at once."""
+    channels, lines, *rest = image.shape
+    narrow = np.empty((channels, lines, *size[1:]), np.float32)
+    for rows in row_strips((channels, lines, *map(max, rest, size[1:])), STRIP):
+        part = image[:, rows].astype(np.float32)  # real numbers, so that integers are rounded only once
+        narrow[:, rows] = resize_image(part, (part.shape[1], *size[1:]))
+    small: Num[np.ndarray, "channels *size"] = resize_image(narrow, size)
+    return np.rint(small).astype(image.dtype) if image.dtype in KEPT else small
+
+
+def _moments_in_strips(image: Pixels) -> Float32[np.ndarray, "two channels *ones"]:
+    """`moments` of an image of any size in one pass over its lines.
+
+    Means and squares of deviations of two parts are joined by Chan, Golub and LeVeque (1979), equation 2.1, in float64.
+    """
+    axes = tuple(range(1, image.ndim))
+    count, mean, squares = 0, np.zeros((image.shape[0], *(1,) * len(axes))), np.zeros(1)
+    lowest: np.ndarray | None = None
+    highest: np.ndarray | None = None
+    for rows in row_strips(image.shape, STRIP):
+        part = _as_kept(image[:, rows])
+        here, more = part.mean(axis=axes, dtype=np.float64, keepdims=True), prod(part.shape[1:])
+        off = here - mean
+        spread = np.square(part - here).sum(axis=axes, keepdims=True)
+        squares = squares + spread + off**2 * (count * more / (count + more))
+        count, mean = count + more, mean + off * (more / (count + more))
+        low, high = part.min(axis=axes, keepdims=True), part.max(axis=axes, keepdims=True)
+        lowest = low if lowest is None else np.minimum(lowest, low)
+        highest = high if highest is None else np.maximum(highest, high)
+    return np.stack([mean, np.where(lowest != highest, np.sqrt(squares / count), 1)]).astype(np.float32)
+
+
+def _as_kept(pixels: np.ndarray) -> np.ndarray:
+    """The type in which the training keeps pixels."""
+    return pixels if pixels.dtype in KEPT else pixels.astype(np.float32)

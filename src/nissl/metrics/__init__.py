@@ -1,0 +1,1 @@
+"""How well predictions fit: overlap, surface distance and statistics, as pure functions."""

@@ -1,0 +1,137 @@
+"""What a run folder holds, read file by file; a part that is missing or damaged becomes a note on the page."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from nissl.errors import DataError, InputError
+from nissl.evaluation.table import CaseScore, scores_from_csv
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Tree = dict[str, Any]
+Filters = Float[np.ndarray, "out in *kernel"]
+T = TypeVar("T")
+
+# File -> what the page lacks without it.
+PARTS = {
+    "config.toml": "the settings are not shown",
+    "split.json": "what was trained on what is not known",
+    "data.json": "the data set is not described",
+    "env.json": "the command and the environment are not known",
+    "log.jsonl": "there are no learning curves",
+    "metrics.json": "nothing was measured yet (`nissl evaluate` does it)",
+    "metrics.csv": "the cases cannot be ranked",
+    "network.json": "the size of the network is not known",
+    "budget.json": "the masks that were looked at are not listed",
+    "pretrain.json": "what stage 1 learned is not known",
+    "filters.npy": "the first-layer filters are not shown",
+    "filters_start.npy": "the first-layer filters before stage 2 are not shown",
+}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything in a run folder that the page shows; a missing part is empty."""
+
+    run: Path
+    settings: str
+    config: Tree
+    split: Tree
+    data: Tree
+    environment: Tree
+    log: list[Tree]
+    pretrain: Tree
+    metrics: Tree
+    scores: list[CaseScore]
+    network: Tree
+    budget: Tree
+    filters: Filters | None
+    filters_start: Filters | None
+    notes: tuple[str, ...]
+    """What is missing or cannot be read, in words."""
+
+
+def read_run(run: Path) -> Contents:
+    """Read a run folder.
+
+    Raises:
+        InputError: there is no such folder, or it holds nothing of a run.
+
+    """
+    if not any((run / name).is_file() for name in PARTS):
+        found = "a folder without any file of a run" if run.is_dir() else "no such folder"
+        raise InputError(run, found, "a folder made by `nissl train`", "give the folder that followed --out")
+    notes: list[str] = []
+
+    def part(name: str, parse: Callable[[bytes], T], empty: T) -> T:
+        try:
+            return parse((run / name).read_bytes())
+        except FileNotFoundError:
+            notes.append(f"{name} is missing: {PARTS[name]}.")
+        except (OSError, ValueError, DataError) as error:
+            reason = error.found if isinstance(error, DataError) else str(error)
+            notes.append(f"{name} cannot be read ({reason}): {PARTS[name]}.")
+        return empty
+
+    settings = part("config.toml", bytes.decode, "")
+    config: Tree = {}
+    if settings:
+        config = part("config.toml", lambda content: tomllib.loads(content.decode()), config)
+    trained_without_labels = config.get("pretrain", {}).get("name", "none") != "none"
+    nothing: tuple[list[Tree], int] = [], 0
+    log, damaged = part("log.jsonl", _json_lines, nothing)
+    if damaged:
+        notes.append(f"log.jsonl has {damaged} line(s) that cannot be read; they are left out.")
+    return Contents(
+        run=run,
+        settings=settings,
+        config=config,
+        split=part("split.json", _json, {}),
+        data=part("data.json", _json, {}),
+        environment=part("env.json", _json, {}),
+        log=log,
+        pretrain=part("pretrain.json", _json, {}) if trained_without_labels else {},
+        metrics=part("metrics.json", _json, {}),
+        scores=part("metrics.csv", lambda content: scores_from_csv(content.decode()), []),
+        network=part("network.json", _json, {}),
+        budget=part("budget.json", _json, {}),
+        filters=part("filters.npy", _filters, None),
+        filters_start=part("filters_start.npy", _filters, None),
+        notes=tuple(notes),
+    )
+
+
+def _json(content: bytes) -> Tree:
+    tree = json.loads(content)
+    if not isinstance(tree, dict):
+        raise ValueError(f"it holds a {type(tree).__name__}, not an object")
+    return tree
+
+
+def _json_lines(content: bytes) -> tuple[list[Tree], int]:
+    """Objects of the lines, and the number of lines that hold none: a killed run may leave half a line."""
+    rows, damaged = [], 0
+    for line in content.splitlines():
+        try:
+            rows.append(_json(line))
+        except ValueError:
+            damaged += 1
+    return rows, damaged
+
+
+def _filters(content: bytes) -> Filters | None:
+    array: Filters = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    if array.ndim not in (4, 5) or not np.issubdtype(array.dtype, np.floating) or 0 in array.shape:
+        raise ValueError(f"it holds {array.dtype} of shape {array.shape}, not filters (out, in, *kernel)")
+    return array

@@ -1,0 +1,126 @@
+"""Which test cases the page shows, and their overlays: worst first."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nissl.config import Config, DataConfig, from_tree
+from nissl.data.cases import CaseFile, find_cases, load_case
+from nissl.errors import DataError, NisslError
+from nissl.evaluation.table import CaseScore
+from nissl.imageio.formats import read_raster, stem
+from nissl.imageio.label_map import LabelMap
+from nissl.reporting.contents import Contents
+from nissl.reporting.overlay import Masks, draw_overlay
+
+WORST, MIDDLE, BEST = 12, 2, 2
+
+
+@dataclass(frozen=True)
+class Card:
+    """One test case on the page."""
+
+    case: str
+    caption: str
+    picture: str
+    """Data URI."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Overlays of the worst test cases, worst first, and of some in the middle and the best."""
+
+    worst: tuple[Card, ...]
+    others: tuple[Card, ...]
+    notes: tuple[str, ...]
+    """Why overlays are missing, in words that hold no path of this machine."""
+
+
+def ranked(scores: Sequence[CaseScore]) -> dict[str, list[CaseScore]]:
+    """Rows of each case, worst first: by mean Dice over its classes, then by the larger distance.
+
+    Cases in which no class is present have nothing to rank by and are left out.
+    """
+    rows: dict[str, list[CaseScore]] = {}
+    for row in scores:
+        if not math.isnan(row.dice):
+            rows.setdefault(row.case, []).append(row)
+
+    def badness(case: str) -> tuple[float, float]:
+        mine = rows[case]
+        return case_dice(mine), -max(row.hd95 for row in mine)
+
+    return {case: rows[case] for case in sorted(rows, key=badness)}
+
+
+def case_dice(rows: Sequence[CaseScore]) -> float:
+    """Mean Dice of the applicable classes of one case."""
+    return sum(row.dice for row in rows) / len(rows)
+
+
+def hang(contents: Contents, data: Path | None = None) -> Gallery:
+    """Draw the overlays of a run; where images or predictions are not at hand, say so.
+
+    `data` is the folder of the data, where data.json does not name it.
+    """
+    rows = ranked(contents.scores)
+    cases = list(rows)
+    middle = len(cases) // 2 - MIDDLE // 2
+    chosen = cases if len(cases) <= WORST + MIDDLE + BEST else cases[:WORST]
+    rest = [] if chosen is cases else [*cases[max(middle, WORST) :][:MIDDLE], *cases[-BEST:]]
+    if not cases:
+        return Gallery((), (), ())
+    try:
+        known = data or contents.data.get("root")
+        if not known or not Path(known).is_dir():
+            why = "The data folder is not where it was, or not stored: there are no overlays without --data DIR."
+            return Gallery((), (), (why,))
+        config = from_tree(Config, contents.config, "config.toml")
+        dataset = find_cases(Path(known), config.data)
+    except NisslError as error:
+        return Gallery((), (), (f"The data folder cannot be read ({error.found}): overlays are left out.",))
+    files = {file.id: file for file in dataset.cases}
+    predictions = {stem(path): path for path in (contents.run / "predictions").glob("*")}
+    without: dict[str, list[str]] = {}
+
+    def cards(ids: Sequence[str]) -> tuple[Card, ...]:
+        made = []
+        for case in ids:
+            try:
+                masks = _load(files.get(case), predictions.get(case), dataset.label_map, config.data)
+            except DataError as error:
+                without.setdefault(error.found, []).append(case)
+            else:
+                made.append(Card(case, _caption(rows[case]), draw_overlay(masks)))
+        return tuple(made)
+
+    worst, others = cards(chosen), cards(rest)
+    return Gallery(worst, others, tuple(f"No overlay of {', '.join(ids)}: {why}." for why, ids in without.items()))
+
+
+def _load(file: CaseFile | None, prediction: Path | None, label_map: LabelMap, config: DataConfig) -> Masks:
+    """Read one case with its prediction; a DataError says what is not at hand or does not fit."""
+    if file is None or file.mask is None:
+        raise _absent("the image or its mask is not in the data folder any more")
+    if prediction is None:
+        raise _absent("no prediction in the run folder")
+    case, raster = load_case(file, label_map, config), read_raster(prediction, config.limit_gib)
+    predicted = raster.pixels[0]
+    if case.mask is None or predicted.shape != case.mask.shape:
+        raise _absent(f"the prediction is {predicted.shape}, but the image is now {case.image.shape[1:]}")
+    return Masks(case.image, case.mask, predicted, case.spacing, turned=raster.affine is not None)
+
+
+def _absent(found: str) -> DataError:
+    return DataError("overlay", found, "image, mask and prediction of the same shape", "evaluate the run again")
+
+
+def _caption(rows: Sequence[CaseScore]) -> str:
+    several = len(rows) > 1
+    parts = []
+    for row in rows:
+        name = f"{row.label}: " if several else ""
+        state = f" ({row.presence})" if row.presence != "both" else ""
+        parts.append(f"{name}Dice {row.dice:.3f} · HD95 {row.hd95:.1f} {row.unit}{state}")
+    return "\n".join(parts)

@@ -1,0 +1,240 @@
+"""The page of a run: one HTML file that needs nothing else and can be read without a network."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from nissl.data.split import caveats
+from nissl.files import write_whole
+from nissl.metrics.overlap import EMPTY_POLICY
+from nissl.reporting import curves
+from nissl.reporting.contents import Contents, Tree, read_run
+from nissl.reporting.gallery import Gallery, case_dice, hang, ranked
+from nissl.training.parity import WARNING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+PRINTED_NAMES = {"unet": "U-Net", "vnet": "V-Net"}
+# Stages that never look at the images without masks.
+BLIND_PRETRAININGS, BLIND_METHODS = ("none", "unit-norm"), ("supervised",)
+MOVED = 0.01
+DEAD = 0.2
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of results."""
+
+    name: str
+    scores: Tree
+    trivial: bool = False
+
+
+def write_report(run: Path, data: Path | None = None) -> Path:
+    """Write report.html into a run folder from what the folder holds, and return its path.
+
+    `data` is the folder of the data, where data.json does not name it.
+
+    Raises:
+        InputError: the folder is not a run.
+        ResourceError: the disk is full; an older report is untouched.
+
+    """
+    contents = read_run(run)
+    path = run / "report.html"
+    write_whole(path, render(contents, hang(contents, data)))
+    return path
+
+
+def environment() -> "Environment":
+    """Templates of the pages; every text is escaped, and a name that is missing is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader("nissl.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"fixed": fixed, "percent": percent, "counted": counted, "thousands": thousands}
+    return templates
+
+
+def render(contents: Contents, gallery: Gallery) -> str:
+    """Fill the page; every text is escaped, and the page may load and run nothing."""
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            network=_name(contents),
+            title=contents.data.get("name") or contents.run.resolve().name,
+            headline=headline(contents),
+            warnings=warnings(contents),
+            notes=(*contents.notes, *gallery.notes),
+            gallery=gallery,
+            rows=table_rows(contents.metrics),
+            policy=contents.metrics.get("policy", EMPTY_POLICY),
+            plots=_plots(contents),
+            surroundings=surroundings(contents),
+            verdict=verdict(contents.pretrain.get("layers", [])),
+            c=contents,
+        )
+    )
+
+
+def headline(contents: Contents) -> str:
+    """Say in one sentence what was trained on what, and how well it does."""
+    network = _name(contents)
+    split, overall = contents.split, contents.metrics.get("overall", {})
+    parts = [network]
+    if split:
+        parts.append(f" trained on {counted(len(split.get('labelled', [])), 'mask')}")
+        unlabelled = counted(len(split.get("unlabelled", [])), "image")
+        parts.append(f" and {unlabelled} without masks" if _uses_unlabelled(contents) else "")
+    if overall:
+        low, high = overall["dice_ci"]
+        interval = "" if low is None else f" [{fixed(low, 2)}, {fixed(high, 2)}]"
+        parts.append(f": Dice {fixed(overall['dice'], 2)}{interval} on {counted(overall['n_cases'], 'test image')}")
+        parts.append(f", trivial {fixed(overall['trivial_dice'], 2)}")
+    else:
+        parts.append("; not measured yet")
+    return "".join(parts) + "."
+
+
+def _name(contents: Contents) -> str:
+    name = str(contents.network.get("name") or contents.config.get("net", {}).get("name", "Network"))
+    return PRINTED_NAMES.get(name, name)
+
+
+def _uses_unlabelled(contents: Contents) -> bool:
+    pretraining = contents.config.get("pretrain", {}).get("name", "none")
+    method = contents.config.get("method", {}).get("name", "supervised")
+    return pretraining not in BLIND_PRETRAININGS or method not in BLIND_METHODS
+
+
+def warnings(contents: Contents) -> list[str]:
+    """List what makes the numbers of this run less than they seem."""
+    split = contents.split
+    found = caveats(split.get("shared_groups", []), split.get("transductive", []))
+    found += [WARNING] if contents.config.get("protocol") == "parity" else []
+    overall = contents.metrics.get("overall", {})
+    dice, trivial = overall.get("dice"), overall.get("trivial_dice")
+    if dice is not None and trivial is not None and dice <= trivial:
+        found.append("The network is no better than calling every pixel foreground.")
+    found += contents.metrics.get("warnings", [])
+    found += _course(contents)
+    unused = len(contents.split.get("unlabelled", []))
+    if unused and not _uses_unlabelled(contents):
+        found.append(f"{counted(unused, 'image')} without masks had no part in this training.")
+    return list(dict.fromkeys(found))
+
+
+def _course(contents: Contents) -> list[str]:
+    """List what happened to the run on its way."""
+    found = []
+    for session in contents.environment.get("continued", []):
+        if session["changed"]:
+            changed = "; ".join(session["changed"])
+            found.append(f"The run was continued with other settings or data than it began with: {changed}.")
+        elif session["torch"] != contents.environment["torch"]:
+            versions = f"torch {contents.environment['torch']} and went on with torch {session['torch']}"
+            found.append(f"The run began with {versions}: it is not exact.")
+    parted = [line for line in contents.log if "parts" in line]
+    if parted:
+        found.append(
+            f"Memory ran out: from step {parted[0]['step']} on, batches passed in up to {parted[-1]['parts']} parts, "
+            "and normalisation saw the images of one part at a time."
+        )
+    return found + [f"Step {line['step']}: {line['warning']}." for line in contents.log if "warning" in line]
+
+
+def surroundings(contents: Contents) -> Tree:
+    """Lay out where the run was made, and whether it can be made again bit for bit."""
+    facts = {key: value for key, value in contents.environment.items() if key not in ("command", "exact", "continued")}
+    if "exact" in contents.environment:
+        again = "the same seed gives the same bits, on the same machine with as many threads"
+        facts["exactness"] = again if contents.environment["exact"] else "not exact: the same seed may give other bits"
+    return facts
+
+
+def table_rows(metrics: Tree) -> list[Row]:
+    """Lay out the results: every class, the mean over classes where there are several, and the trivial prediction."""
+    classes = metrics.get("classes", {})
+    scored = [*classes.items(), *([("mean over classes", metrics["overall"])] if len(classes) > 1 else [])]
+    rows = []
+    for name, scores in scored:
+        everywhere = {"dice": scores["trivial_dice"], "pooled_dice": scores["trivial_pooled_dice"]}
+        rows += [Row(name, scores), Row(f"trivial: {name} everywhere", everywhere, trivial=True)]
+    if len(classes) > 1:
+        rows[-1] = Row("trivial: mean over classes", rows[-1].scores, trivial=True)
+    return rows
+
+
+def verdict(layers: list[Tree]) -> str:
+    """Say in plain words whether stage 1 changed anything; empty where there is nothing to judge."""
+    if not layers:
+        return ""
+    changes = [layer["relative_change"] for layer in layers]
+    if not all(isinstance(change, int | float) and math.isfinite(change) for change in changes):
+        return "Stage 1 failed: the change of some layer is not a finite number."
+    span = f"{percent(min(changes))} to {percent(max(changes))} of their norm (median {percent(median(changes))})"
+    moved = f"The {counted(len(layers), 'layer')} moved by {span}"
+    still = sum(change < MOVED for change in changes)
+    if still == len(changes):
+        text = f"Stage 1 has learned next to nothing. {moved}."
+    elif still:
+        text = f"Stage 1 has learned in part. {moved}; {counted(still, 'layer')} by less than {percent(MOVED)}."
+    else:
+        text = f"Stage 1 has changed every layer. {moved}."
+    units, dead = sum(layer["units"] for layer in layers), sum(layer["dead_units"] for layer in layers)
+    text += f" {dead} of {units} units never respond." if dead else f" All {units} units respond."
+    worst = max(layers, key=lambda layer: layer["dead_units"] / max(layer["units"], 1))
+    if worst["dead_units"] > DEAD * worst["units"]:
+        text += f" Most are missing in {worst['name']}: {worst['dead_units']} of {worst['units']}."
+    return f"{text} Whether the change helps, only a comparison tells: train again with --pretrain none and untrained."
+
+
+def _plots(contents: Contents) -> dict[str, str]:
+    """Pictures that the run allows, by name."""
+    plots = {}
+    if len(contents.log) > 1:
+        plots["loss"] = curves.loss_curve(contents.log)
+        plots["rate"] = curves.rate_curve(contents.log)
+    course = contents.pretrain.get("curves", [])
+    if course and "change" in course[0]:
+        plots["change"] = curves.change_curve(course)
+    elif course:
+        plots["pretrain_loss"] = curves.loss_curve(course)
+    if contents.scores:
+        dice = [case_dice(rows) for rows in ranked(contents.scores).values()]
+        plots["cases"] = curves.case_plot(dice, contents.metrics.get("overall", {}).get("trivial_dice"))
+    for name, filters in (("filters", contents.filters), ("filters_start", contents.filters_start)):
+        if filters is not None:
+            plots[name] = curves.filter_grid(filters)
+    return plots
+
+
+def fixed(value: Any, digits: int = 3) -> str:
+    """Print a number with fixed digits; a dash where there is none."""
+    return "–" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
+
+
+def percent(value: Any) -> str:
+    """Print a share as a percentage; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.0f} %" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.2g} %"
+
+
+def thousands(value: Any) -> str:
+    """Print a whole number with thin spaces between the thousands."""
+    return "–" if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def counted(number: int, thing: str) -> str:
+    """Print a number with its noun: 1 mask, 9 masks."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"

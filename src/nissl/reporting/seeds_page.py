@@ -1,0 +1,54 @@
+"""The page of several seeds: the mean with its two intervals, and every run; none is singled out."""
+
+from pathlib import Path
+from typing import Any
+
+from nissl.files import write_whole
+from nissl.metrics.overlap import EMPTY_POLICY
+from nissl.reporting.contents import read_run
+from nissl.reporting.run_page import counted, environment, fixed, warnings
+from nissl.runs.folder import read_json
+from nissl.runs.seeds import runs_of
+
+
+def write_series_report(folder: Path) -> Path:
+    """Write report.html of a series from its metrics.json, with links to the pages of its runs; returns its path.
+
+    Raises:
+        InputError: the folder is no series, or was not measured yet.
+        ResourceError: the disk is full; an older report is untouched.
+
+    """
+    runs = runs_of(folder)
+    metrics = read_json(folder / "metrics.json")
+    measured = {int(seed): dice for seed, dice in metrics["runs"].items()}
+    facts = {seed: read_json(run / "split.json") for seed, run in runs.items()}
+    of_runs = [text for run in runs.values() for text in warnings(read_run(run))]
+    page = (
+        environment()
+        .get_template("series.html.j2")
+        .render(
+            title=folder.resolve().name,
+            headline=series_headline(metrics),
+            metrics=metrics,
+            warnings=list(dict.fromkeys([*metrics["warnings"], *of_runs])),
+            policy=metrics.get("policy", EMPTY_POLICY),
+            rows=[(seed, run.name, measured.get(seed), facts[seed]) for seed, run in runs.items()],
+            settings=(folder / "config.toml").read_text(encoding="utf-8"),
+        )
+    )
+    path = folder / "report.html"
+    write_whole(path, page)
+    return path
+
+
+def series_headline(metrics: dict[str, Any]) -> str:
+    """Say in one sentence how well the training does over its seeds."""
+    overall, count = metrics["overall"], len(metrics["runs"])
+    (low, high), (least, most) = overall["dice_ci_seeds"], overall["dice_ci_cases"]
+    over_seeds = "no interval" if low is None else f"{fixed(low, 2)} to {fixed(high, 2)}"
+    over_cases = "no interval" if least is None else f"{fixed(least, 2)} to {fixed(most, 2)}"
+    return (
+        f"Dice {fixed(overall['dice'], 2)}, mean over {counted(count, 'seed')}: 95 % interval {over_seeds} over seeds, "
+        f"{over_cases} over {counted(metrics['n_cases'], 'test image')}; trivial {fixed(overall['trivial_dice'], 2)}."
+    )

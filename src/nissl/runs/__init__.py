@@ -1,0 +1,1 @@
+"""The run folder: what it records, its checkpoints, and the runs of several seeds."""

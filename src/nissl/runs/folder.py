@@ -1,0 +1,165 @@
+"""The run folder: everything about a run, readable without our code.
+
+config.toml split.json data.json env.json network.json pretrain.json budget.json log.jsonl
+checkpoints/last.safetensors       the averaged weights: a plain state dict, for any PyTorch code
+checkpoints/state.safetensors      what a resumed run needs, and previous.state.safetensors before it
+checkpoints/stage1-0.safetensors   each network after (or in the middle of) its pre-training
+metrics.csv metrics.json predictions/ report.html      after `evaluate`
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nissl import nets
+from nissl.config import Config, load_config
+from nissl.errors import DataError, InputError
+from nissl.files import write_whole
+from nissl.runs.checkpoint import load_checkpoint
+
+WEIGHTS = Path("checkpoints") / "last.safetensors"
+STATE = Path("checkpoints") / "state.safetensors"
+PICKLED = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+CONVERT = (
+    'tensors alone are converted without running anything by: python -c "import torch; from safetensors.torch import '
+    "save_file; save_file(torch.load('OLD.pt', weights_only=True), 'NEW.safetensors')\""
+)
+FILTERS = Path("filters.npy")
+"""Of the first layer of the trained network: the last thing that a training writes."""
+SERIES = "series.json"
+"""In a folder that holds the runs of several seeds: their list."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained network and what is needed to use it on new images."""
+
+    net: nn.Module
+    """In evaluation mode, on `device`; images `(batch, channels, *space)` to logits `(batch, classes, *space)`."""
+    config: Config
+    """The settings of the run, `data.sampling` and `data.size` settled."""
+    dims: int
+    channels: int
+    classes: tuple[str, ...]
+    weights: str
+    """SHA-256 of the weights."""
+    device: torch.device
+
+
+def checkpoint_of(run: Path, network: int) -> Path:
+    """Where a run keeps the state of the stage 1 of one of its networks, and afterwards the pre-trained network."""
+    return run / STATE.with_name(f"stage1-{network}.safetensors")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+        InputError: the file is not there: the folder is not a run, or the run did not get that far.
+        DataError: the file is damaged.
+
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        found, fix = "no such file", "check the folder, or train first"
+        if (path.parent / SERIES).is_file():
+            found, fix = "no such file: the folder holds the runs of several seeds", "name one of them, such as seed-0"
+        raise InputError(path, found, "the folder of a run made by `nissl train`", fix) from error
+    except ValueError as error:
+        fix = "restore the file from a copy, or train again"
+        raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", fix) from error
+
+
+def find_root(run: Path, facts: Any, given: Path | str | None) -> Path:
+    """Where the data of a run are: the folder that is given, or else the one that data.json (`facts`) names.
+
+    Raises:
+        InputError: neither names a folder, or none that is there.
+
+    """
+    root = given or facts.get("root")
+    if root and Path(root).is_dir():
+        return Path(root)
+    expected, fix = "the data that the run was trained on", "say where they are now: --data DIR"
+    if given is not None:
+        raise InputError("--data", "no such folder", expected, fix)
+    found = f"no such folder: {root}" if root else "the folder of the data is not stored, since they are DICOM"
+    raise InputError(run / "data.json", found, expected, fix)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device by name; `auto` is a GPU where there is one.
+
+    Raises:
+        InputError: the device is not on this machine.
+
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError("device", f"{name}: {reason}", "auto, cpu or cuda", "leave it to `auto`") from error
+    return device
+
+
+def _refuse_pickle(path: Path) -> None:
+    """Refuse a file that is one by its name or its first bytes: opening a pickle runs whatever it holds.
+
+    Raises:
+        InputError: it is a pickle, or another file where a run folder should be.
+
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file begins with a length of eight bytes and a brace.
+    pickled = start.startswith((b"\x80", b"PK\x03\x04", b"\x93NUMPY")) and start[8:] != b"{"
+    if pickled or path.suffix.lower() in PICKLED:
+        found, expected = "a file that may run code when it is opened (pickle): left closed", "weights as safetensors"
+        raise InputError(path, found, f"the folder of a run made by `nissl train`, with {expected}", CONVERT)
+
+
+def load_model(run: Path, device: str = "auto") -> Model:
+    """Load the network of a run.
+
+    Raises:
+        InputError: the folder is not a run, or a file that could run code of its own is given in its place.
+        DataError: the weights are missing, damaged, or of another network than the settings state.
+
+    """
+    _refuse_pickle(run)
+    data = read_json(run / "data.json")
+    config = load_config(run / "config.toml")
+    _refuse_pickle(run / WEIGHTS)
+    tensors, facts = load_checkpoint(run / WEIGHTS)
+    net = nets.build(config.net, data["dims"], data["channels"], len(data["classes"]), config.seed)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        found = f"weights of another network ({str(error).splitlines()[-1].strip()})"
+        fix = "restore config.toml and data.json of this run"
+        raise DataError(run / WEIGHTS, found, f"those of {config.net.name} as in config.toml", fix) from error
+    place = choose_device(device)
+    return Model(
+        net.to(place).eval(),
+        config,
+        data["dims"],
+        data["channels"],
+        tuple(data["classes"]),
+        facts["sha256"],
+        place,
+    )

@@ -1,0 +1,252 @@
+"""What a run folder says of its run, written before the work starts and compared when it goes on."""
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import tomli_w
+import torch
+
+from nissl.config import Config, load_config, to_tree
+from nissl.data.batches import NORMALISATION, Store
+from nissl.data.cases import Dataset, Scan
+from nissl.data.duplicates import file_hash
+from nissl.data.split import Split
+from nissl.errors import DataError, InputError
+from nissl.files import write_whole
+from nissl.progress import warn
+from nissl.runs.folder import choose_device, read_json, write_json
+
+LOCK, OWNER = ".nissl.lock", ".nissl.owner"
+"""Held, and removed, while a run works in the folder."""
+
+CHOICES = [
+    {"choice": "checkpoint", "made": "the averaged weights of the last step", "split": None, "cases": 0},
+    {"choice": "length", "made": "the number of steps that was given", "split": None, "cases": 0},
+    {"choice": "threshold", "made": "the most probable class", "split": None, "cases": 0},
+    {
+        "choice": "settings",
+        "made": "as given: what they were chosen on, Nissl cannot know",
+        "split": None,
+        "cases": None,
+    },
+]
+"""What a run has to choose, how, and on how many cases of which split. Nothing is chosen on the test split, but for the
+number that the published protocol asks for (`nissl.training.parity`)."""
+
+FACTS = ("dims", "channels", "classes")
+"""Of the data, beside the cases: what fixes the network and the meaning of its output."""
+PLACE = ("torch", "device", "threads", "processes")
+"""Of the environment: what bits depend on."""
+DESCRIPTION = ("network.json", "split.json", "data.json", "env.json", "budget.json", "config.toml")
+"""What is written before the work starts, in this order."""
+
+
+@contextmanager
+def claimed(out: Path, resume: bool) -> Iterator[None]:
+    """Hold the run folder against other runs; refuse one that holds something else.
+
+    What was made here is removed again where nothing was written: then the run did not start.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(out, "a file", "a folder for the run", "choose another --out")
+    if resume and not (out / "config.toml").exists():
+        raise InputError(out, "no run to resume", "the folder of an interrupted run", "leave out --resume to start one")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(out / LOCK, timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        found = f"in use by another run ({_owner(out)})"
+        raise InputError(out, found, "a folder of its own for each run", "wait, or choose another --out") from error
+    except OSError as error:
+        found = f"cannot be written: {error.strerror}"
+        raise InputError(out, found, "a folder that can be written", "choose another --out") from error
+    try:
+        present = sorted(path.name for path in out.iterdir() if path.name not in (LOCK, OWNER))
+        if present and not resume and not _never_began(out, present):
+            raise InputError(
+                out,
+                f"not empty: {', '.join(present[:4])}{' …' if len(present) > 4 else ''}",
+                "a new or empty folder",
+                "choose another --out, or add --resume to go on with an interrupted run",
+            )
+        for part in (*out.glob(".*.tmp"), *out.glob("checkpoints/*.tmp")):
+            part.unlink()  # what a killed run was writing
+        (out / OWNER).write_text(f"process {os.getpid()} on {platform.node()}")
+        try:
+            yield
+        finally:
+            if not resume and not (out / DESCRIPTION[-1]).exists():
+                for name in DESCRIPTION:  # of a run that was stopped while it described itself
+                    (out / name).unlink(missing_ok=True)
+    finally:
+        for name in (OWNER, LOCK):
+            (out / name).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # as soon as one of them is not empty
+            for folder in made:
+                folder.rmdir()
+
+
+def _never_began(out: Path, present: Sequence[str]) -> bool:
+    """Say whether a folder holds only what a run wrote that was killed before it began."""
+    written = all(name in DESCRIPTION[:-1] or name.endswith(".tmp") for name in present)
+    return written and (out / OWNER).exists()  # which is removed by every other end
+
+
+def _owner(out: Path) -> str:
+    try:
+        return (out / OWNER).read_text()
+    except OSError:
+        return "its owner is unknown"
+
+
+def describe(out: Path, config: Config, dataset: Dataset, split: Split, class_pixels: Mapping[str, int]) -> None:
+    """Write what the run is made of, before it starts or goes on with changes.
+
+    `class_pixels` are those of the labelled masks.
+    """
+    data = data_of(dataset, split)  # takes long; a run that is stopped here has not begun
+    opened = split.test if config.protocol == "parity" else ()
+    made = "the best pooled Jaccard index on the test images, for parity.json alone"
+    looked = [{"choice": "epoch, threshold and network", "made": made, "split": "test", "cases": len(opened)}]
+    budget = {
+        "masks_seen": split.labelled,
+        "class_pixels": class_pixels,
+        "choices": [*CHOICES, *(looked if opened else [])],
+        "test_masks_opened": len(opened),
+        **({"validation": opened} if opened else {}),
+        "test_images_in_pool": len(split.transductive),
+    }
+    write_whole(out / "split.json", split.to_json())
+    write_json(out / "data.json", data)
+    if not (out / "env.json").exists():  # of a run that goes on, it tells how it began
+        write_json(out / "env.json", _environment(config, dataset.private))
+    write_json(out / "budget.json", budget)
+    write_whole(out / "config.toml", tomli_w.dumps(to_tree(config)))  # the last: with it, the run can be resumed
+
+
+def without_names(config: Config, scan: Scan) -> Config:
+    """The settings of a run on DICOM: no folder of the data, and cases by their ids only."""
+    labels = config.split.labels
+    if not re.fullmatch(r"\s*\d+(\.\d+)?\s*%?\s*", labels):
+        labels = ",".join(scan.id_of(name.strip()) for name in labels.split(",") if name.strip())
+    data = dataclasses.replace(config.data, images=None, masks=None)
+    return dataclasses.replace(config, data=data, split=dataclasses.replace(config.split, labels=labels))
+
+
+def count_classes(labelled: Store, dataset: Dataset) -> dict[str, int]:
+    """Count the pixels of each class in the labelled masks as the network sees them; warn of a class that is absent.
+
+    Raises:
+        DataError: all masks are empty, so that there is nothing to learn.
+
+    """
+    names = dataset.label_map.names
+    counts = np.zeros(len(names), np.int64)
+    for index in range(len(labelled)):
+        found = labelled.counts(index)
+        counts[: len(found)] += found
+    masks = "the only mask" if len(labelled) == 1 else f"all {len(labelled)} masks"
+    if not counts[1:].any():
+        fix = "choose more --labels, other ids or another --seed, or draw the structures"
+        raise DataError(dataset.place, f"no foreground in {masks} of the budget", "structures to learn", fix)
+    for name, count in zip(names, counts, strict=True):
+        if not count:
+            warn(f"class `{name}` is absent from {masks} of the budget: not trained")
+    return {name: int(count) for name, count in zip(names, counts, strict=True)}
+
+
+def data_of(dataset: Dataset, split: Split) -> dict[str, Any]:
+    """List the cases, as in data.json; only files that the training opens are hashed."""
+    labelled, seen = set(split.labelled), set(split.labelled + split.unlabelled)
+    return {
+        "name": "DICOM data" if dataset.private else dataset.root.resolve().name,
+        "root": None if dataset.private else str(dataset.root.resolve()),
+        "layout": dataset.layout,
+        "dims": dataset.dims,
+        "channels": dataset.channels,
+        "classes": list(dataset.label_map.names),
+        "normalisation": NORMALISATION,
+        "cases": [
+            {
+                "id": case.id,
+                "group": case.group,
+                "image_sha256": file_hash(case.image, case.image_name) if case.id in seen else None,
+                "mask_sha256": file_hash(case.mask, case.mask_name) if case.id in labelled and case.mask else None,
+            }
+            for case in dataset.cases
+        ],
+    }
+
+
+def _environment(config: Config, private: bool = False) -> dict[str, Any]:
+    given = ["train", "DATA", "--out", "RUN", "--config", "config.toml"] if private else sys.argv[1:]
+    device = choose_device(config.device)
+    return {
+        "nissl": version("nissl"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # as torchrun says
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["nissl", *given]),
+        "exact": config.deterministic and device.type == "cpu",
+    }
+
+
+def changes(out: Path, config: Config, dataset: Dataset, split: Split) -> tuple[str, ...]:
+    """List in words how settings and data differ from those that a run began with."""
+    before, now = flat(to_tree(load_config(out / "config.toml"))), flat(to_tree(config))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    listed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed]
+    data, data_now = read_json(out / "data.json"), data_of(dataset, split)
+    listed += [f"{key} were {data[key]}, are {data_now[key]}" for key in FACTS if data[key] != data_now[key]]
+    stored, here = ({case["id"]: case for case in tree["cases"]} for tree in (data, data_now))
+    other = sorted(key for key in stored.keys() | here.keys() if stored.get(key) != here.get(key))
+    return (*listed, *([f"{len(other)} cases of the data differ, such as {other[0]}"] if other else []))
+
+
+def require_same(out: Path, changed: Sequence[str]) -> None:
+    """Refuse to resume a run with other settings or other data.
+
+    Raises:
+        InputError: something has changed.
+
+    """
+    if changed:
+        fix = "put it back, start a new run, or go on knowingly with --allow-changed (the report will say so)"
+        raise InputError(out, "; ".join(changed), "the settings and data that the run began with", fix)
+
+
+def note_session(out: Path, config: Config, changed: Sequence[str]) -> None:
+    """Enter in env.json that the run goes on, and whether it can still be exact."""
+    before, now = read_json(out / "env.json"), _environment(config)
+    same = all(before.get(key) == now[key] for key in PLACE)
+    session = {key: now[key] for key in (*PLACE, "date")} | {"changed": list(changed)}
+    exact = bool(before.get("exact")) and same and not changed
+    write_json(out / "env.json", before | {"exact": exact, "continued": [*before.get("continued", []), session]})
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings by their dotted names, each value in JSON."""
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
+    return found

@@ -1,0 +1,124 @@
+"""What settings come to on a data set, and whether a network fits both: found out before the run starts."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nissl import nets
+from nissl.config import Config
+from nissl.data.batches import resolve
+from nissl.data.cases import Dataset
+from nissl.data.split import Split
+from nissl.errors import InputError
+from nissl.methods import METHODS
+from nissl.pretrain import PRETRAININGS
+from nissl.training import parity
+
+
+def settled(config: Config, dataset: Dataset, split: Split) -> Config:
+    """Settle what follows from the data and from the protocol.
+
+    Raises:
+        InputError: the settings do not fit the data or each other.
+
+    """
+    if config.protocol == "parity":
+        config = parity.settled(config, len(split.labelled))
+    per_stream(config)
+    return dataclasses.replace(config, data=resolve(config.data, dataset.dims))
+
+
+def per_stream(config: Config) -> int:
+    """Images that a step draws from those with masks and, where the method uses them, from those without.
+
+    A step sees as many images with every method, so that comparing two methods compares nothing else.
+
+    Raises:
+        InputError: an odd number cannot be halved.
+
+    """
+    batch, method = config.train.batch, config.method.name
+    if not METHODS[method].uses_unlabelled:
+        return batch
+    if batch % 2:
+        expected = f"an even number: with {method} one half of a step's images has masks"
+        raise InputError("train.batch", str(batch), expected, f"use {batch + 1}")
+    return batch // 2
+
+
+def require_fit(net: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Refuse a network that data, pre-training or method cannot work with; return its facts, as of `measure_network`.
+
+    Raises:
+        InputError: it does not fit the images or a step of them, or lacks a part.
+
+    """
+    facts = measure_network(net, config, dataset, _steps(config))
+    PRETRAININGS[config.pretrain.name](config.pretrain).check(net)
+    if METHODS[config.method.name].needs_parts:
+        nets.parts(net, f"--method {config.method.name}")
+    return facts
+
+
+def measure_network(net: nn.Module, config: Config, dataset: Dataset, steps: Mapping[str, int]) -> dict[str, Any]:
+    """Count parameters, and multiply-adds for one input.
+
+    `steps` are the images of a step of each stage, by the setting that says how many.
+
+    Raises:
+        InputError: the network does not make logits of the size of its input, or cannot normalise what a step shows it.
+
+    """
+    size, classes = config.data.size, len(dataset.label_map.names)
+    counter = FlopCounterMode(display=False)
+    training = net.training
+    try:
+        with counter, torch.no_grad():
+            logits = net.eval()(torch.zeros(1, dataset.channels, *size))
+        found = f"output of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    except Exception as error:  # another's network may raise anything
+        logits, found = None, str(error)
+    if not isinstance(logits, Tensor) or logits.shape != (1, classes, *size):
+        fitting = -(-max(size) // nets.multiple(net)) * nets.multiple(net)
+        wanted = f"logits of shape {(1, classes, *size)} for an image of that size"
+        raise InputError(f"net.name {config.net.name}", found, wanted, f"try --size {fitting}, or another network")
+    net.train(training)
+    _require_batch(net, config, dataset.channels, steps)
+    return {
+        "name": config.net.name,
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2,
+        "input": [dataset.channels, *size],
+    }
+
+
+def _require_batch(net: nn.Module, config: Config, channels: int, steps: Mapping[str, int]) -> None:
+    """Refuse steps of one image that is a single pixel where the network is coarsest: it has no variance.
+
+    Raises:
+        InputError: a normalisation layer cannot train on them.
+
+    """
+    for key, images in steps.items():
+        if images > 1:
+            continue
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                copy.deepcopy(net).train()(torch.zeros(1, channels, *config.data.size))
+        except ValueError as error:
+            found = f"one image of {'x'.join(map(str, config.data.size))} pixels at a time: {error}"
+            fix = f"raise --{key} (with images without masks, one half of it has masks) or --size"
+            raise InputError(key, found, "two images in a step, or larger ones, to normalise by", fix) from error
+
+
+def _steps(config: Config) -> dict[str, int]:
+    """Images that pass through a network at once in a step of each stage, by the setting that says how many."""
+    steps = {"train.batch": per_stream(config)}
+    if PRETRAININGS[config.pretrain.name](config.pretrain).steps:
+        steps["pretrain.batch"] = config.pretrain.batch
+    return steps

@@ -1,0 +1,74 @@
+"""Small untrained models, and run folders that hold them."""
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import nn
+
+from nissl import nets
+from nissl.config import Config, DataConfig, NetConfig, PredictConfig, to_tree
+from nissl.data.batches import moments, resize_image
+from nissl.inference.tiles import pieces
+from nissl.runs.checkpoint import save_checkpoint
+from nissl.runs.folder import WEIGHTS, Model, write_json
+
+NET = NetConfig(widths=(4, 8), dropout=(0.0, 0.0))
+
+
+def tiny_model(dims=2, sampling="patches", channels=1, size=16, tile=512, halo=96):
+    """A U-Net of two levels with three classes; its receptive field reaches 10 pixels at most to each side."""
+    torch.set_num_threads(1)
+    config = Config(
+        data=DataConfig(sampling=sampling, size=(size,) * dims), net=NET, predict=PredictConfig(tile=tile, halo=halo)
+    )
+    net = nets.build(NET, dims, channels, 3, seed=0).eval()
+    return Model(net, config, dims, channels, ("background", "head", "body"), "0" * 64, torch.device("cpu"))
+
+
+def with_net(model, net: nn.Module):
+    """The same model with another network."""
+    return dataclasses.replace(model, net=net)
+
+
+def write_run(folder, model):
+    """Write a model as the folder of a run."""
+    import tomli_w
+
+    (folder / WEIGHTS).parent.mkdir(parents=True)
+    (folder / "config.toml").write_text(tomli_w.dumps(to_tree(model.config)))
+    write_json(folder / "data.json", {"dims": model.dims, "channels": model.channels, "classes": model.classes})
+    save_checkpoint(folder / WEIGHTS, model.net.state_dict(), {})
+
+
+def picture(*shape, dtype=np.uint8, seed=0):
+    """Smooth blobs with noise, whose statistics differ from place to place."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.normal(0, 1, (shape[0], *(-(-s // 8) for s in shape[1:])))
+    image = resize_image(coarse.astype(np.float32), shape[1:]) + rng.normal(0, 0.3, shape)
+    return ((image - image.min()) / np.ptp(image) * 250).astype(dtype)
+
+
+def assembled(model, image, retreat=None):
+    """Logits of the whole image, after checking that each pixel comes exactly once."""
+    logits = np.full((len(model.classes), *image.shape[1:]), np.nan, np.float32)
+    for place, piece in pieces(model, image, retreat):
+        part = logits[(slice(None), *place)]
+        assert part.shape == piece.shape
+        assert np.isnan(part).all()
+        part[:] = piece
+    assert not np.isnan(logits).any()
+    return logits
+
+
+def whole_at_once(model, image):
+    """Independent reference for `patches`: pad with NumPy, run the network once, crop."""
+    step = model.net.multiple
+    want = [-(-max(s, t) // step) * step for s, t in zip(image.shape[1:], model.config.data.size, strict=True)]
+    around = [((w - s) // 2, w - s - (w - s) // 2) for w, s in zip(want, image.shape[1:], strict=True)]
+    mean, deviation = moments(image)
+    padded = (np.pad(image, [(0, 0), *around], mode="symmetric") - mean) / deviation
+    with torch.inference_mode():
+        logits = model.net(torch.from_numpy(padded.astype(np.float32))[None])[0].numpy()
+    cut = tuple(slice(a, a + s) for (a, _), s in zip(around, image.shape[1:], strict=True))
+    return logits[(slice(None), *cut)]
