@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from measure import Work, machine, peak_bytes, ratio, times
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import NetConfig, PretrainConfig
 from nissl.plasticity import Plasticity, RelativeStep, plastic_layers
 from nissl.pretrain.hebbian import make_rule
@@ -43,7 +43,7 @@ def hebbian_step(net: nn.Module, images: torch.Tensor, samples: int | None) -> W
 
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = nets.build(NetConfig(), 2, 3, 2, seed=0).to(device)
+    net = factory.build(NetConfig(), 2, 3, 2, seed=0).to(device)
     lay_out(net)
     normalise(layer for _, layer in plastic_layers(net, ("head",)))
     images = torch.randn(8, 3, 128, 128, device=device).contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ import json
 import torch
 
 from measure import Work, machine, ratio, times
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import NetConfig, TrainConfig
 from nissl.data.batches import Batch
 from nissl.methods import METHODS
@@ -36,7 +36,7 @@ def batch(images: int) -> Batch:
 def steps(name: str, seen: Batch) -> Work:
     """Make steps of a method on one batch."""
     kind = METHODS[name]
-    networks = [nets.build(NetConfig(), 2, 1, CLASSES, seed) for seed in range(kind.count)]
+    networks = [factory.build(NetConfig(), 2, 1, CLASSES, seed) for seed in range(kind.count)]
     method = kind(networks).to(DEVICE).train()
     for network in method.networks:
         lay_out(network)

@@ -25,7 +25,8 @@ import torch
 import tyro
 from torch import nn
 
-from nissl import api, nets
+from nissl import api
+from nissl.nets import factory
 from nissl.config import Config, DataConfig, SplitConfig, TrainConfig
 from nissl.data.batches import Store
 from nissl.nets.unet import UNet
@@ -84,10 +85,10 @@ def their_optimiser(module: nn.Module, config: TrainConfig, *_: object) -> torch
     return torch.optim.SGD(groups, config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, fused=True)
 
 
-BUILD = nets.build
+BUILD = factory.build
 NORMALISATION = [patch.object(Store, "moments", fixed_moments)]
 DICE = [patch("nissl.methods.shared._dice", their_dice)]
-NETWORK = [patch("nissl.nets.build", their_network)]
+NETWORK = [patch("nissl.nets.factory.build", their_network)]
 DECAY = [patch("nissl.training.loop.make_optimiser", their_optimiser)]
 WAYS: dict[str, list[Any]] = {
     "preset": [],

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from measure import Work, machine, ratio, times
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import AugmentConfig, DataConfig, NetConfig, TrainConfig
 from nissl.data.batches import Schedule, Store, Stream, resolve
 from nissl.data.cases import find_cases
@@ -38,7 +38,7 @@ def trainer(folder: Path) -> Trainer:
     masked = [case for case in dataset.cases if case.mask]
     store = Store(masked, dataset.label_map, resolve(DataConfig(), dataset.dims))
     stream = Stream(store, None, AugmentConfig(), Schedule(seed=0, batch=8))
-    method = METHODS["supervised"]([nets.build(NetConfig(), 2, 1, 2, seed=0)])
+    method = METHODS["supervised"]([factory.build(NetConfig(), 2, 1, 2, seed=0)])
     (folder / "checkpoints").mkdir()
     return Trainer(method, stream, TrainConfig(steps=STEPS), folder, seed=0, device=DEVICE)
 

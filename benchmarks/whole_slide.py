@@ -31,7 +31,7 @@ RUN = """
 import sys
 from pathlib import Path
 import tomli_w
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import Config, DataConfig, NetConfig, to_tree
 from nissl.runs.checkpoint import save_checkpoint
 from nissl.runs.folder import WEIGHTS, write_json
@@ -42,7 +42,7 @@ net = NetConfig(widths=(4, 8), dropout=(0.0, 0.0))
 data = DataConfig(sampling=sys.argv[2], size=(128, 128))
 (run / "config.toml").write_text(tomli_w.dumps(to_tree(Config(data=data, net=net))))
 write_json(run / "data.json", {"dims": 2, "channels": 3, "classes": ["background", "gland"]})
-save_checkpoint(run / WEIGHTS, nets.build(net, 2, 3, 2, seed=0).state_dict(), {})
+save_checkpoint(run / WEIGHTS, factory.build(net, 2, 3, 2, seed=0).state_dict(), {})
 """
 PREDICT = """
 import sys

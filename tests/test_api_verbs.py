@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from tests.tiny_data import NET, tiny_config, write_tiny
 
 import nissl
-from nissl import api, nets
+from nissl import api
+from nissl.nets import factory
 from nissl.config import Config, DataConfig, MethodConfig, NetConfig, load_config
 from nissl.errors import DataError, InputError
 from nissl.evaluation.table import scores_from_csv
@@ -86,7 +87,7 @@ def test_a_run_is_readable_without_our_code(run, data):
 
 
 def test_the_weights_load_into_a_plain_network_without_our_loader(run):
-    net = nets.build(NET, 2, 1, 2, seed=3)
+    net = factory.build(NET, 2, 1, 2, seed=3)
     state = {name: torch.from_numpy(value) for name, value in load_file(run / "checkpoints/last.safetensors").items()}
     net.load_state_dict(state)
     facts = read(run / "network.json")

@@ -100,8 +100,8 @@ class Train:
             raise InputError("--pretrained", "given with several seeds", expected, "leave one of them out")
         try:
             if not several:
-                changed, start = self.allow_changed, self.pretrained
-                api.train(self.folder, self.out, self.settings, self.resume, changed, start)
+                resume: bool | Literal["changed"] = "changed" if self.resume and self.allow_changed else self.resume
+                api.train(self.folder, self.out, self.settings, resume, self.pretrained)
             else:
                 several_seeds.train(self.folder, self.out, self.settings, self.seeds, self.resume)
         except SystemExit:

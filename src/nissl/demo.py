@@ -4,15 +4,17 @@ import sys
 from pathlib import Path
 
 from nissl import api
-from nissl.config import Config, NetConfig, PretrainConfig, SplitConfig, TrainConfig
+from nissl.config import Config, SplitConfig, TrainConfig
 from nissl.datasets.phantom import PhantomConfig, write_phantoms
 from nissl.errors import InputError
+from nissl.nets.settings import UNet
+from nissl.pretrain.settings import Hebbian
 
 IMAGES = 80
 SETTINGS = Config(
     split=SplitConfig(labels="10"),
-    net=NetConfig(widths=(8, 16, 32, 64, 128)),
-    pretrain=PretrainConfig(name="hebbian", steps=100),
+    net=UNet(widths=(8, 16, 32, 64, 128)),
+    pretrain=Hebbian(steps=100),
     train=TrainConfig(steps=400),
 )
 """Small enough for a laptop without a GPU."""

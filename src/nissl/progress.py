@@ -17,7 +17,7 @@ Advance = Callable[[str], None]
 class Tracker(Protocol):
     """What `track` is, so that callers can bring their own."""
 
-    def __call__(self, total: int, what: str) -> AbstractContextManager[Advance]:
+    def __call__(self, total: int, what: str, start: int = 0) -> AbstractContextManager[Advance]:
         """Show the progress of `total` units of work; the function counts one as done, with a short message."""
         ...
 

@@ -11,7 +11,7 @@ from tests.bench.grids import LONG, TINY, WEIGHTS, command, env, hashes, lines, 
 from tests.tiny_data import write_tiny
 
 import nissl
-from nissl import nets
+from nissl.nets import factory
 from nissl.bench.grid.grid import cells, load_grid
 from nissl.bench.run.cell import alike, make
 from nissl.bench.run.results import folder_of, is_done, result_of
@@ -133,7 +133,7 @@ def test_results_have_a_row_for_each_cell(folder):
         assert float(row["dice"]) == overall["dice"] and float(row["pooled_dice"]) == overall["pooled_dice"]
         assert int(row["masks_seen"]) == (1 if cell.budget == "1" else 3)
         assert (row["steps"], row["n_cases"], row["images_stage_2"]) == ("3", "2", "6")
-        weights = sum(each.numel() for each in nets.build(cell.config.net, 2, 1, 2, 0).parameters())
+        weights = sum(each.numel() for each in factory.build(cell.config.net, 2, 1, 2, 0).parameters())
         assert (row["parameters"], row["input"], row["protocol"]) == (str(weights), "1x32x32", "nissl")
         assert (
             float(row["trivial_dice"]) == overall["trivial_dice"]

@@ -15,7 +15,8 @@ from tests.five_seeds import command, five_seeds, read, without_split
 from tests.tiny_data import FLAGS, write_tiny
 from tests.training.tiny import NET, TRAIN, Changed, Images, Recipe, crash_at, differing, log_of, state_of, write_files
 
-from nissl import cli, nets
+from nissl import cli
+from nissl.nets import factory
 from nissl.config import load_config
 from nissl.errors import DataError
 from nissl.methods import METHODS
@@ -66,7 +67,7 @@ def test_f13_the_same_seed_gives_the_same_weights_after_every_pretraining(files,
         assert hashes[0] == hashes[1]
 
 
-@pytest.mark.parametrize("network", nets.NETWORKS)
+@pytest.mark.parametrize("network", factory.NETWORKS)
 def test_f03_f13_every_network_resumes_bit_for_bit(tmp_path, network):
     """Images of 32 x 32: after four halvings there is something left to normalise."""
     settings = replace(NET, name=network)

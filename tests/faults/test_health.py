@@ -35,7 +35,8 @@ from tests.training.tiny import (
 )
 from torch import nn
 
-from nissl import cli, nets
+from nissl import cli
+from nissl.nets import factory
 from nissl.errors import DataError, ResourceError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
@@ -90,7 +91,7 @@ def test_f36_not_a_number_in_an_image_reaches_neither_weights_nor_running_statis
     assert [line["step"] for line in log_of(tmp_path / "run") if "skipped" in line] == [4, 6]
 
 
-@pytest.mark.parametrize("network", nets.NETWORKS)
+@pytest.mark.parametrize("network", factory.NETWORKS)
 def test_f36_not_a_number_in_an_image_leaves_every_network_whole(tmp_path, network):
     def spoil_one(step, batch):
         if step == 1:
@@ -250,7 +251,7 @@ def test_f37_nothing_is_told_where_foreground_is_found_or_the_masks_are_empty(fi
 
 def small(most, error):
     """A U-Net without normalisation and dropout, for which memory ends above some images at once."""
-    net = nets.build(SURE, 2, 1, 2, seed=0)
+    net = factory.build(SURE, 2, 1, 2, seed=0)
     for block in (*net.encoder.blocks, *net.decoder.blocks):
         block[1] = block[5] = nn.Identity()
 

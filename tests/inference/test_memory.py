@@ -12,7 +12,7 @@ import torch
 from tests.inference.tiny import tiny_model, with_net
 from torch import nn
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import Config
 from nissl.errors import ResourceError
 from nissl.imageio.formats import Header
@@ -109,7 +109,7 @@ def test_the_network_is_as_it_was_after_its_memory_is_measured():
 def test_the_default_settings_need_less_than_four_gib(dims, shape):
     model = tiny_model(dims)
     config = Config(data=model.config.data)
-    net = nets.build(config.net, dims, 1, 3, seed=0).eval()
+    net = factory.build(config.net, dims, 1, 3, seed=0).eval()
     assert peak_bytes(dataclasses.replace(model, net=net, config=config), shape) < 4 * 2**30
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import Config, DataConfig, NetConfig, PredictConfig, to_tree
 from nissl.data.batches import moments, resize_image
 from nissl.inference.tiles import pieces
@@ -22,7 +22,7 @@ def tiny_model(dims=2, sampling="patches", channels=1, size=16, tile=512, halo=9
     config = Config(
         data=DataConfig(sampling=sampling, size=(size,) * dims), net=NET, predict=PredictConfig(tile=tile, halo=halo)
     )
-    net = nets.build(NET, dims, channels, 3, seed=0).eval()
+    net = factory.build(NET, dims, channels, 3, seed=0).eval()
     return Model(net, config, dims, channels, ("background", "head", "body"), "0" * 64, torch.device("cpu"))
 
 

@@ -7,7 +7,8 @@ import torch
 from tests.tiny_data import FLAGS, write_tiny
 from tests.training.tiny import CPU, TRAIN, Recipe, make_stream, write_files
 
-from nissl import cli, nets
+from nissl import cli
+from nissl.nets import factory
 from nissl.config import NetConfig
 from nissl.errors import InputError
 from nissl.methods import METHODS
@@ -19,7 +20,7 @@ REACHING = ["urpc", "cct", "dtc"]
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_sizes_of_a_network_are_found_and_it_is_left_alone(dims):
-    net = nets.build(NetConfig(widths=(4, 6, 8), dropout=(0.1, 0.2, 0.3)), dims, 2, 5, seed=0).train()
+    net = factory.build(NetConfig(widths=(4, 6, 8), dropout=(0.1, 0.2, 0.3)), dims, 2, 5, seed=0).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     state = torch.get_rng_state()
     assert sizes(net, "urpc") == Sizes(dims, (8, 6, 4), 5)
@@ -41,7 +42,7 @@ def test_fixed_draws_are_alike_and_change_nothing_outside():
 @pytest.mark.parametrize("name", REACHING)
 def test_a_network_without_parts_is_refused(name):
     with pytest.raises(InputError, match=f"VNet, with --method {name}"):
-        METHODS[name]([nets.build(NetConfig(name="vnet"), 2, 1, 2, seed=0)])
+        METHODS[name]([factory.build(NetConfig(name="vnet"), 2, 1, 2, seed=0)])
 
 
 @pytest.mark.parametrize("name", REACHING)
@@ -59,7 +60,7 @@ def test_what_a_method_adds_is_laid_out_as_the_network_also_in_a_resumed_run(tmp
     """Of networks as they are built: convolutions in another layout would round differently."""
     files = write_files(tmp_path / "data")
     recipe = Recipe(files, method=name, config=replace(TRAIN, steps=1))
-    networks = [nets.build(recipe.net, 2, 1, 2, seed=0)]
+    networks = [factory.build(recipe.net, 2, 1, 2, seed=0)]
     trainer = Trainer(METHODS[name](networks), make_stream(files), recipe.config, tmp_path, 0, CPU)
     kernels = [weight for weight in trainer.method.parameters() if weight.ndim == 4]
     assert len(kernels) > len([weight for weight in networks[0].parameters() if weight.ndim == 4])

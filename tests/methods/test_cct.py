@@ -6,7 +6,7 @@ import torch
 from scipy.special import softmax
 from tests.methods.test_methods import NET, batch
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import MethodConfig, PretrainConfig
 from nissl.methods.cct import CCT, channel_dropout, cross_consistency, feature_dropout, feature_noise
 from nissl.methods.shared import segmentation_losses
@@ -14,7 +14,7 @@ from nissl.pretrain import PRETRAININGS
 
 
 def make(dims=2, seed=0, **settings):
-    return CCT([nets.build(NET, dims, 2, 3, seed)], MethodConfig(**settings)).train()
+    return CCT([factory.build(NET, dims, 2, 3, seed)], MethodConfig(**settings)).train()
 
 
 def gradients(module):
@@ -102,7 +102,7 @@ def test_the_auxiliary_decoders_depend_on_no_seed_and_leave_the_random_state_alo
 
 
 def test_filters_of_unit_norm_stay_so_in_every_decoder():
-    net = nets.build(NET, 2, 2, 3, 0)
+    net = factory.build(NET, 2, 2, 3, 0)
     PRETRAININGS["unit-norm"](PretrainConfig(name="unit-norm", handover="unit-norm"), 0).restructure(net)
     method = CCT([net]).train()
     optimiser = torch.optim.SGD(method.parameters(), lr=0.1)

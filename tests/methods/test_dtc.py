@@ -6,14 +6,14 @@ import torch
 from scipy.special import expit, softmax
 from tests.methods.test_methods import NET, batch
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import MethodConfig
 from nissl.methods.dtc import DTC, signed_distances, task_consistency
 from nissl.methods.shared import segmentation_losses
 
 
 def make(dims=2, classes=3, **settings):
-    return DTC([nets.build(NET, dims, 2, classes, seed=0)], MethodConfig(**settings)).train()
+    return DTC([factory.build(NET, dims, 2, classes, seed=0)], MethodConfig(**settings)).train()
 
 
 def slow_distance(inside):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.methods.test_methods import NET, batch, make
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.methods import mean_teacher
 from nissl.methods.shared import segmentation_losses
 
@@ -26,7 +26,7 @@ def silent(monkeypatch):
 def apart(name, dims=2):
     """A method in evaluation, so that nothing is drawn but noise, whose teacher is another network."""
     method = make(name, dims).eval()
-    method.teacher.update(nets.build(NET, dims, 2, 3, seed=9))
+    method.teacher.update(factory.build(NET, dims, 2, 3, seed=9))
     return method
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import MethodConfig, NetConfig
 from nissl.data.batches import Batch
 from nissl.methods import METHODS, Method
@@ -17,7 +17,7 @@ NET = NetConfig(widths=(4, 8), dropout=(0.0, 0.2))
 
 def make(name, dims=2, classes=3):
     kind = METHODS[name]
-    return kind([nets.build(NET, dims, 2, classes, seed) for seed in range(kind.count)])
+    return kind([factory.build(NET, dims, 2, classes, seed) for seed in range(kind.count)])
 
 
 def batch(dims=2, classes=3, count=2, seed=0):
@@ -63,7 +63,7 @@ def test_dice_alone_is_the_default_without_its_cross_entropy(name):
 def test_the_weight_rises_as_the_settings_say():
     shapes = {"gaussian": lambda t: math.exp(-5 * (1 - t) ** 2), "linear": lambda t: t}
     for shape, height in shapes.items():
-        method = METHODS["entropy"]([nets.build(NET, 2, 2, 3, 0)], MethodConfig(weight=3.0, ramp=0.5, ramp_shape=shape))
+        method = METHODS["entropy"]([factory.build(NET, 2, 2, 3, 0)], MethodConfig(weight=3.0, ramp=0.5, ramp_shape=shape))
         for progress in (0.0, 0.1, 0.25, 0.49, 0.5, 0.8, 1.0):
             assert method.rising(progress) == pytest.approx(3 * height(min(1.0, progress / 0.5)))
 
@@ -106,7 +106,7 @@ def test_following_the_loss_downhill_fits_the_masks(name):
 
 def test_a_method_must_state_its_losses():
     with pytest.raises(NotImplementedError, match="Method"):
-        Method([nets.build(NET, 2, 2, 3, 0)])(batch(), 0.0)
+        Method([factory.build(NET, 2, 2, 3, 0)])(batch(), 0.0)
 
 
 def slow_losses(logits, masks):

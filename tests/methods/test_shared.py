@@ -5,12 +5,12 @@ import torch
 from tests.methods.test_methods import NET
 from torch import nn
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.methods.shared import Teacher
 
 
 def student(dims=2, seed=0):
-    return nets.build(NET, dims, 2, 3, seed)
+    return factory.build(NET, dims, 2, 3, seed)
 
 
 def images(dims=2, seed=0):

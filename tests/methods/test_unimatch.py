@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from tests.methods.test_methods import batch, make
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import MethodConfig, NetConfig
 from nissl.errors import InputError
 from nissl.methods import METHODS, unimatch
@@ -215,6 +215,6 @@ def test_the_weight_may_be_set_and_does_not_ramp():
 
 
 def test_a_network_without_parts_is_refused():
-    net = nets.build(NetConfig(name="vnet"), 2, 1, 2, 0)
+    net = factory.build(NetConfig(name="vnet"), 2, 1, 2, 0)
     with pytest.raises(InputError, match="VNet, with --method unimatch"):
         METHODS["unimatch"]([net])

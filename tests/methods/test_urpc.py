@@ -6,14 +6,14 @@ import torch
 from scipy.special import softmax
 from tests.methods.test_methods import batch
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import MethodConfig, NetConfig
 from nissl.methods.shared import segmentation_losses
 from nissl.methods.urpc import URPC, pyramid_consistency
 
 
 def make(widths, dims=2, **settings):
-    net = nets.build(NetConfig(widths=widths, dropout=(0.0,) * len(widths)), dims, 2, 3, seed=1)
+    net = factory.build(NetConfig(widths=widths, dropout=(0.0,) * len(widths)), dims, 2, 3, seed=1)
     return URPC([net], MethodConfig(**settings)).train()
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import NetConfig
 from nissl.errors import InputError
 from nissl.nets import NETWORKS
@@ -18,7 +18,7 @@ def named(name):
 
 
 def build(name, dims=2, seed=0):
-    return nets.build(named(name), dims, 2, 3, seed)
+    return factory.build(named(name), dims, 2, 3, seed)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -39,7 +39,7 @@ def test_every_network_runs_learns_and_round_trips(name, dims):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_stated_multiple_is_enough(name):
     net = build(name).eval()
-    multiple = nets.multiple(net)
+    multiple = factory.multiple(net)
     with torch.no_grad():
         assert net(torch.zeros(1, 2, multiple, 3 * multiple)).shape == (1, 3, multiple, 3 * multiple)
 
@@ -67,7 +67,7 @@ def test_the_global_random_state_is_left_alone(name):
 def test_a_network_of_another_library_runs_by_its_path():
     net = build("monai.networks.nets:BasicUNet")
     assert net(torch.zeros(1, 2, 32, 32)).shape == (1, 3, 32, 32)
-    assert nets.multiple(net) == nets.FOREIGN_MULTIPLE
+    assert factory.multiple(net) == factory.FOREIGN_MULTIPLE
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_a_path_that_names_nothing_shows_how_to_write_one():
 
 def test_images_that_a_network_cannot_take_are_refused_by_name():
     with pytest.raises(InputError, match=r"vnet for images of 3 channels.*\n.*\n.*--colour gray"):
-        nets.build(NetConfig(name="vnet"), 2, 3, 2, seed=0)
+        factory.build(NetConfig(name="vnet"), 2, 3, 2, seed=0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import NetConfig
 from nissl.nets.unet import UNet
 
@@ -17,7 +17,7 @@ KINDS = {2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.C
 
 
 def unet(dims=2, config=SMALL, channels=2, classes=3):
-    return nets.build(config, dims, channels, classes, seed=0)
+    return factory.build(config, dims, channels, classes, seed=0)
 
 
 def parameters_by_formula(dims, channels, classes, widths, transposed):
@@ -62,7 +62,7 @@ def test_the_parts_are_those_of_the_dimension(dims):
 @pytest.mark.parametrize(("dims", "channels", "classes"), [(2, 3, 2), (3, 1, 3)])
 def test_the_default_network_has_as_many_parameters_as_the_formula(dims, channels, classes, upsampling):
     config = NetConfig(upsampling=upsampling)
-    net = nets.build(config, dims, channels, classes, seed=0)
+    net = factory.build(config, dims, channels, classes, seed=0)
     expected = parameters_by_formula(dims, channels, classes, (16, 32, 64, 128, 256), upsampling == "transposed")
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
 
@@ -85,7 +85,7 @@ def test_transposed_layers_double_without_overlap_and_linear_ones_interpolate():
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_wrong_size_is_refused_with_the_padded_size(dims, upsampling):
     net = unet(dims, NetConfig(widths=SMALL.widths, dropout=SMALL.dropout, upsampling=upsampling))
-    assert nets.multiple(net) == 4
+    assert factory.multiple(net) == 4
     size = (16, 18, 5)[:dims]
     padded = (16, 20, 8)[:dims]
     with pytest.raises(ValueError) as caught:

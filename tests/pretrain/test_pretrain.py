@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import NetConfig, PretrainConfig
 from nissl.errors import InputError
 from nissl.plasticity import RULES, plastic_layers
@@ -52,7 +52,7 @@ class Pictures:
 
 
 def fresh(dims=2, seed=0, config=NET):
-    return nets.build(config, dims, 2, 3, seed)
+    return factory.build(config, dims, 2, 3, seed)
 
 
 def configure(name, **changes):
@@ -182,7 +182,7 @@ def filter_norms(layer):
     )
 
 
-@pytest.mark.parametrize("network", nets.NETWORKS)
+@pytest.mark.parametrize("network", factory.NETWORKS)
 def test_every_network_can_be_pretrained(network):
     config = NetConfig(name=network, widths=NET.widths, dropout=NET.dropout)
     net, images = fresh(config=config), Pictures(size=32)
@@ -451,7 +451,7 @@ def test_the_head_of_a_foreign_network_is_its_last_layer():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 1))
     assert head(net) == "2" and excluded(net, "all") == ("2",)
     assert head(fresh()) == "head"
-    assert head(nets.build(NetConfig(name="monai.networks.nets:BasicUNet"), 2, 2, 3, 0)) == "final_conv"
+    assert head(factory.build(NetConfig(name="monai.networks.nets:BasicUNet"), 2, 2, 3, 0)) == "final_conv"
 
 
 class Mixer(nn.Module):

@@ -9,7 +9,7 @@ from tests.pretrain.test_pretrain import CONFIG, Pictures, fresh
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import NetConfig
 from nissl.errors import InputError
 from nissl.pretrain import PRETRAININGS, pretrain
@@ -99,7 +99,7 @@ def test_a_filter_of_the_decoder_that_reads_only_a_closed_connection_stays():
 
 @pytest.mark.parametrize("name", ["vae", "superpixel"])
 def test_a_network_without_parts_is_refused_with_what_to_do(name):
-    for net in (nets.build(NetConfig(name="vnet"), 2, 1, 2, 0), nn.Sequential(nn.Conv2d(1, 2, 1))):
+    for net in (factory.build(NetConfig(name="vnet"), 2, 1, 2, 0), nn.Sequential(nn.Conv2d(1, 2, 1))):
         with pytest.raises(InputError) as caught:
             pretrain(net, Pictures(), dataclasses.replace(VAE, name=name))
         for words in ("net.name", type(net).__name__, f"--pretrain {name}", "encoder, decoder and head", "--net unet"):

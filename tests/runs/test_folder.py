@@ -6,7 +6,7 @@ import tomli_w
 import torch
 from tests.training.tiny import NET, PRETRAIN, TRAIN, Recipe, make_stream, write_files
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import Config, DataConfig, to_tree
 from nissl.errors import DataError, InputError
 from nissl.runs.checkpoint import load_checkpoint
@@ -59,7 +59,7 @@ def test_a_run_with_filters_of_unit_norm_loads_as_a_plain_network(tmp_path):
     images = make_stream(recipe.files)[0].images
     with torch.no_grad():
         torch.testing.assert_close(model.net(images), trainer.average.module.eval()(images), rtol=0, atol=1e-6)
-    assert model.net.state_dict().keys() == nets.build(NET, 3, 1, 2, 0).state_dict().keys()
+    assert model.net.state_dict().keys() == factory.build(NET, 3, 1, 2, 0).state_dict().keys()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from tests.training.tiny import CPU, SURE, TRAIN, Images, Recipe, write_files
 from torch import nn
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import PretrainConfig
 from nissl.data.batches import Batch
 from nissl.plasticity import HPCA, SWTA, Plasticity
@@ -36,7 +36,7 @@ NORMS = {
 
 def make_net(files, world):
     dims = 2 if files[0].image.suffix == ".png" else 3
-    net = nets.build(SURE, dims, 1, 2, seed=0).double()
+    net = factory.build(SURE, dims, 1, 2, seed=0).double()
     if world.size > 1:
         synchronise(net)
     return net

@@ -20,7 +20,7 @@ from tests.training.tiny import (
 )
 from torch.nn.utils import parametrize
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.errors import DataError, InputError
 from nissl.methods import METHODS
 from nissl.methods.supervised import Supervised
@@ -164,7 +164,7 @@ def test_plain_weights_compute_the_same_and_leave_the_trained_network_as_it_is(t
     images = make_stream(recipe.files)[0].images
     expected = trained(images)
 
-    plain = nets.build(NET, dims, 1, 2, seed=99).eval()
+    plain = factory.build(NET, dims, 1, 2, seed=99).eval()
     plain.load_state_dict(plain_state(trained))
     torch.testing.assert_close(plain(images), expected, rtol=1e-6, atol=1e-6)  # logits are near 8: three roundings
     assert differing(trained.state_dict(), before) == []
@@ -175,6 +175,6 @@ def test_plain_weights_compute_the_same_and_leave_the_trained_network_as_it_is(t
     trainer.run()
     assert differing(trainer.method.state_dict(), {f"networks.0.{name}": t for name, t in before.items()}) != []
 
-    saved = nets.build(NET, dims, 1, 2, seed=99).eval()
+    saved = factory.build(NET, dims, 1, 2, seed=99).eval()
     saved.load_state_dict(load_checkpoint(tmp_path / "run" / WEIGHTS)[0])
     torch.testing.assert_close(saved(images), trainer.average.module.eval()(images), rtol=1e-6, atol=1e-6)

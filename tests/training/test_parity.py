@@ -10,7 +10,8 @@ import pytest
 import torch
 from tests.tiny_data import NET, opened_files, tiny_config, write_tiny
 
-from nissl import api, nets
+from nissl import api
+from nissl.nets import factory
 from nissl.config import Config, DataConfig, MethodConfig, NetConfig, PretrainConfig, TrainConfig, load_config
 from nissl.data.batches import Store, resolve
 from nissl.data.cases import find_cases
@@ -126,14 +127,14 @@ def test_the_learning_rate_is_the_published_one_to_an_epoch():
 @pytest.mark.parametrize("epoch", [0, 1, 99, 199])
 def test_the_weight_of_the_unlabelled_terms_is_the_published_one_at_the_end_of_each_epoch(epoch):
     config = settled(published("entropy"), 17).method
-    method = METHODS["entropy"]([nets.build(NET, 2, 1, 2, 0)], config)
+    method = METHODS["entropy"]([factory.build(NET, 2, 1, 2, 0)], config)
     assert method.rising((epoch + 1) / 200) == pytest.approx(5 * (epoch + 1) / 200)
 
 
 def test_the_network_has_as_many_weights_as_the_published_one_but_for_its_head():
     """1,813,762 parameters were counted in theirs, with a 3x3 head of 290 and biases before BatchNorm."""
     config = settled(published(), 2).net
-    net = nets.build(config, 2, 3, 2, 0)
+    net = factory.build(config, 2, 3, 2, 0)
     biases = sum(2 * width for width in config.widths) + sum(3 * width for width in config.widths[:-1])
     assert sum(parameter.numel() for parameter in net.parameters()) + biases + 290 - 34 == 1_813_762
 
@@ -308,7 +309,7 @@ def test_of_two_networks_the_better_one_is_taken(data):
     files = [file for file in found.cases if file.id in TEST]
     config = settled(small("cps"), 3)
     store = Store(files, found.label_map, resolve(config.data, 2))
-    method = METHODS["cps"]([nets.build(config.net, 2, 1, 2, seed) for seed in (0, 1)]).train()
+    method = METHODS["cps"]([factory.build(config.net, 2, 1, 2, seed) for seed in (0, 1)]).train()
     states = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     looks = parity.Looks(method, store, config, 3, torch.device("cpu"))
     assert looks(1) == {}

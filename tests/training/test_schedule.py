@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import NetConfig, TrainConfig
 from nissl.training.schedule import learning_rate, make_optimiser
 
@@ -68,7 +68,7 @@ def test_every_rate_moves_the_weights_and_none_passes_the_peak(schedule, steps, 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 def test_weights_of_one_dimension_do_not_decay(optimiser):
-    net = nets.build(NetConfig(widths=(4, 8), dropout=(0, 0)), 2, 1, 2, seed=0)
+    net = factory.build(NetConfig(widths=(4, 8), dropout=(0, 0)), 2, 1, 2, seed=0)
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import torch
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.config import AugmentConfig, DataConfig, NetConfig, PretrainConfig, TrainConfig
 from nissl.data.batches import ImageStream, Schedule, Store, Stream, resolve
 from nissl.data.cases import CaseFile
@@ -111,7 +111,7 @@ class Recipe:
     def networks(self):
         """The networks as they are initialised."""
         dims = 2 if self.files[0].image.suffix == ".png" else 3
-        networks = [nets.build(self.net, dims, 1, 2, self.seed + index) for index in range(METHODS[self.method].count)]
+        networks = [factory.build(self.net, dims, 1, 2, self.seed + index) for index in range(METHODS[self.method].count)]
         for net in networks:
             lay_out(net)
             if self.world.size > 1:

@@ -6,9 +6,11 @@ of its own, so that resuming, worker processes and several machines change nothi
 
 import dataclasses
 import functools
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -29,6 +31,7 @@ LABELLED, UNLABELLED = 1, 2
 ORDER, SAMPLE = 1, 2
 NORMALISATION = "each channel of each image to mean 0 and standard deviation 1, by its own pixels"
 KEPT = (np.uint8, np.uint16, np.int16)
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -36,29 +39,43 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step sees: normalised images, their classes, and as many images without masks."""
+    """What a training step sees: normalised images, with their classes where the stream has any, and unlabelled images.
+
+    A stream for a learner that `sees` images only has neither masks nor unlabelled images beside its `images`.
+    """
 
     images: Float[Tensor, "batch channels *space"]
     masks: Integer[Tensor, "batch *space"]
+    """Empty where the stream has none."""
     unlabelled: Float[Tensor, "batch channels *space"] | None
     ids: tuple[str, ...]
-    """Of the cases with masks, then of those without; a part of a batch has those of the whole."""
+    """Of the labelled cases, then of the unlabelled ones; a part of a batch has those of the whole."""
+    step: int = 0
+    first: int = 0
+    """Place of the first image among those of the step over all processes."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Copy the tensors to a device."""
-        moved = None if self.unlabelled is None else self.unlabelled.to(device, non_blocking=True)
-        images, masks = self.images.to(device, non_blocking=True), self.masks.to(device, non_blocking=True)
-        return Batch(images, masks, moved, self.ids)
+        """Copy the tensors to a device, images with their channels last in memory, as convolutions run fastest."""
+
+        def placed(images: Tensor) -> Tensor:
+            moved = images.to(device, non_blocking=True)
+            return moved.contiguous(memory_format=CHANNELS_LAST[images.ndim])
+
+        unlabelled = None if self.unlabelled is None else placed(self.unlabelled)
+        masks = self.masks.to(device, non_blocking=True)
+        return dataclasses.replace(self, images=placed(self.images), masks=masks, unlabelled=unlabelled)
 
     def parts(self, count: int) -> "list[Batch]":
-        """Cut it into equal parts; `count` divides the number of images, and that of images without masks."""
+        """Cut it into equal parts; `count` divides the number of images, and that of unlabelled images."""
         if count == 1:
             return [self]
         size = len(self.images) // count
         unlabelled = [None] * count if self.unlabelled is None else self.unlabelled.chunk(count)
         cuts = [slice(start, start + size) for start in range(0, len(self.images), size)]
         return [
-            Batch(self.images[cut], self.masks[cut], images, self.ids)
+            dataclasses.replace(
+                self, images=self.images[cut], masks=self.masks[cut], unlabelled=images, first=self.first + cut.start
+            )
             for cut, images in zip(cuts, unlabelled, strict=True)
         ]
 
@@ -141,30 +158,58 @@ def normalised(case: Case) -> Float32[np.ndarray, "channels *space"]:
     return pixels
 
 
+class Cache:
+    """Decoded cases in memory, for all stores of a run together, until `data.cache_gib` is full.
+
+    Worker processes that are forked have it without a copy; others get a copy each, and so a fraction of it.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        copies = 1 if multiprocessing.get_start_method() == "fork" else max(1, config.workers)
+        self._free = config.cache_gib * 2**30 / copies
+        self._kept: dict[Path, Any] = {}
+
+    def get(self, path: Path) -> Any:
+        """Return what is kept of a file, or None."""
+        return self._kept.get(path)
+
+    def put(self, path: Path, content: Any, size: int) -> None:
+        """Keep the content of a file of so many bytes, where there is room and this is not a worker process."""
+        if size <= self._free and torch_data.get_worker_info() is None:
+            self._free -= size
+            self._kept[path] = content
+
+
 class Store:
     """Cases in memory, ready to be cut: resized in `resize` sampling, padded to a patch at least in `patches`.
 
-    Pixels are kept in the integer type of their file (others as float32) until `config.cache_gib` is full, which
-    the worker processes share; a case that does not fit is read from disk again at each access.
+    Pixels are kept in the integer type of their file (others as float32) until the cache is full; a case that does not
+    fit is read from disk again at each access.
 
     Args:
         files: the cases.
         label_map: mask values to classes.
         config: as `resolve` gives it.
         with_masks: whether masks are read; without, no mask file is ever opened.
+        cache: that of other stores, which then have the pixels of a case in common.
 
     """
 
     def __init__(
-        self, files: Sequence[CaseFile], label_map: LabelMap, config: DataConfig, *, with_masks: bool = True
+        self,
+        files: Sequence[CaseFile],
+        label_map: LabelMap,
+        config: DataConfig,
+        *,
+        with_masks: bool = True,
+        cache: Cache | None = None,
     ) -> None:
         if with_masks and any(file.mask is None for file in files):
             raise ValueError("a store with masks was given a case without one")
         self.files = list(files) if with_masks else [dataclasses.replace(file, mask=None) for file in files]
         self.config = config
         self._label_map = label_map
-        self._free = config.cache_gib * 2**30 / max(1, config.workers)
-        self._cases: dict[int, Case] = {}
+        self._cache = cache or Cache(config)
         self._kind: tuple[int, int] | None = None
         self._moments: dict[int, Float32[np.ndarray, "two channels *ones"]] = {}
         self._counts: dict[int, Int[np.ndarray, "classes"]] = {}
@@ -173,14 +218,21 @@ class Store:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Case:
-        if index in self._cases:
-            return self._cases[index]
-        case = self._fit(index, self._fitting(load_case(self.files[index], self._label_map, self.config), index))
-        needed = case.image.nbytes + (0 if case.mask is None else case.mask.nbytes)
-        if needed <= self._free:
-            self._free -= needed
-            self._cases[index] = case
-        return case
+        file = self.files[index]
+        image, mask = self._cache.get(file.image), self._cache.get(file.mask) if file.mask else (None, None)
+        if image is None or mask is None:
+            case = self._fit(index, self._fitting(load_case(file, self._label_map, self.config), index))
+            if image is None:
+                alone = dataclasses.replace(case, mask=None)
+                self._cache.put(file.image, (alone, self._moments[index]), case.image.nbytes)
+            if file.mask and case.mask is not None:
+                self._cache.put(file.mask, (case.mask, self._counts[index]), case.mask.nbytes)
+            return case
+        (case, self._moments[index]), (classes, counts) = image, mask
+        if counts is not None:
+            self._counts[index] = counts
+        found: Case = dataclasses.replace(case, mask=classes)
+        return found
 
     def _fitting(self, case: Case, index: int) -> Case:
         """Refuse a case whose kind differs from that of the cases before it: they cannot be in one batch."""
@@ -295,7 +347,7 @@ class Stream(torch_data.Dataset[Batch]):
     """Batches of labelled images, with as many unlabelled ones where there are any: `stream[step]`.
 
     Args:
-        labelled: cases with masks.
+        labelled: cases with masks; None for a learner that sees images only, which are then those of `unlabelled`.
         unlabelled: cases without; their own order and draws.
         augment: how much an image may change, or None for not at all.
         schedule: seed, batch and processes.
@@ -303,34 +355,23 @@ class Stream(torch_data.Dataset[Batch]):
     """
 
     def __init__(
-        self, labelled: Store, unlabelled: Store | None, augment: AugmentConfig | None, schedule: Schedule
+        self, labelled: Store | None, unlabelled: Store | None, augment: AugmentConfig | None, schedule: Schedule
     ) -> None:
-        self._labelled = _Samples(labelled, augment, schedule, LABELLED)
-        self._unlabelled = _Samples(unlabelled, augment, schedule, UNLABELLED) if unlabelled else None
+        stores = [(labelled, LABELLED), (unlabelled, UNLABELLED)]
+        self._samples = [_Samples(store, augment, schedule, name) for store, name in stores if store is not None]
+        self._labelled = labelled is not None
+        self._first = schedule.rank * (schedule.batch // schedule.world)
 
     def __getitem__(self, step: int) -> Batch:
-        images, masks = self._labelled.batch(step)
-        if masks is None:
-            raise ValueError("the labelled store was made without masks")
-        return Batch(images, masks, self._unlabelled.batch(step)[0] if self._unlabelled else None, self.ids(step))
+        (images, masks), *others = [samples.batch(step) for samples in self._samples]
+        if self._labelled is (masks is None):
+            raise ValueError("masks belong to labelled images: a store was made with or without them by mistake")
+        masks = torch.empty(len(images), 0, dtype=torch.long) if masks is None else masks
+        return Batch(images, masks, others[0][0] if others else None, self.ids(step), step, self._first)
 
     def ids(self, step: int) -> tuple[str, ...]:
-        """Ids of the cases of a step: of those with masks, then of those without."""
-        return self._labelled.ids(step) + (self._unlabelled.ids(step) if self._unlabelled else ())
-
-
-class ImageStream(torch_data.Dataset[Tensor]):
-    """Batches of images alone, for pre-training: `stream[step]`; arguments as of `Stream`."""
-
-    def __init__(self, store: Store, augment: AugmentConfig | None, schedule: Schedule) -> None:
-        self._samples = _Samples(store, augment, schedule, UNLABELLED)
-
-    def __getitem__(self, step: int) -> Float[Tensor, "batch channels *space"]:
-        return self._samples.batch(step)[0]
-
-    def ids(self, step: int) -> tuple[str, ...]:
-        """Ids of the cases of a step."""
-        return self._samples.ids(step)
+        """Ids of the cases of a step: of the labelled ones, then of the unlabelled ones."""
+        return tuple(name for samples in self._samples for name in samples.ids(step))
 
 
 class Steps(Protocol[T_co]):

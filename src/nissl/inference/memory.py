@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nissl import nets
+from nissl.data.batches import CHANNELS_LAST
 from nissl.errors import ResourceError
 from nissl.imageio.formats import Header
 from nissl.imageio.tiff_regions import STRIP, TILE
+from nissl.nets import factory
 from nissl.runs.folder import Model
-from nissl.training.loop import CHANNELS_LAST, autocast
+from nissl.training.precision import autocast
 
 LIBRARIES = 128 * 2**20
 """Bytes that the libraries take for themselves at their first use; up to 110 MB were seen."""
@@ -31,7 +32,7 @@ def tile_size(model: Model) -> tuple[int, int]:
     The settings are for 2-D. In 3-D they are taken to the power 2/3 (512 and 96 become 64 and 32), so that a core has
     as many voxels as it has pixels in 2-D: the same length would need hundreds of times the memory.
     """
-    step = nets.multiple(model.net)
+    step = factory.multiple(model.net)
     setting = model.config.predict
     core, halo = (round(size ** (2 / model.dims), 3) for size in (setting.tile, setting.halo))
     return max(1, int(core // step)) * step, int(-(-halo // step)) * step
@@ -39,7 +40,7 @@ def tile_size(model: Model) -> tuple[int, int]:
 
 def padded_shape(model: Model, space: Sequence[int]) -> tuple[int, ...]:
     """Size of an image once it is padded: a training patch at least, and a multiple of what the network needs."""
-    step = nets.multiple(model.net)
+    step = factory.multiple(model.net)
     return tuple(-(-max(pair) // step) * step for pair in zip(space, model.config.data.size, strict=True))
 
 
@@ -90,7 +91,7 @@ def network_bytes(model: Model) -> int:
 
     They are those of the tensors that are alive at one time, and `KERNELS` times the largest.
     """
-    side = (4 * nets.multiple(model.net),) * model.dims
+    side = (4 * factory.multiple(model.net),) * model.dims
     image = torch.zeros(1, model.channels, *side, device=model.device)
     memory = _Live(model.net)
     try:
@@ -176,7 +177,7 @@ def ways(model: Model) -> list[Way]:
     """What is tried in turn: the settings' tile, halved down to the least that the network takes; then on the CPU."""
     cores: list[int | None] = [None]
     if model.config.data.sampling == "patches":
-        step = nets.multiple(model.net)
+        step = factory.multiple(model.net)
         core = tile_size(model)[0]
         cores = [core]
         while core > step:

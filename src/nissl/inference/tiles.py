@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float32, Int, Num, UInt8
 from torch import Tensor
 
-from nissl.data.batches import KEPT, moments, resize_image
+from nissl.data.batches import CHANNELS_LAST, KEPT, moments, resize_image
 from nissl.errors import DataError, out_of_memory
 from nissl.imageio.tiff_regions import STRIP, Pixels, row_strips
 from nissl.inference.memory import Retreat, padded_shape, tile_size
 from nissl.runs.folder import Model
-from nissl.training.loop import CHANNELS_LAST, autocast
+from nissl.training.precision import autocast
 
 Place = tuple[slice, ...]
 Piece = tuple[Place, Float32[np.ndarray, "classes *piece"]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nissl.nets import multiple, parts
+from nissl.nets.factory import multiple, parts
 
 SEED = 0
 """Of the parts that a method adds: they start alike in every run, and what differs between seeds is the network."""

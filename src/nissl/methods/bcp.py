@@ -7,15 +7,10 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nissl.config import MethodConfig
 from nissl.data.batches import Batch
+from nissl.methods import settings
 from nissl.methods.method import Method
 from nissl.methods.shared import Teacher, box, masked_dice, unlabelled
-
-SIDE = 2 / 3
-"""Side of the pasted box, as a share of the image's (the paper's beta)."""
-FIRST = 0.25
-"""Share of the steps in which only labelled images are mixed: the authors' first stage has 10,000 of 40,000 steps."""
 
 Terms = dict[str, Float[Tensor, ""]]
 Labelled = tuple[Float[Tensor, "batch channels *space"], Integer[Tensor, "batch *space"]]
@@ -28,7 +23,7 @@ class BidirectionalCopyPaste(Method):
     One box of 2/3 of each side, anywhere, is drawn for a step. Inwards, unlabelled images are pasted into labelled
     ones; outwards, labelled into unlabelled. Dice and cross-entropy are taken inside and outside of the box apart:
     the labelled side counts 1, the other alpha = 0.5 (`weight`; it does not ramp), and the two directions are averaged.
-    In the first steps (`FIRST`) labelled images are pasted into each other in both directions, with the masks of both,
+    In the first steps (`first`) labelled images are pasted into each other in both directions, with the masks of both,
     so that as many images pass through the network as later.
 
     Different from the authors' code: each image serves in both directions, with the next of the batch as partner for
@@ -37,25 +32,23 @@ class BidirectionalCopyPaste(Method):
     glands are many.
     """
 
-    uses_unlabelled = True
-    weight = 0.5
-    """The paper's alpha."""
+    sees = "labelled+unlabelled"
 
-    def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
-        super().__init__(networks, config)
-        self.teacher = Teacher(self.networks[0], config.decay)
+    def __init__(self, networks: Sequence[nn.Module], options: settings.BCP) -> None:
+        super().__init__(networks, options)
+        self.teacher = Teacher(self.networks[0], options.decay)
 
     def losses(self, batch: Batch, progress: float) -> Terms:
         """Return `dice` and `cross_entropy` by masks and, after the first steps, `pseudo_…` by pseudo-labels."""
-        inside = draw_box(batch.images.shape[2:]).to(batch.images.device)
+        inside = draw_box(batch.images.shape[2:], self.settings.box).to(batch.images.device)
         own, partner = (batch.images, batch.masks), (batch.images.roll(1, 0), batch.masks.roll(1, 0))
-        if progress < FIRST:
+        if progress < self.settings.first:
             return mean([*self.sides(own, partner, inside), *self.sides(partner, own, inside)], 1.0)
         fresh = unlabelled(batch)
         labels = self.teacher(fresh).argmax(1)
         guessed_inside, known_outside = self.sides((fresh, labels), partner, inside)
         known_inside, guessed_outside = self.sides(own, (fresh.roll(1, 0), labels.roll(1, 0)), inside)
-        pseudo = mean([guessed_inside, guessed_outside], self.rising(1.0))
+        pseudo = mean([guessed_inside, guessed_outside], self.weight(1.0))
         return mean([known_outside, known_inside], 1.0) | {f"pseudo_{name}": term for name, term in pseudo.items()}
 
     def sides(self, front: Labelled, back: Labelled, inside: Bool[Tensor, "*space"]) -> tuple[Terms, Terms]:
@@ -71,16 +64,16 @@ class BidirectionalCopyPaste(Method):
     ) -> Terms:
         """Compare with the labels of a region as the settings say."""
         terms = region_losses(logits, labels, inside)
-        return terms if self.config.loss != "dice" else {"dice": terms["dice"]}
+        return terms if self.settings.loss != "dice" else {"dice": terms["dice"]}
 
     def after_step(self) -> None:
         """Move the teacher."""
         self.teacher.update(self.networks[0])
 
 
-def draw_box(size: Sequence[int]) -> Bool[Tensor, "*space"]:
-    """Draw the place of the pasted box."""
-    return box(size, [SIDE] * len(size), torch.rand(len(size)).tolist())
+def draw_box(size: Sequence[int], side: float) -> Bool[Tensor, "*space"]:
+    """Draw the place of the pasted box, whose side is a fraction of the image's."""
+    return box(size, [side] * len(size), torch.rand(len(size)).tolist())
 
 
 def paste(

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nissl.config import MethodConfig
 from nissl.data.batches import Batch
+from nissl.methods import settings
 from nissl.methods.auxiliary import fixed_draws
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
-from nissl.nets import parts
+from nissl.nets.factory import parts
 from nissl.nets.unet import Features
 
 SPREAD = 0.1
@@ -76,13 +76,11 @@ class CCT(Method):
     from it on the images without. The encoder learns from both.
     """
 
-    uses_unlabelled = True
+    sees = "labelled+unlabelled"
     needs_parts = True
-    weight = 5.0
-    """30 in the paper, for a mean over 21 classes beside cross-entropy alone: 5.7 for 2 classes beside Dice as well."""
 
-    def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
-        super().__init__(networks, config)
+    def __init__(self, networks: Sequence[nn.Module], options: settings.CCT) -> None:
+        super().__init__(networks, options)
         _, decoder, head = parts(self.networks[0], "--method cct")
         self.perturbations = PERTURBATIONS
         with fixed_draws():
@@ -96,7 +94,7 @@ class CCT(Method):
         pairs = zip(self.perturbations, self.auxiliaries, strict=True)
         said = [auxiliary([perturb(level) for level in features]) for perturb, auxiliary in pairs]
         consistency = cross_consistency(said, head(decoder(features)[-1]))
-        return terms | {"consistency": self.rising(progress) * consistency}
+        return terms | {"consistency": self.weight(progress) * consistency}
 
 
 def cross_consistency(

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nissl.config import Loss
 from nissl.data.batches import Batch
 from nissl.methods.method import Method
+from nissl.methods.settings import Loss
 from nissl.methods.shared import segmentation_losses, unlabelled
 
 
@@ -20,8 +20,7 @@ class CrossPseudoSupervision(Method):
     """
 
     count = 2
-    uses_unlabelled = True
-    weight = 1.5
+    sees = "labelled+unlabelled"
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms `dice`, `cross_entropy` and `cross_pseudo`."""
@@ -32,8 +31,8 @@ class CrossPseudoSupervision(Method):
         )
         both = [self.segmentation(logits, batch.masks) for logits in labelled]
         terms = {name: both[0][name] + both[1][name] for name in both[0]}
-        pseudo = pseudo_loss(one, other, self.config.loss) + pseudo_loss(other, one, self.config.loss)
-        return terms | {"cross_pseudo": self.rising(progress) * pseudo}
+        pseudo = pseudo_loss(one, other, self.settings.loss) + pseudo_loss(other, one, self.settings.loss)
+        return terms | {"cross_pseudo": self.weight(progress) * pseudo}
 
     def candidates(self) -> dict[str, nn.Module]:
         """Return both."""

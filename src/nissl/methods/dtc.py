@@ -8,18 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from nissl.config import MethodConfig
 from nissl.data.batches import Batch
+from nissl.methods import settings
 from nissl.methods.auxiliary import fixed_draws, sizes
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
-from nissl.nets import parts
+from nissl.nets.factory import parts
 from nissl.nets.unet import CONVOLUTION
-
-STEEPNESS = 1500
-"""Slope k of the sigmoid by which a signed distance becomes a mask, as in the paper."""
-REGRESSION = 0.3
-"""Weight of the regression of signed distances, as in the paper."""
 
 
 class DTC(Method):
@@ -29,13 +24,11 @@ class DTC(Method):
     masks as they come, after augmentation. On all images the two heads should agree.
     """
 
-    uses_unlabelled = True
+    sees = "labelled+unlabelled"
     needs_parts = True
-    weight = 1.0
-    """As in the paper, beside Dice."""
 
-    def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
-        super().__init__(networks, config)
+    def __init__(self, networks: Sequence[nn.Module], options: settings.DTC) -> None:
+        super().__init__(networks, options)
         found = sizes(self.networks[0], "dtc")
         with fixed_draws():
             self.distance = CONVOLUTION[found.dims](found.widths[-1], found.classes - 1, 1)
@@ -44,10 +37,11 @@ class DTC(Method):
         """Return `dice`, `cross_entropy`, `distance` (regression) and `consistency`, the mean over all images."""
         logits, distances = self.both(batch.images)
         target = signed_distances(batch.masks, logits.shape[1])
-        consistency = task_consistency(logits, distances), task_consistency(*self.both(unlabelled(batch)))
+        pairs = (logits, distances), self.both(unlabelled(batch))
+        consistency = [task_consistency(*pair, self.settings.steepness) for pair in pairs]
         return self.segmentation(logits, batch.masks) | {
-            "distance": REGRESSION * F.mse_loss(distances, target),
-            "consistency": self.rising(progress) * torch.stack(consistency).mean(),  # as many images in each
+            "distance": self.settings.regression * F.mse_loss(distances, target),
+            "consistency": self.weight(progress) * torch.stack(consistency).mean(),  # as many images in each
         }
 
     def both(
@@ -60,10 +54,12 @@ class DTC(Method):
 
 
 def task_consistency(
-    logits: Float[Tensor, "batch classes *space"], distances: Float[Tensor, "batch foreground *space"]
+    logits: Float[Tensor, "batch classes *space"],
+    distances: Float[Tensor, "batch foreground *space"],
+    steepness: float,
 ) -> Float[Tensor, ""]:
     """Return the mean of (sigmoid(-k distance) - softmax)^2 over pixels and foreground classes; both get gradients."""
-    return F.mse_loss(torch.sigmoid(-STEEPNESS * distances), logits.float().softmax(1)[:, 1:])
+    return F.mse_loss(torch.sigmoid(-steepness * distances), logits.float().softmax(1)[:, 1:])
 
 
 def signed_distances(masks: Integer[Tensor, "batch *space"], classes: int) -> Float[Tensor, "batch foreground *space"]:

@@ -18,14 +18,13 @@ class Entropy(Method):
     hence 0.2 beside their sum.
     """
 
-    uses_unlabelled = True
-    weight = 0.2
+    sees = "labelled+unlabelled"
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms `dice`, `cross_entropy` and `entropy`."""
         network = self.networks[0]
         terms = self.segmentation(network(batch.images), batch.masks)
-        return terms | {"entropy": self.rising(progress) * mean_entropy(network(unlabelled(batch)))}
+        return terms | {"entropy": self.weight(progress) * mean_entropy(network(unlabelled(batch)))}
 
 
 def mean_entropy(logits: Float[Tensor, "batch classes *space"]) -> Float[Tensor, ""]:

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nissl.config import MethodConfig
 from nissl.data.batches import Batch
+from nissl.methods import settings
 from nissl.methods.method import Method
 from nissl.methods.shared import Teacher, noisy, unlabelled
 
@@ -22,19 +22,18 @@ class MeanTeacher(Method):
     their sum.
     """
 
-    uses_unlabelled = True
-    weight = 0.2
+    sees = "labelled+unlabelled"
 
-    def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
-        super().__init__(networks, config)
-        self.teacher = Teacher(self.networks[0], config.decay)
+    def __init__(self, networks: Sequence[nn.Module], options: settings.MeanTeacher) -> None:
+        super().__init__(networks, options)
+        self.teacher = Teacher(self.networks[0], options.decay)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms `dice`, `cross_entropy` and `consistency`."""
         student, images = self.networks[0], unlabelled(batch)
         terms = self.segmentation(student(batch.images), batch.masks)
         shares = F.softmax(student(noisy(images)).float(), dim=1)
-        return terms | {"consistency": self.rising(progress) * self.distance(shares, images, progress)}
+        return terms | {"consistency": self.weight(progress) * self.distance(shares, images, progress)}
 
     def distance(
         self,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import AveragedModel
 
-from nissl.config import Loss
 from nissl.data.batches import Batch
+from nissl.methods.settings import Loss
 
 
 def segmentation_losses(

@@ -8,9 +8,6 @@ from torch import Tensor
 
 from nissl.methods.mean_teacher import MeanTeacher
 
-PASSES = 8
-"""Passes of the teacher by which its uncertainty is measured."""
-
 
 class UncertaintyAwareMeanTeacher(MeanTeacher):
     """The mean teacher, whose target counts only where the teacher is certain (Yu et al. 2019, UA-MT).
@@ -27,8 +24,9 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
     ) -> Float[Tensor, ""]:
         """Mean squared difference between the softmaxes, over the certain pixels and the classes."""
         mean = torch.zeros_like(shares)
-        for _ in range(PASSES):
-            mean += self.target(images) / PASSES
+        passes = self.settings.passes
+        for _ in range(passes):
+            mean += self.target(images) / passes
         return masked_distance(shares, self.target(images), certain(mean, progress))
 
 

@@ -9,16 +9,12 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nissl.config import MethodConfig
 from nissl.data.batches import Batch
+from nissl.methods import settings
 from nissl.methods.method import Method
 from nissl.methods.shared import box, masked_dice, unlabelled
-from nissl.nets import parts
+from nissl.nets.factory import parts
 
-CONFIDENT = 0.95
-"""Probability of the likeliest class from which on a pixel teaches (the authors' setting for ACDC)."""
-DROPPED = 0.5
-"""Share of the encoder's channels that the changed features lack."""
 JITTERED, BLURRED, PASTED = 0.8, 0.5, 0.5
 """Shares of the images whose intensities change, that are blurred, and that get a box of another image."""
 
@@ -27,7 +23,7 @@ class UniMatch(Method):
     """Weak-to-strong consistency of images, twice, and of features (Yang et al. 2023, CVPR, "UniMatch").
 
     The unlabelled images, as they come from the augmentation, give pseudo-labels: the likeliest class where its
-    probability is at least `CONFIDENT`. By them learn two strong views (intensities, blur, boxes of other images) and
+    probability is at least `confidence`. By them learn two strong views (intensities, blur, boxes of other images) and
     the same features with half of their channels dropped, weighted 0.25, 0.25 and 0.5; nothing ramps. As in the
     authors' code for medical images these three losses are Dice alone, on the confident pixels.
 
@@ -41,24 +37,22 @@ class UniMatch(Method):
 
     """
 
-    uses_unlabelled = True
+    sees = "labelled+unlabelled"
     needs_parts = True
-    weight = 2.0
-    """In the authors' code L_x + L_u, where L_x is the mean of Dice and cross-entropy; here it is their sum."""
 
-    def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
-        super().__init__(networks, config)
+    def __init__(self, networks: Sequence[nn.Module], options: settings.UniMatch) -> None:
+        super().__init__(networks, options)
         parts(self.networks[0], "--method unimatch")
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms of `supervised`, and `strong_1`, `strong_2` and `features`."""
-        net, images, weight = self.networks[0], unlabelled(batch), self.rising(1.0)
+        net, images, weight = self.networks[0], unlabelled(batch), self.weight(1.0)
         encoder, decoder, head = parts(net, "--method unimatch")
         masked = len(batch.images)
         features = encoder(torch.cat([batch.images, images]))
-        together = [torch.cat([level, dropped(level[masked:])]) for level in features]
+        together = [torch.cat([level, dropped(level[masked:], self.settings.dropped)]) for level in features]
         seen, weak, changed = head(decoder(together)[-1]).split([masked, len(images), len(images)])
-        labels, sure = pseudo_labels(weak.detach())
+        labels, sure = pseudo_labels(weak.detach(), self.settings.confidence)
         views, known = [], []
         for _ in range(2):
             view = apply(images, [draw() for _ in images])
@@ -74,17 +68,19 @@ class UniMatch(Method):
 
 
 def pseudo_labels(
-    logits: Float[Tensor, "batch classes *space"],
+    logits: Float[Tensor, "batch classes *space"], confidence: float
 ) -> tuple[Integer[Tensor, "batch *space"], Bool[Tensor, "batch *space"]]:
-    """Return the likeliest class of each pixel, and whether it is sure."""
+    """Return the most likely class of each pixel, and whether it is confident: at least so probable."""
     probability, labels = logits.float().softmax(1).max(1)
-    return labels, probability >= CONFIDENT
+    return labels, probability >= confidence
 
 
-def dropped(features: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
-    """Drop whole channels, each image's own."""
+def dropped(
+    features: Float[Tensor, "batch channels *space"], fraction: float
+) -> Float[Tensor, "batch channels *space"]:
+    """Drop a fraction of the channels, whole ones, each image's own."""
     drop = functional.dropout2d if features.ndim == 4 else functional.dropout3d
-    return drop(features, DROPPED)
+    return drop(features, fraction)
 
 
 @dataclass(frozen=True)

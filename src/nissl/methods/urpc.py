@@ -8,16 +8,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nissl.config import MethodConfig
 from nissl.data.batches import Batch
+from nissl.methods import settings
 from nissl.methods.auxiliary import fixed_draws, sizes
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
-from nissl.nets import parts
+from nissl.nets.factory import parts
 from nissl.nets.unet import CONVOLUTION, LINEAR_MODE
 
-SCALES = 4
-"""The finest levels of the decoder that predict, as in the paper; of a shallow network all, its bottleneck included."""
 EPSILON = 1e-8
 
 
@@ -29,16 +27,14 @@ class URPC(Method):
     certain (`pyramid_consistency`).
     """
 
-    uses_unlabelled = True
+    sees = "labelled+unlabelled"
     needs_parts = True
-    weight = 0.2
-    """0.1 in the paper, beside half the sum of Dice and cross-entropy; ours is the whole sum."""
 
-    def __init__(self, networks: Sequence[nn.Module], config: MethodConfig = MethodConfig()) -> None:
-        super().__init__(networks, config)
+    def __init__(self, networks: Sequence[nn.Module], options: settings.URPC) -> None:
+        super().__init__(networks, options)
         found = sizes(self.networks[0], "urpc")
         with fixed_draws():
-            heads = [CONVOLUTION[found.dims](width, found.classes, 1) for width in found.widths[-SCALES:-1]]
+            heads = [CONVOLUTION[found.dims](width, found.classes, 1) for width in found.widths[-options.scales : -1]]
         self.heads = nn.ModuleList(heads)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
@@ -46,12 +42,12 @@ class URPC(Method):
         scales = [self.segmentation(logits, batch.masks) for logits in self.pyramid(batch.images)]
         terms = {name: torch.stack([scale[name] for scale in scales]).mean() for name in scales[0]}
         consistency = pyramid_consistency(self.pyramid(unlabelled(batch)))
-        return terms | {"consistency": self.rising(progress) * consistency}
+        return terms | {"consistency": self.weight(progress) * consistency}
 
     def pyramid(self, images: Float[Tensor, "batch channels *space"]) -> list[Float[Tensor, "batch classes *space"]]:
         """Return each scale's logits, brought linearly to the images' size; the network's own are the last."""
         encoder, decoder, head = parts(self.networks[0], "--method urpc")
-        levels = decoder(encoder(images))[-SCALES:]
+        levels = decoder(encoder(images))[-self.settings.scales :]
         size, mode = images.shape[2:], LINEAR_MODE[images.ndim - 2]
         coarse = [own(level) for own, level in zip(self.heads, levels[:-1], strict=True)]
         return [*(F.interpolate(logits, size, mode=mode, align_corners=False) for logits in coarse), head(levels[-1])]

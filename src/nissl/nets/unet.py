@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nissl.config import NetConfig
+from nissl.nets import settings
 
 Features = list[Float[Tensor, "batch channels *space"]]
 
@@ -44,7 +44,7 @@ class Block(nn.Sequential):
 class Encoder(nn.Module):
     """Blocks with max-pooling between them."""
 
-    def __init__(self, dims: int, in_channels: int, config: NetConfig) -> None:
+    def __init__(self, dims: int, in_channels: int, config: settings.UNet) -> None:
         super().__init__()
         levels = zip(pairwise((in_channels, *config.widths)), config.dropout, strict=True)
         self.blocks = nn.ModuleList(Block(dims, a, b, config.activation, p) for (a, b), p in levels)
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Doubles the resolution level by level; each level also sees the encoder's features of its size."""
 
-    def __init__(self, dims: int, config: NetConfig) -> None:
+    def __init__(self, dims: int, config: settings.UNet) -> None:
         super().__init__()
         steps = list(pairwise(reversed(config.widths)))
         self.ups = nn.ModuleList(_up(dims, coarse, fine, config.upsampling) for coarse, fine in steps)
@@ -95,7 +95,7 @@ class UNet(nn.Module):
 
     """
 
-    def __init__(self, dims: int, in_channels: int, classes: int, config: NetConfig) -> None:
+    def __init__(self, dims: int, in_channels: int, classes: int, config: settings.UNet) -> None:
         super().__init__()
         self.encoder = Encoder(dims, in_channels, config)
         self.decoder = Decoder(dims, config)

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nissl.config import NetConfig
+from nissl.nets import settings
 
 
 class VNet(nn.Module):
@@ -11,7 +11,7 @@ class VNet(nn.Module):
 
     multiple = 16
 
-    def __init__(self, dims: int, in_channels: int, classes: int, config: NetConfig) -> None:
+    def __init__(self, dims: int, in_channels: int, classes: int, config: settings.VNet) -> None:
         super().__init__()
         from monai.networks.nets import VNet as MonaiVNet
 

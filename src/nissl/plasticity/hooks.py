@@ -75,6 +75,13 @@ class Plasticity:
             FloatingPointError: an update holds NaN or infinity; no weight was changed.
 
         """
+        self.gradient()
+        optimizer.step()
+        for layer in self.layers.values():
+            layer.weight.grad = None
+
+    def gradient(self) -> None:
+        """Leave the negative mean update in the gradient of each weight; the sums start anew. Errors as of `step`."""
         if not self._sums:
             raise RuntimeError("run the network forward inside the `with` block before each step")
         deltas = dict(self._negative_means())
@@ -87,9 +94,6 @@ class Plasticity:
             weight = self.layers[name].weight
             assert isinstance(weight, Tensor)
             weight.grad = delta.to(weight.dtype)
-        optimizer.step()
-        for layer in self.layers.values():
-            layer.weight.grad = None
 
     @property
     def saw(self) -> bool:

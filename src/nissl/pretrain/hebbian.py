@@ -5,19 +5,21 @@ Filters are brought back to unit norm after each step, so that a response is a p
 same in every layer. Dropout is off; running statistics of the normalisation layers are updated on the way.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nissl.config import PretrainConfig
+from nissl.config import TrainConfig
+from nissl.data.batches import Batch
 from nissl.plasticity import HPCA, RULES, SWTA, Plasticity, RelativeStep, Rule, SoftHebb, plastic_layers
+from nissl.pretrain import settings
 from nissl.pretrain.measure import measure
-from nissl.pretrain.pretraining import Images, Pretraining, Report, buffers_kept, require_finite
+from nissl.pretrain.pretraining import Partial, at_point, buffers_kept, require_finite
 from nissl.pretrain.unit_norm import keep_unit_norm, normalise
-from nissl.pretrain.warm import listening
 from nissl.pretrain.whitening import whitened
 
 SETTLING = 20
@@ -25,94 +27,108 @@ SETTLING = 20
 OPTIMISERS = {"relative": RelativeStep, "sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
-class Hebbian(Pretraining):
-    """Stage 1 by a Hebbian rule; hands over plain weights, or filters that stay of unit norm."""
+class Hebbian(Partial):
+    """Learn by a Hebbian rule; hand over plain weights, or filters that stay of unit norm."""
 
+    local = True
     PREFERRED = "decoder"
 
-    @property
-    def steps(self) -> int:
-        """Hebbian steps."""
-        return self.config.steps
-
-    def restructure(self, net: nn.Module) -> None:
-        """Parametrise the network where the filters are to stay of unit norm."""
-        if self.config.handover == "unit-norm":
-            keep_unit_norm(net, self.still(net))
-
-    def begin(self, net: nn.Module) -> None:
-        """Bring the filters to unit norm and remember what they were."""
-        config = self.config
-        self._layers = dict(plastic_layers(net, self.still(net)))
+    def __init__(self, net: nn.Module, settings: settings.Hebbian, seed: int = 0) -> None:
+        super().__init__(net, settings, seed)
+        # Filters of unit norm, and what they were before and at the start.
+        self._layers = dict(plastic_layers(net, self.excluded()))
         self._scales = [torch.linalg.vector_norm(_weight(layer)) for layer in self._layers.values()]
-        normalise(self._layers.values(), config.transposed)
+        if self.steps:
+            normalise(self._layers.values(), settings.transposed)
         self._start = [_weight(layer).clone() for layer in self._layers.values()]
-        self.optimiser = OPTIMISERS[config.optimiser]([_weight(layer) for layer in self._layers.values()], config.rate)
 
-    def learning(self, net: nn.Module) -> AbstractContextManager[object]:
-        """Let the normalisation layers listen to what passes."""
-        return listening(net)
+    @classmethod
+    def resolved(cls, settings: Any, net: nn.Module) -> Any:
+        """Fill in layers and response."""
+        response = settings.response
+        if response == "auto":
+            response = "centred" if settings.rule == "hpca" else "linear"
+        return dataclasses.replace(super().resolved(settings, net), response=response)
 
-    def trained(self, net: nn.Module) -> list[nn.Parameter]:
-        """The filters."""
-        layers = dict(plastic_layers(net, self.still(net)))
-        return [parameter for layer in layers.values() for parameter in layer.parameters()]
+    def restructure(self) -> None:
+        """Parametrise the network where the filters are to stay of unit norm."""
+        if self.settings.handover == "unit-norm":
+            keep_unit_norm(self.net, self.excluded())
 
-    def learn(self, net: nn.Module, pieces: Sequence[Tensor]) -> str:
-        """Pass a batch forward, move the filters and bring them back to unit norm.
+    def trained(self) -> list[nn.Parameter]:
+        """Return the filters."""
+        return self.trained_of_the_network()
 
-        Mean and standard deviation of the responses, where a rule takes them, are those of each piece.
+    def trained_of_the_network(self) -> list[nn.Parameter]:
+        """Return the filters in their final form."""
+        return [parameter for layer in self._layers.values() for parameter in layer.parameters()]
+
+    def optimiser(self, train: TrainConfig) -> torch.optim.Optimizer:
+        """Make the optimiser that the settings name, over the filters alone."""
+        weights = [_weight(layer) for layer in self._layers.values()]
+        made: torch.optim.Optimizer = OPTIMISERS[self.settings.optimiser](weights, self.settings.rate)
+        return made
+
+    def learning_rate(self, step: int, train: TrainConfig) -> float:
+        """Fall linearly to zero: over all steps, or over those of the layer whose turn it is."""
+        steps = self.settings.steps
+        left = 1 - step / steps if self.settings.order == "together" else 1 - step * len(self._layers) / steps % 1
+        return float(self.settings.rate * left)
+
+    def learn(self, parts: Sequence[Batch], progress: float) -> dict[str, Any]:
+        """Pass a batch forward and leave the negative update in the gradient of each filter.
+
+        Mean and standard deviation of the responses, where a rule takes them, are those of each part.
         """
-        config = self.config
-        assert self.optimiser is not None
-        still, left = self._turn(net)
-        for group in self.optimiser.param_groups:
-            group["lr"] = config.rate * left
+        options, step = self.settings, parts[0].step
         # The filters have unit norm already, so that the response need not be rescaled.
-        samples = config.samples or None
-        with Plasticity(net, make_rule(config), still, False, config.transposed, samples) as plasticity:
-            for piece in pieces:
-                net(whitened(piece) if config.whiten else piece)
+        rule, samples = make_rule(options), options.samples or None
+        with Plasticity(self.net, rule, self._still(step), False, options.transposed, samples) as plasticity:
+            for part in parts:
+                self.net(self._seen(part))
             if plasticity.saw:  # a network may have a layer that it does not use, whose turn it is
-                plasticity.step(self.optimiser)
-        normalise(self._layers.values(), config.transposed)
-        if not self.at_point:
-            return ""
-        change = _changes(self._layers.values(), self._start)
-        self.curves.append({"step": self.done + 1, "change": change})
-        return f"filters moved by {sum(change) / len(change):.2f} of their norm"
+                plasticity.gradient()
+        return {}
 
-    def _turn(self, net: nn.Module) -> tuple[tuple[str, ...], float]:
-        """Name the modules that do not learn in this step, and the share of the step size that is left."""
-        still = self.still(net)
-        if self.config.order == "together":
-            return still, 1 - self.done / self.config.steps
-        at = self.done * len(self._layers) / self.config.steps
-        others = [name for index, name in enumerate(self._layers) if index != int(at)]
-        return (*still, *others), 1 - at % 1
+    def after_step(self) -> None:
+        """Bring the filters back to unit norm."""
+        normalise(self._layers.values(), self.settings.transposed)
 
-    def finish(self, net: nn.Module, images: Images) -> Report:
+    def progress_facts(self, step: int) -> dict[str, Any]:
+        """Return how far each layer has moved, in units of its norm, at the points of the curves."""
+        return {"change": _changes(self._layers.values(), self._start)} if at_point(step, self.steps) else {}
+
+    def _seen(self, part: Batch) -> Tensor:
+        return whitened(part.images) if self.settings.whiten else part.images
+
+    def _still(self, step: int) -> tuple[str, ...]:
+        """Name the modules that do not learn in a step."""
+        if self.settings.order == "together":
+            return self.excluded()
+        turn = int(step * len(self._layers) / self.settings.steps)
+        return (*self.excluded(), *(name for index, name in enumerate(self._layers) if index != turn))
+
+    @torch.no_grad()
+    def finish(self, serve: Callable[[int], Sequence[Batch]]) -> dict[str, Any]:
         """Measure what was learnt, then hand over."""
-        config, layers = self.config, self._layers
+        options, layers = self.settings, self._layers
         self._alter(layers.values())
-        with listening(net):
-            batch = images[config.steps].chunk(self.parts)[0].nan_to_num(0.0, 0.0, 0.0)  # images have mean 0
-            batch = whitened(batch) if config.whiten else batch
-            measures = measure(net, layers, batch, make_rule(config))
+        batch = serve(options.steps)[0].images.nan_to_num(0.0, 0.0, 0.0)  # images have mean 0
+        batch = whitened(batch) if options.whiten else batch
+        measures = measure(self.net, layers, batch, make_rule(options))
         changes = _changes(layers.values(), self._start)
-        if config.handover == "fold":
+        if options.handover == "fold":
             for layer, scale in zip(layers.values(), self._scales, strict=True):
-                with torch.no_grad():
-                    _weight(layer).mul_(scale / torch.linalg.vector_norm(_weight(layer)))
-        self.restructure(net)
-        with listening(net):
-            for step in range(SETTLING):
-                with suppress(FloatingPointError), buffers_kept(net):
-                    for piece in images[step].chunk(self.parts):
-                        net(piece)
-                    require_finite("running statistics", list(net.buffers()))
+                _weight(layer).mul_(scale / torch.linalg.vector_norm(_weight(layer)))
+        self.restructure()
+        self.train()
+        for step in range(SETTLING):
+            with suppress(FloatingPointError), buffers_kept(self.net):
+                for part in serve(step):
+                    self.net(part.images)
+                require_finite("running statistics", list(self.net.buffers()))
         rows = [row | {"relative_change": change} for row, change in zip(measures, changes, strict=True)]
-        return Report(config.name, config.steps, self.seen, config.rule, rows, self.curves)
+        return self.facts(rule=options.rule, layers=rows)
 
     def _alter(self, layers: Any) -> None:
         """Change the trained filters; nothing here, the control does."""
@@ -136,21 +152,29 @@ class Shuffled(Hebbian):
 class Untrained(Hebbian):
     """The control: the same hand-over of the same filters, which have learnt nothing."""
 
-    def learn(self, net: nn.Module, pieces: Sequence[Tensor]) -> str:
+    @torch.no_grad()
+    def learn(self, parts: Sequence[Batch], progress: float) -> dict[str, Any]:
         """Pass a batch forward, as `warm` does."""
-        for piece in pieces:
-            net(whitened(piece) if self.config.whiten else piece)
-        require_finite("running statistics", list(net.buffers()))
-        return ""
+        for part in parts:
+            self.net(self._seen(part))
+        require_finite("running statistics", list(self.net.buffers()))
+        return {}
+
+    def after_step(self) -> None:
+        """Leave the filters as they are."""
+
+    def progress_facts(self, step: int) -> dict[str, Any]:
+        """Nothing has moved."""
+        return {}
 
 
-def make_rule(config: PretrainConfig) -> Rule:
+def make_rule(options: settings.Hebbian) -> Rule:
     """Make the rule of the settings; competition is between responses divided by their standard deviation."""
-    kind = RULES[config.rule]
-    centred = config.response == "centred" or (config.response == "auto" and kind is HPCA)
+    kind = RULES[options.rule]
+    centred = options.response == "centred" or (options.response == "auto" and kind is HPCA)
     if kind in (SWTA, SoftHebb):
-        return kind(inverse_temperature=config.inverse_temperature, standardise=True, centred=centred)
-    if config.response == "rectified":
+        return kind(inverse_temperature=options.inverse_temperature, standardise=True, centred=centred)
+    if options.response == "rectified":
         return HPCA(rectified=True)
     return kind(centred=centred)
 

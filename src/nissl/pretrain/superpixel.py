@@ -1,4 +1,4 @@
-"""Masks made of superpixels: stage 1 by segmenting what the image itself offers, a comparator of the Hebbian one."""
+"""Masks made of superpixels: learning by segmenting what the image itself offers, a comparator of the Hebbian one."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from nissl.nets import parts
+from nissl.data.batches import Batch
 from nissl.nets.unet import CONVOLUTION
 from nissl.pretrain.gradient import BackPropagation
 
@@ -20,10 +20,10 @@ COMPACTNESS = 0.1
 
 
 class Superpixel(BackPropagation):
-    """Predict, for each pixel, how bright its superpixel is among those of the image, in `GROUPS` groups.
+    """Predict, for each pixel, how bright its superpixel is among those of the image, in `groups` groups.
 
     The image is cut into SLIC superpixels (Achanta et al. 2012), which are sorted by mean brightness into groups of
-    about as many superpixels each; a head of its own predicts the group, with Dice and cross-entropy as in stage 2.
+    about as many superpixels each; a head of its own predicts the group, with Dice and cross-entropy as with masks.
 
     The published comparator (Ciampi et al. 2024) takes one region grown from a random pixel as the mask. The image
     does not tell which pixel was drawn, so that the best answer there is an average over all of them. Here the
@@ -31,24 +31,19 @@ class Superpixel(BackPropagation):
     Superpixels as labels without an annotator are those of Ouyang et al. (2020), who also show the network an example.
     """
 
-    GROUPS = 4
-    """Groups of brightness: the classes of stage 1."""
-
-    def layers(self, net: nn.Module) -> nn.Module:
+    def layers(self) -> nn.Module:
         """Make the 1x1 convolution from the finest features to the groups."""
-        _, _, head = parts(net, f"--pretrain {self.config.name}")
+        _, _, head = self.encoder_decoder_head()
         assert isinstance(head.weight, Tensor) and isinstance(head.in_channels, int)
-        return CONVOLUTION[head.weight.ndim - 2](head.in_channels, self.GROUPS, 1)
+        return CONVOLUTION[head.weight.ndim - 2](head.in_channels, self.settings.groups, 1)
 
-    def terms(
-        self, net: nn.Module, images: Float[Tensor, "part channels *space"], first: int
-    ) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the sum of Dice and cross-entropy as `dice_cross_entropy`."""
-        encoder, decoder, _ = parts(net, f"--pretrain {self.config.name}")
+        (encoder, decoder, _), images, count = self.encoder_decoder_head(), batch.images, self.settings.groups
         logits = self.extra(decoder(encoder(images))[-1])
-        groups = torch.stack([brightness_groups(image, self.GROUPS) for image in images.cpu()]).to(images.device)
+        groups = torch.stack([brightness_groups(image, count) for image in images.cpu()]).to(images.device)
         # Classes as shares: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
-        shares = F.one_hot(groups, self.GROUPS).movedim(-1, 1).to(logits)
+        shares = F.one_hot(groups, count).movedim(-1, 1).to(logits)
         return {"dice_cross_entropy": _dice_cross_entropy()(logits, shares)}
 
 

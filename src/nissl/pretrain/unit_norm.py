@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from nissl.plasticity import plastic_layers
 from nissl.plasticity.update import TRANSPOSED, Transposed
-from nissl.pretrain.pretraining import Pretraining
+from nissl.pretrain.pretraining import Partial
 
 
 class UnitNorm(nn.Module):
@@ -70,11 +70,11 @@ def keep_unit_norm(net: nn.Module, still: Collection[str]) -> None:
         parametrize.register_parametrization(layer, "weight", UnitNorm(layer))
 
 
-class UnitNormControl(Pretraining):
+class UnitNormControl(Partial):
     """The parametrisation alone, untrained: what of a gain is due to it and not to what was learnt."""
 
     PREFERRED = "decoder"
 
-    def restructure(self, net: nn.Module) -> None:
+    def restructure(self) -> None:
         """Parametrise the network."""
-        keep_unit_norm(net, self.still(net))
+        keep_unit_norm(self.net, self.excluded())

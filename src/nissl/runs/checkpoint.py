@@ -13,7 +13,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nissl.errors import DataError
 from nissl.files import write_whole
@@ -114,9 +114,34 @@ def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, state["param_groups"]
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def upgraded_state(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Bring a state that an earlier version wrote to today's names: one kind for every stage."""
+    names = {"method": "learner", "net": "learner.net", "extra": "learner.extra"}
+    renamed = {name: name.partition(".") for name in tensors}
+    new = {f"{names.get(first, first)}.{rest}": tensors[name] for name, (first, _, rest) in renamed.items()}
+    keys = {"done": "step", "report": "finished"}
+    return new, {keys.get(key, key): value for key, value in facts.items()}
+
+
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's state dict with parametrisations worked into plain weights, for any PyTorch code.
+
+    Not by a copy whose parametrisations are removed: torch would take the weight from the original as well.
+    """
+    state: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        module, marked, rest = name.partition(".parametrizations.")
+        if marked:
+            attribute = rest.split(".")[0]
+            state[f"{module}.{attribute}"] = getattr(network.get_submodule(module), attribute).detach()
+        else:
+            state[name] = tensor
+    return state
 
 
 def unpack_optimiser(

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from nissl import nets
 from nissl.config import Config, load_config
 from nissl.errors import DataError, InputError
 from nissl.files import write_whole
+from nissl.nets import factory
 from nissl.runs.checkpoint import load_checkpoint
 
 WEIGHTS = Path("checkpoints") / "last.safetensors"
@@ -28,6 +28,7 @@ CONVERT = (
     'tensors alone are converted without running anything by: python -c "import torch; from safetensors.torch import '
     "save_file; save_file(torch.load('OLD.pt', weights_only=True), 'NEW.safetensors')\""
 )
+LOG = Path("log.jsonl")
 FILTERS = Path("filters.npy")
 """Of the first layer of the trained network: the last thing that a training writes."""
 SERIES = "series.json"
@@ -51,7 +52,7 @@ class Model:
 
 
 def checkpoint_of(run: Path, network: int) -> Path:
-    """Where a run keeps the state of the stage 1 of one of its networks, and afterwards the pre-trained network."""
+    """Where a run keeps the state of the pre-training of one of its networks, and afterwards the network."""
     return run / STATE.with_name(f"stage1-{network}.safetensors")
 
 
@@ -146,7 +147,7 @@ def load_model(run: Path, device: str = "auto") -> Model:
     config = load_config(run / "config.toml")
     _refuse_pickle(run / WEIGHTS)
     tensors, facts = load_checkpoint(run / WEIGHTS)
-    net = nets.build(config.net, data["dims"], data["channels"], len(data["classes"]), config.seed)
+    net = factory.build(config.net, data["dims"], data["channels"], len(data["classes"]), config.seed)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

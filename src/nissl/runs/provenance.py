@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -211,9 +211,11 @@ def _environment(config: Config, private: bool = False) -> dict[str, Any]:
     }
 
 
-def changes(out: Path, config: Config, dataset: Dataset, split: Split) -> tuple[str, ...]:
-    """List in words how settings and data differ from those that a run began with."""
-    before, now = flat(to_tree(load_config(out / "config.toml"))), flat(to_tree(config))
+def changes(
+    out: Path, config: Config, dataset: Dataset, split: Split, resolve: Callable[[Config], Config]
+) -> tuple[str, ...]:
+    """List in words how settings and data differ from those that a run began with; `resolve` fills in open settings."""
+    before, now = flat(to_tree(resolve(load_config(out / "config.toml")))), flat(to_tree(config))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     listed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed]
     data, data_now = read_json(out / "data.json"), data_of(dataset, split)

@@ -1,11 +1,11 @@
 """The stage 1 of another run: whether it is that of this one too, and taking it over."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nissl.config import Config, read_toml, to_tree
+from nissl.config import Config, load_config, to_tree
 from nissl.data.cases import Dataset
 from nissl.data.split import Split
 from nissl.errors import InputError
@@ -37,17 +37,20 @@ def has_begun(run: Path) -> bool:
     return has_checkpoint(checkpoint_of(run, 0)) or has_checkpoint(run / STATE)
 
 
-def require_alike(other: Path, config: Config, dataset: Dataset, split: Split) -> None:
-    """Refuse to take over a stage 1 that began with other settings or images, is damaged, or is not there.
+def require_alike(
+    other: Path, config: Config, dataset: Dataset, split: Split, resolve: Callable[[Config], Config]
+) -> None:
+    """Refuse to reuse a pre-training that began with other settings or images, is damaged, or is not there.
 
-    A setting that the other run does not name, since its version had none such, counts as another one.
+    `resolve` fills in what the settings of the other run leave open.
 
     Raises:
         InputError: it is one of these, or the folder is no run.
         DataError: a file of it is damaged.
 
     """
-    theirs, ours = stage_1_settings(read_toml(other / "config.toml")), stage_1_settings(to_tree(config))
+    theirs = stage_1_settings(to_tree(resolve(load_config(other / "config.toml"))))
+    ours = stage_1_settings(to_tree(config))
     unlike = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
     listed = [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in unlike]
     data, here = read_json(other / "data.json"), data_of(dataset, split)

@@ -9,19 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nissl import nets
 from nissl.config import Config
 from nissl.data.batches import resolve
 from nissl.data.cases import Dataset
 from nissl.data.split import Split
 from nissl.errors import InputError
 from nissl.methods import METHODS
+from nissl.nets import factory
 from nissl.pretrain import PRETRAININGS
+from nissl.pretrain.settings import Stepped
 from nissl.training import parity
+from nissl.training.precision import resolved_precision
 
 
-def settled(config: Config, dataset: Dataset, split: Split) -> Config:
-    """Settle what follows from the data and from the protocol.
+def resolve_settings(config: Config, dataset: Dataset, split: Split, device: torch.device) -> Config:
+    """Fill in every setting that follows from the data, the device, the network or the protocol.
+
+    Resolving twice changes nothing.
 
     Raises:
         InputError: the settings do not fit the data or each other.
@@ -30,7 +34,17 @@ def settled(config: Config, dataset: Dataset, split: Split) -> Config:
     if config.protocol == "parity":
         config = parity.settled(config, len(split.labelled))
     per_stream(config)
-    return dataclasses.replace(config, data=resolve(config.data, dataset.dims))
+    config = dataclasses.replace(
+        config,
+        data=resolve(config.data, dataset.dims),
+        augment=config.augment.resolved(dataset.dims),
+        train=dataclasses.replace(config.train, precision=resolved_precision(device, config.train.precision)),
+    )
+    if getattr(config.pretrain, "layers", "") == "auto" or getattr(config.pretrain, "response", "") == "auto":
+        net = factory.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), config.seed)
+        pretrain = PRETRAININGS[config.pretrain.name].resolved(config.pretrain, net)
+        config = dataclasses.replace(config, pretrain=pretrain)
+    return config
 
 
 def per_stream(config: Config) -> int:
@@ -43,7 +57,7 @@ def per_stream(config: Config) -> int:
 
     """
     batch, method = config.train.batch, config.method.name
-    if not METHODS[method].uses_unlabelled:
+    if METHODS[method].sees == "labelled":
         return batch
     if batch % 2:
         expected = f"an even number: with {method} one half of a step's images has masks"
@@ -59,9 +73,9 @@ def require_fit(net: nn.Module, config: Config, dataset: Dataset) -> dict[str, A
 
     """
     facts = measure_network(net, config, dataset, _steps(config))
-    PRETRAININGS[config.pretrain.name](config.pretrain).check(net)
+    PRETRAININGS[config.pretrain.name].resolved(config.pretrain, net)
     if METHODS[config.method.name].needs_parts:
-        nets.parts(net, f"--method {config.method.name}")
+        factory.parts(net, f"--method {config.method.name}")
     return facts
 
 
@@ -84,7 +98,7 @@ def measure_network(net: nn.Module, config: Config, dataset: Dataset, steps: Map
     except Exception as error:  # another's network may raise anything
         logits, found = None, str(error)
     if not isinstance(logits, Tensor) or logits.shape != (1, classes, *size):
-        fitting = -(-max(size) // nets.multiple(net)) * nets.multiple(net)
+        fitting = -(-max(size) // factory.multiple(net)) * factory.multiple(net)
         wanted = f"logits of shape {(1, classes, *size)} for an image of that size"
         raise InputError(f"net.name {config.net.name}", found, wanted, f"try --size {fitting}, or another network")
     net.train(training)
@@ -119,6 +133,6 @@ def _require_batch(net: nn.Module, config: Config, channels: int, steps: Mapping
 def _steps(config: Config) -> dict[str, int]:
     """Images that pass through a network at once in a step of each stage, by the setting that says how many."""
     steps = {"train.batch": per_stream(config)}
-    if PRETRAININGS[config.pretrain.name](config.pretrain).steps:
+    if isinstance(config.pretrain, Stepped):
         steps["pretrain.batch"] = config.pretrain.batch
     return steps

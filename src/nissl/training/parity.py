@@ -30,9 +30,11 @@ from nissl.config import Config, DataConfig
 from nissl.data.batches import Store
 from nissl.data.cases import Dataset
 from nissl.errors import DataError, InputError
-from nissl.methods import METHODS, Method
-from nissl.runs.folder import read_json, write_json
-from nissl.training.loop import LOG, autocast
+from nissl.learner import Learner
+from nissl.methods import METHODS
+from nissl.methods.method import Method
+from nissl.runs.folder import LOG, read_json, write_json
+from nissl.training.precision import autocast
 
 WARNING = "published protocol: checkpoint and threshold were chosen on the test images; for comparison only"
 SELECTED = "parity.json"
@@ -73,7 +75,7 @@ def fixed(method: str, masks: int) -> dict[str, dict[str, Any]]:
         "method": {"weight": WEIGHT, "ramp": 1.0, "ramp_shape": "linear", "loss": "dice"},
         "train": {
             "steps": EPOCHS * -(-masks // LABELLED),
-            "batch": LABELLED * (2 if METHODS[method].uses_unlabelled else 1),
+            "batch": LABELLED * (2 if METHODS[method].sees != "labelled" else 1),
             "optimiser": "sgd",
             "learning_rate": 0.5,
             "weight_decay": 5e-5,
@@ -91,10 +93,10 @@ def settled(config: Config, masks: int) -> Config:
 
     Settling twice changes nothing, so that a run goes on from its own settings.
     """
-    default, parts = Config(), {}
+    default, parts = dataclasses.replace(Config(), method=METHODS.make(config.method.name)), {}
     for part, values in fixed(config.method.name, masks).items():
         now, usual = getattr(config, part), getattr(default, part)
-        free = {key: value for key, value in values.items() if getattr(now, key) == getattr(usual, key)}
+        free = {k: v for k, v in values.items() if hasattr(now, k) and getattr(now, k) == getattr(usual, k, None)}
         parts[part] = dataclasses.replace(now, **free)
     return dataclasses.replace(config, **parts)
 
@@ -105,7 +107,7 @@ def departures(config: Config, masks: int) -> list[str]:
         f"{part}.{key}"
         for part, values in fixed(config.method.name, masks).items()
         for key, value in values.items()
-        if getattr(getattr(config, part), key) != value
+        if getattr(getattr(config, part), key, value) != value
     ]
     pretrained = ["pretrain"] if config.pretrain.name != "none" else []
     return settings + pretrained + (["method"] if config.method.name not in PUBLISHED else [])
@@ -113,7 +115,7 @@ def departures(config: Config, masks: int) -> list[str]:
 
 def epochs_between(config: Config) -> int:
     """Epochs from one look at the test images to the next."""
-    return 1 if METHODS[config.method.name].uses_unlabelled or config.pretrain.name not in SELDOM else 2
+    return 1 if METHODS[config.method.name].sees != "labelled" or config.pretrain.name not in SELDOM else 2
 
 
 def require(dataset: Dataset, config: DataConfig, processes: int) -> None:
@@ -156,10 +158,11 @@ def overlaps(
 
 @dataclass(frozen=True)
 class Looks:
-    """Measures the networks of a method on the test images at the end of each epoch: what `Trainer.after` calls.
+    """Measures the networks of a method on the test images at the end of each epoch.
+
+    It is what the control of a training calls after each step.
 
     Args:
-        method: in training mode, to which it returns.
         store: the test cases with their masks.
         config: the settings of the run.
         masks: number of labelled images.
@@ -170,7 +173,6 @@ class Looks:
 
     """
 
-    method: Method
     store: Store
     config: Config
     masks: int
@@ -180,15 +182,16 @@ class Looks:
         if not self._pixels()[1]:
             raise DataError("the test masks", "no foreground in any", "structures to measure", "draw some")
 
-    def __call__(self, step: int) -> dict[str, Any]:
+    def __call__(self, learner: Learner, step: int) -> dict[str, Any]:
         """Return the best threshold and network at this step for the log, or nothing between two looks."""
-        share = 2 if METHODS[self.config.method.name].uses_unlabelled else 1
+        share = 2 if METHODS[self.config.method.name].sees != "labelled" else 1
         epoch = -(-self.masks // (self.config.train.batch // share))
         if step % (epoch * epochs_between(self.config)) and step != self.config.train.steps:
             return {}
-        self.method.eval()
-        looks = [self._look(name, net) for name, net in self.method.candidates().items()]
-        self.method.train()
+        assert isinstance(learner, Method)
+        learner.eval()
+        looks = [self._look(name, net) for name, net in learner.candidates().items()]
+        learner.train()
         best = max(looks, key=lambda look: float(look["pooled_jaccard"]))
         return {"parity": best | {"dice_at_half": looks[0]["dice_at_half"]}}
 

@@ -13,7 +13,7 @@ from tests.tiny_data import tiny_config, write_tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nissl import nets
+from nissl.nets import factory
 from nissl.bench.grid.grid import cells, load_grid
 from nissl.bench.run import cost
 from nissl.bench.run.cost import COST, STEPS, Cost, Same, Work, measure_costs, probe, read_costs, seconds_of
@@ -55,7 +55,7 @@ def by_hand(net, image):
 
 
 def one_way(config):
-    return by_hand(nets.build(config.net, 2, 3, 2, 0).eval(), torch.zeros(1, *SHAPE))
+    return by_hand(factory.build(config.net, 2, 3, 2, 0).eval(), torch.zeros(1, *SHAPE))
 
 
 def test_a_supervised_step_is_three_passes_for_each_image_but_for_the_gradient_of_the_image():
@@ -94,7 +94,7 @@ def test_a_stage_without_gradient_is_a_pass_for_each_image():
 def test_the_steps_that_are_counted_stand_for_all(pretrain):
     """Against the whole stage, with every one of its steps made under the counter."""
     done = work(pretrain=pretrain)
-    config, net = done.config.pretrain, nets.build(done.config.net, 2, 3, 2, 0)
+    config, net = done.config.pretrain, factory.build(done.config.net, 2, 3, 2, 0)
     with FlopCounterMode(display=False) as counter:
         PRETRAININGS[pretrain](config).run(net, Same(torch.randn(config.batch, *SHAPE)))
     assert done.flops_stage_1() == pytest.approx(counter.get_total_flops())

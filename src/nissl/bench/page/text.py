@@ -10,6 +10,7 @@ from nissl.bench.run.cost import STEPS, Cost
 from nissl.bench.run.results import Result
 from nissl.evaluation.compare import SIGNIFICANT
 from nissl.evaluation.table import FEW
+from nissl.nets.settings import UNet
 from nissl.reporting.run_page import PRINTED_NAMES, counted, fixed, thousands
 
 PARITY = (
@@ -186,7 +187,7 @@ def facts(table: Table) -> str:
     """Sizes, length, seeds, device and date of the runs of a table."""
     config, done = table.config, table.done
     net = PRINTED_NAMES.get(config.net.name, config.net.name)
-    widths = f", widths {'-'.join(map(str, config.net.widths))}" if config.net.name == "unet" else ""
+    widths = f", widths {'-'.join(map(str, config.net.widths))}" if isinstance(config.net, UNet) else ""
     seeds = sorted({run.seed for row in table.rows for run in row.runs})
     asked = f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})"
     if not done:

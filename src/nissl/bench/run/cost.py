@@ -18,27 +18,28 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nissl import api, nets
+from nissl import api
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.processes import start
 from nissl.bench.run.results import one_line
-from nissl.config import Config, load_config
+from nissl.config import Config, TrainConfig, load_config
 from nissl.data.batches import Batch
 from nissl.data.cases import list_cases
 from nissl.data.split import make_split
 from nissl.errors import NisslError
+from nissl.learner import Learner, Problem
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
+from nissl.pretrain.settings import Stepped
 from nissl.progress import track
 from nissl.runs.folder import choose_device, read_json, write_json
 from nissl.training import parity
-from nissl.training.loop import CHANNELS_LAST, autocast, lay_out
+from nissl.training.loop import Trainer
 from nissl.training.network import per_stream
-from nissl.training.schedule import make_optimiser
+from nissl.training.session import Session, Stage
+from nissl.training.stages import pretraining_loop
 
 COST = "cost.json"
 STEPS = 5
@@ -142,18 +143,18 @@ def probe(cell: Cell, run: Path) -> Cost:
 
     """
     config = cell.config
-    short = dataclasses.replace(
-        config,
-        train=dataclasses.replace(config.train, steps=STEPS),
-        pretrain=dataclasses.replace(config.pretrain, steps=min(STEPS, config.pretrain.steps)),
-    )
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=STEPS))
+    if isinstance(config.pretrain, Stepped):
+        shorter = dataclasses.replace(config.pretrain, steps=min(STEPS, config.pretrain.steps))
+        short = dataclasses.replace(short, pretrain=shorter)
     api.train(cell.path, run, short)
     device = choose_device(config.device)
     memory = peak_memory(device)
     data, network = read_json(run / "data.json"), read_json(run / "network.json")
     settled = load_config(run / "config.toml")  # of the short run, but for its length
     settled = dataclasses.replace(settled, pretrain=config.pretrain)
-    work = Work(settled, tuple(network["input"]), len(data["classes"]), device)
+    problem = Problem(data["dims"], network["input"][0], len(data["classes"]), settled.data.size, settled.net)
+    work = Work(settled, problem, Session(run, device))
     passes = None
     if config.protocol != "parity":
         flops = work.flops_stage_1() + config.train.steps * work.flops_stage_2()
@@ -180,103 +181,106 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 @dataclass(frozen=True)
-class Same:
-    """The same images at each step, as a pre-training takes them."""
+class Noise:
+    """A stream of the same batch of noise: how much is to be computed does not depend on what the images show."""
 
-    images: Float[Tensor, "batch channels *space"]
+    batch: Batch
 
-    def __getitem__(self, step: int) -> Float[Tensor, "batch channels *space"]:
-        """Return them."""
-        return self.images
+    def __getitem__(self, step: int) -> Batch:
+        return dataclasses.replace(self.batch, step=step)
+
+    def ids(self, step: int) -> tuple[str, ...]:
+        """Ids of the cases of a step."""
+        return self.batch.ids
 
 
 @dataclass(frozen=True)
 class Work:
-    """The steps of a training, on noise: how much is to be computed does not depend on what the images show.
+    """The steps of a training on noise, made by the loop itself.
 
     Args:
-        config: the settings, with `data.size` settled.
-        shape: of an image, `(channels, *space)`.
-        classes: number of classes, background included.
-        device: where the steps are made.
+        config: the settings, with `data.size` resolved.
+        problem: what is to be learnt.
+        session: a folder for what the loop writes, and the device.
 
     """
 
     config: Config
-    shape: tuple[int, ...]
-    classes: int
-    device: torch.device
+    problem: Problem
+    session: Session
 
     def flops_stage_1(self) -> int:
-        """Floating-point operations of the whole stage 1, of all networks; 0 where there is none."""
-        steps = PRETRAININGS[self.config.pretrain.name](self.config.pretrain).steps
-        if not steps:
+        """Floating-point operations of the whole pre-training, of all networks; 0 where there is none."""
+        if not isinstance(self.config.pretrain, Stepped):
             return 0
         with FlopCounterMode(display=False) as counter:
             once, twice = self._pretrain(2, counter.get_total_flops)
-        whole = counter.get_total_flops() + (steps - 2) * (twice - once)
-        return int(whole) * METHODS[self.config.method.name].count
+        whole = counter.get_total_flops() + (self.config.pretrain.steps - 2) * (twice - once)
+        return int(whole * self._networks)
 
     def seconds_stage_1(self) -> float:
-        """Seconds of one step of stage 1, of all networks; 0 where there is none."""
-        if not PRETRAININGS[self.config.pretrain.name](self.config.pretrain).steps:
+        """Seconds of one step of the pre-training, of all networks; 0 where there is none."""
+        if not isinstance(self.config.pretrain, Stepped):
             return 0.0
-        return _fastest(self._pretrain(STEPS, self._clock)) * METHODS[self.config.method.name].count
+        return _fastest(self._pretrain(STEPS, self._clock)) * self._networks
 
     def flops_stage_2(self) -> float:
-        """Floating-point operations of one step of stage 2, forward and back, on average over the training."""
+        """Floating-point operations of one step of the method, forward and back, on average over the training."""
         with FlopCounterMode(display=False) as counter:
             self._train(QUARTERS, counter.get_total_flops)
         return float(counter.get_total_flops()) / len(QUARTERS)
 
     def seconds_stage_2(self) -> float:
-        """Seconds of one step of stage 2, half way through the training."""
+        """Seconds of one step of the method, half way through the training."""
         return _fastest(self._train([0.5] * STEPS, self._clock))
+
+    @property
+    def _networks(self) -> int:
+        return len(METHODS[self.config.method.name].initial(self.config.method, self.problem, 0))
 
     def _clock(self) -> float:
         """Seconds of this process's work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.session.device.type == "cuda":
+            torch.cuda.synchronize(self.session.device)
             return perf_counter()
         return process_time() / torch.get_num_threads()
 
     def _pretrain(self, steps: int, mark: Callable[[], float]) -> list[float]:
         """Pre-train a network; return what `mark` gives after each step."""
-        config = dataclasses.replace(self.config.pretrain, steps=steps)
-        marks: list[float] = []
-        stage = PRETRAININGS[config.name](config, advance=lambda message: marks.append(mark()))
-        net = self._network(0)
-        lay_out(net)
-        stage.run(net, Same(self._images(config.batch)))
+        assert isinstance(self.config.pretrain, Stepped)
+        settings = dataclasses.replace(self.config.pretrain, steps=steps)
+        net = self.problem.network(0)
+        self.session.place(net)
+        learner = PRETRAININGS[settings.name].build(settings, self.problem, {"0": net}, 0)
+        return self._marked(learner, settings.batch, pretraining_loop(settings), range(steps), mark)
+
+    def _train(self, moments: Sequence[float], mark: Callable[[], float]) -> list[float]:
+        """Make steps, each at its fraction of the training; return what `mark` gives after each."""
+        kind, train = METHODS[self.config.method.name], dataclasses.replace(self.config.train, steps=1000)
+        networks = kind.initial(self.config.method, self.problem, 0)
+        for net in networks.values():
+            self.session.place(net)
+        learner = kind.build(self.config.method, self.problem, networks, 0)
+        at = [round(moment * train.steps) for moment in moments]
+        return self._marked(learner, per_stream(self.config), train, at, mark)
+
+    def _marked(
+        self, learner: Learner, size: int, train: TrainConfig, at: Sequence[int], mark: Callable[[], float]
+    ) -> list[float]:
+        """Make the steps of these numbers; return what `mark` gives after each."""
+        space = self.problem.size
+        images = torch.randn(2 * size, self.problem.channels, *space)
+        masks = torch.randint(self.problem.outputs, (size, *space))
+        unlabelled = images[size:] if learner.sees == "labelled+unlabelled" else None
+        stream = Noise(Batch(images[:size], masks, unlabelled, ("noise",) * size))
+        stage = Stage("cost", train, 0, Path("cost.safetensors"), None)
+        trainer, marks = Trainer(learner, stream, stage, self.session), list[float]()
+        with trainer.learning() as model:
+            for trainer.step in at:
+                trainer.make_step(model, stream[trainer.step])
+                marks.append(mark())
+            learner.finish(trainer.serve)
         return marks
-
-    def _train(self, steps: Sequence[float], mark: Callable[[], float]) -> list[float]:
-        """Make steps as the loop makes them, each at its share of the training; return what `mark` gives after each."""
-        config, kind, size = self.config, METHODS[self.config.method.name], per_stream(self.config)
-        method = kind([self._network(index) for index in range(kind.count)], config.method).to(self.device).train()
-        lay_out(method)
-        optimiser = make_optimiser(method, config.train)
-        masks = torch.randint(self.classes, (size, *self.shape[1:]), device=self.device)
-        unlabelled = self._images(size) if kind.uses_unlabelled else None
-        batch = Batch(self._images(size), masks, unlabelled, ("noise",) * size)
-        marks = []
-        for progress in steps:
-            optimiser.zero_grad(set_to_none=True)
-            with autocast(self.device, config.train.precision):
-                terms = method(batch, progress)
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            method.after_step()
-            marks.append(mark())
-        return marks
-
-    def _network(self, seed: int) -> nn.Module:
-        dims, channels = len(self.shape) - 1, self.shape[0]
-        return nets.build(self.config.net, dims, channels, self.classes, seed).to(self.device)
-
-    def _images(self, count: int) -> Tensor:
-        images = torch.randn(count, *self.shape, device=self.device)
-        return images.contiguous(memory_format=CHANNELS_LAST[images.ndim])
 
 
 def _fastest(times: Sequence[float]) -> float:
@@ -289,7 +293,7 @@ def seconds_of(cell: Cell, costs: Mapping[Key, Cost]) -> float | None:
     if cost.seconds_stage_1 is None or cost.seconds_stage_2 is None:
         return None
     config = cell.config
-    stage_1 = cost.seconds_stage_1 * PRETRAININGS[config.pretrain.name](config.pretrain).steps
+    stage_1 = cost.seconds_stage_1 * (config.pretrain.steps if isinstance(config.pretrain, Stepped) else 0)
     return stage_1 + cost.seconds_stage_2 * _steps(cell)
 
 

@@ -4,13 +4,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from nissl import nets
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.results import folder_of
 from nissl.data.cases import CaseFile, list_cases, look
 from nissl.data.duplicates import file_hash, name_copies
 from nissl.data.split import make_split
 from nissl.errors import DataError, InputError
+from nissl.nets import factory
 from nissl.runs.folder import choose_device, read_json
 from nissl.training import network, parity
 
@@ -34,12 +34,11 @@ def require_fit(todo: Sequence[Cell], here: bool) -> None:
         except DataError:  # of the files: the cells that read them fail, and say which it is
             continue
         try:
-            if here:
-                choose_device(cell.config.device)
-            config = network.settled(cell.config, dataset, split)
+            device = choose_device(cell.config.device if here else "cpu")
+            config = network.resolve_settings(cell.config, dataset, split, device)
             if config.protocol == "parity":
                 parity.require(dataset, config.data, processes=1)
-            net = nets.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), seed=0)
+            net = factory.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), seed=0)
             network.require_fit(net, config, dataset)
         except InputError as error:
             where = f"arm {cell.arm} on data set {cell.data}: {error.where}"

@@ -14,8 +14,7 @@ from nissl.config import Config, from_tree, load_config
 from nissl.errors import DataError, InputError, NisslError
 from nissl.evaluation.table import CaseScore, scores_from_csv
 from nissl.files import write_whole
-from nissl.runs.folder import read_json
-from nissl.training.loop import LOG
+from nissl.runs.folder import LOG, read_json
 
 CELLS, RUNS, RESULTS, FAILED, PARITY = "cells.json", "runs", "results.csv", "failed.json", "parity.json"
 Status = Literal["done", "failed", "missing"]
