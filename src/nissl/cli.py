@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +17,9 @@ import tyro
 
 from nissl.config import Config, DataConfig, load_config
 from nissl.errors import InputError, NisslError, ResourceError, out_of_memory
+from nissl.methods import METHODS
+from nissl.nets.settings import NETWORKS
+from nissl.pretrain import PRETRAININGS
 
 if TYPE_CHECKING:
     from nissl.data.check import Report
@@ -25,6 +28,10 @@ DESCRIPTION = "Segment biomedical images when there are many images and few mask
 DATA_FAULTS = 3
 Settings = Annotated[Config, tyro.conf.arg(name="")]
 Folder = Annotated[Path, tyro.conf.Positional]
+MEMBERS = {"net": NETWORKS, "pretrain": PRETRAININGS, "method": METHODS}
+"""The settings that are those of a member, by their table."""
+SHORT = {"--widths": "net.widths"} | {f"--{name}": f"pretrain.{name}" for name in ("rule", "layers", "handover")}
+"""Short flags of options of members."""
 
 
 @dataclass(frozen=True)
@@ -329,24 +336,36 @@ def _answer(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Compare | Bench | Predict | MakeReport | Fetch":
-    """Parse the flags; a settings file, or the run that is resumed, gives the defaults that flags win over."""
-    base = _base(arguments[1:]) if arguments[:1] == ["train"] else None
-    if base is None:
+    """Parse the flags; for `train`, settings that are read first decide which flags there are."""
+    if arguments[:1] != ["train"]:
         return tyro.cli(Verb, prog="nissl", description=DESCRIPTION, args=arguments)
-    default = Train(tyro.MISSING, tyro.MISSING, base)
+    default = Train(tyro.MISSING, tyro.MISSING, _base(arguments[1:]))
     return tyro.cli(Train, prog="nissl train", args=arguments[1:], default=default)
 
 
-def _base(flags: list[str]) -> Config | None:
-    """Read the settings below the flags first of all: a flag, such as --widths, may fit to them only."""
+def _base(flags: list[str]) -> Config:
+    """Read what lies below the flags: the settings file, or the run that is resumed, and the members that are named.
+
+    A member has flags of its own, which `--help` then shows; the flags of another one are refused by name.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--out"):
         parser.add_argument(name, type=Path, nargs="?")
     parser.add_argument("--resume", action="store_true")
-    known, _ = parser.parse_known_args(flags)
-    if known.resume and known.out and not known.config:
-        return load_config(known.out / "config.toml")
-    return load_config(known.config) if known.config else None
+    for table in MEMBERS:
+        parser.add_argument(f"--{table}", f"--{table}.name", dest=table, nargs="?")
+    known, others = parser.parse_known_args(flags)
+    stored = known.out / "config.toml" if known.resume and known.out and not known.config else known.config
+    base = load_config(stored) if stored else Config()
+    for table, members in MEMBERS.items():
+        name = getattr(known, table) or getattr(base, table).name
+        if name != getattr(base, table).name:
+            base = replace(base, **{table: members.make(name)})
+        for flag in (word.partition("=")[0] for word in others if word.startswith("--")):
+            option = SHORT[flag] if flag in SHORT else flag[2:].replace("-", "_")
+            if option.startswith(f"{table}."):
+                members.require_option(name, option.partition(".")[2], flag)
+    return base
 
 
 def _check_tree(report: "Report") -> dict[str, Any]:

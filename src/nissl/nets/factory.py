@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nissl.errors import InputError
+from nissl.nets.precise import make_precise
 from nissl.nets.settings import NETWORKS, NetSettings
 
 FOREIGN_MULTIPLE = 32
@@ -26,7 +27,7 @@ def build(settings: NetSettings, dims: int, in_channels: int, classes: int, seed
         if settings.name in NETWORKS:
             try:
                 network: nn.Module = NETWORKS[settings.name](dims, in_channels, classes, settings)
-                return network
+                return make_precise(network)
             except ValueError as error:  # MONAI's V-Net takes 1, 2, 4, 8 or 16 channels
                 found = f"{settings.name} for images of {in_channels} channels: {error}"
                 fix = "use --net unet, or bring the images to one channel with --colour gray"
@@ -46,7 +47,7 @@ def build(settings: NetSettings, dims: int, in_channels: int, classes: int, seed
         raise InputError(
             "net.name", f"{settings.name} makes a {type(net).__name__}", "a torch module", "name a network"
         )
-    return net
+    return make_precise(net)
 
 
 def multiple(net: nn.Module) -> int:
