@@ -115,6 +115,9 @@ class Members(MutableMapping[str, Any], Generic[S]):
         found, own = f"`{option}`, no option of {self.kind} `{name}`", ", ".join(options[1:]) or "none"
         raise InputError(where, found, f"an option of `{name}`: {own}", fix)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._settings
+
     def __getitem__(self, name: str) -> Any:
         self.settings(name)
         place = self._places.get(name, name)
