@@ -23,7 +23,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from nissl import api, nets
 from nissl.config import Config, DataConfig, SplitConfig, TrainConfig
@@ -49,11 +49,11 @@ def fixed_moments(store: Store, index: int) -> np.ndarray:
     return 255 * np.array([MEAN, DEVIATION], np.float32).reshape(2, 3, 1, 1)
 
 
-def their_dice() -> nn.Module:
+def their_dice(probabilities: Tensor, truth: Tensor) -> Tensor:
     """Dice with squares, over the whole batch, smoothed by 1."""
     from monai.losses import DiceLoss
 
-    loss: nn.Module = DiceLoss(softmax=True, squared_pred=True, batch=True, smooth_nr=1, smooth_dr=1)
+    loss: Tensor = DiceLoss(squared_pred=True, batch=True, smooth_nr=1, smooth_dr=1)(probabilities, truth)
     return loss
 
 
@@ -86,7 +86,7 @@ def their_optimiser(module: nn.Module, config: TrainConfig, *_: object) -> torch
 
 BUILD = nets.build
 NORMALISATION = [patch.object(Store, "moments", fixed_moments)]
-DICE = [patch("nissl.methods.shared._dice", their_dice)]
+DICE = [patch("nissl.methods.shared.soft_dice", their_dice)]
 NETWORK = [patch("nissl.nets.build", their_network)]
 DECAY = [patch("nissl.training.loop.make_optimiser", their_optimiser)]
 WAYS: dict[str, list[Any]] = {
