@@ -23,12 +23,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from nissl import api
-from nissl.nets import factory
 from nissl.config import Config, DataConfig, SplitConfig, TrainConfig
 from nissl.data.batches import Store
+from nissl.nets import factory
 from nissl.nets.unet import UNet
 
 MEAN, DEVIATION = (0.788, 0.512, 0.785), (0.428, 0.508, 0.426)
@@ -50,11 +50,11 @@ def fixed_moments(store: Store, index: int) -> np.ndarray:
     return 255 * np.array([MEAN, DEVIATION], np.float32).reshape(2, 3, 1, 1)
 
 
-def their_dice() -> nn.Module:
+def their_dice(probabilities: Tensor, truth: Tensor) -> Tensor:
     """Dice with squares, over the whole batch, smoothed by 1."""
     from monai.losses import DiceLoss
 
-    loss: nn.Module = DiceLoss(softmax=True, squared_pred=True, batch=True, smooth_nr=1, smooth_dr=1)
+    loss: Tensor = DiceLoss(squared_pred=True, batch=True, smooth_nr=1, smooth_dr=1)(probabilities, truth)
     return loss
 
 
@@ -87,7 +87,7 @@ def their_optimiser(module: nn.Module, config: TrainConfig, *_: object) -> torch
 
 BUILD = factory.build
 NORMALISATION = [patch.object(Store, "moments", fixed_moments)]
-DICE = [patch("nissl.methods.shared._dice", their_dice)]
+DICE = [patch("nissl.methods.shared.soft_dice", their_dice)]
 NETWORK = [patch("nissl.nets.factory.build", their_network)]
 DECAY = [patch("nissl.training.loop.make_optimiser", their_optimiser)]
 WAYS: dict[str, list[Any]] = {

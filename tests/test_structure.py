@@ -13,7 +13,7 @@ import nissl
 ROOT = Path(nissl.__file__).parent
 LAYERS = (
     *("errors", "files", "progress", "config"),
-    *("imageio", "datasets", "data", "metrics", "nets", "plasticity", "pretrain", "methods"),
+    *("imageio", "datasets", "data", "metrics", "losses", "nets", "plasticity", "pretrain", "methods"),
     *("runs", "training", "inference", "evaluation", "reporting", "api", "several_seeds", "bench", "demo"),
     *("cli", "__main__"),
 )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nissl.data.batches import Batch
+from nissl.losses import one_hot
 from nissl.methods import settings
 from nissl.methods.method import Method
 from nissl.methods.shared import Teacher, box, masked_dice, unlabelled
@@ -91,14 +92,12 @@ def region_losses(
     inside: Bool[Tensor, "*space"],
 ) -> Terms:
     """Return Dice and cross-entropy by the pixels of a region, which is the same in all images."""
-    from monai.networks import one_hot  # MONAI takes 3 s to import
-
     logits = logits.float()
-    # Classes as shares: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
-    surprise = functional.cross_entropy(logits, one_hot(labels[:, None], logits.shape[1]), reduction="none")
+    # Classes as probabilities: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
+    cross_entropy = functional.cross_entropy(logits, one_hot(labels, logits.shape[1]), reduction="none")
     return {
         "dice": masked_dice(logits, labels, inside.expand(labels.shape)),
-        "cross_entropy": (surprise * inside).sum() / (len(labels) * inside.sum()).clamp(min=1),
+        "cross_entropy": (cross_entropy * inside).sum() / (len(labels) * inside.sum()).clamp(min=1),
     }
 
 

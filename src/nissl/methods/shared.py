@@ -1,6 +1,5 @@
 """What several methods share: the loss by masks, an averaged teacher and noise."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import AveragedModel
 
 from nissl.data.batches import Batch
+from nissl.losses import one_hot, soft_dice
 from nissl.methods.settings import Loss
 
 
@@ -23,21 +23,11 @@ def segmentation_losses(
 
     Per image, not per batch, so that a batch split over processes has the same loss.
     """
-    from monai.networks import one_hot  # MONAI takes 3 s to import
-
     logits = logits.float()  # sums over many pixels, also under autocast
-    # Classes as shares: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
-    shares = one_hot(masks[:, None], logits.shape[1])
-    terms = {"dice": _dice()(logits, shares)}
-    return terms if loss == "dice" else terms | {"cross_entropy": F.cross_entropy(logits, shares)}
-
-
-@functools.cache
-def _dice() -> Callable[[Tensor, Tensor], Tensor]:
-    from monai.losses import DiceLoss
-
-    loss: Callable[[Tensor, Tensor], Tensor] = DiceLoss(softmax=True)
-    return loss
+    # Classes as probabilities: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
+    truth = one_hot(masks, logits.shape[1])
+    terms = {"dice": soft_dice(logits.softmax(1), truth)}
+    return terms if loss == "dice" else terms | {"cross_entropy": F.cross_entropy(logits, truth)}
 
 
 class Teacher(nn.Module):
@@ -129,14 +119,6 @@ def masked_dice(
     labels: Integer[Tensor, "batch *space"],
     where: Bool[Tensor, "batch *space"],
 ) -> Float[Tensor, ""]:
-    """Soft Dice as in `segmentation_losses`, by the marked pixels alone; an image without any of them costs nothing.
-
-    Not MONAI's MaskedDiceLoss, which takes the softmax after it has masked the logits.
-    """
-    from monai.losses import DiceLoss  # MONAI takes 3 s to import
-    from monai.networks import one_hot
-
+    """Soft Dice as in `segmentation_losses`, by the marked pixels alone; an image without any of them costs nothing."""
     marked = where[:, None].float()
-    truth = one_hot(labels[:, None], logits.shape[1])
-    loss: Tensor = DiceLoss()(logits.float().softmax(1) * marked, truth * marked)
-    return loss
+    return soft_dice(logits.float().softmax(1) * marked, one_hot(labels, logits.shape[1]) * marked)

@@ -1,8 +1,5 @@
 """Masks made of superpixels: learning by segmenting what the image itself offers, a comparator of the Hebbian one."""
 
-import functools
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from nissl.data.batches import Batch
+from nissl.losses import soft_dice
 from nissl.nets.unet import CONVOLUTION
 from nissl.pretrain.gradient import BackPropagation
 
@@ -42,9 +40,9 @@ class Superpixel(BackPropagation):
         (encoder, decoder, _), images, count = self.encoder_decoder_head(), batch.images, self.settings.groups
         logits = self.extra(decoder(encoder(images))[-1])
         groups = torch.stack([brightness_groups(image, count) for image in images.cpu()]).to(images.device)
-        # Classes as shares: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
-        shares = F.one_hot(groups, count).movedim(-1, 1).to(logits)
-        return {"dice_cross_entropy": _dice_cross_entropy()(logits, shares)}
+        # Classes as probabilities: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
+        truth = F.one_hot(groups, count).movedim(-1, 1).to(logits)
+        return {"dice_cross_entropy": soft_dice(logits.softmax(1), truth) + F.cross_entropy(logits, truth)}
 
 
 def brightness_groups(image: Float[Tensor, "channels *space"], groups: int) -> Int64[Tensor, "*space"]:
@@ -67,11 +65,3 @@ def brightness_groups(image: Float[Tensor, "channels *space"], groups: int) -> I
     means = np.round(sums / np.maximum(sizes, 1), 6)
     cuts = np.quantile(means[present], np.arange(1, groups) / groups)
     return torch.from_numpy(np.searchsorted(cuts, means, side="left")[labels])
-
-
-@functools.cache
-def _dice_cross_entropy() -> Callable[[Tensor, Tensor], Tensor]:
-    from monai.losses import DiceCELoss
-
-    loss: Callable[[Tensor, Tensor], Tensor] = DiceCELoss(softmax=True)
-    return loss

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-PRELOADED = ["nissl.bench.run.cost", "nissl.bench.run.cell", "monai.losses", "torch._dynamo"]
+PRELOADED = ["nissl.bench.run.cost", "nissl.bench.run.cell", "torch._dynamo"]
 """Imported once, in a process that does nothing else, of which the others are copies: imports take longer than a short
 cell. None of them may start threads that compute, or use a GPU: a copy would not have them."""
 

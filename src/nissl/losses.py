@@ -1,0 +1,28 @@
+"""What masks ask of a network: class numbers as one-hot images, and the soft Dice loss."""
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+SMOOTHING = 1e-5
+"""Added above and below, so that a class which neither mask nor prediction holds costs nothing."""
+
+
+def one_hot(labels: Integer[Tensor, "batch *space"], classes: int) -> Float[Tensor, "batch classes *space"]:
+    """Return 1.0 in the channel of each pixel's class; not `F.one_hot`, which takes 8 bytes a value, channels last."""
+    empty = torch.zeros(len(labels), classes, *labels.shape[1:], device=labels.device)
+    return empty.scatter_(1, labels[:, None].long(), 1.0)
+
+
+def soft_dice(
+    probabilities: Float[Tensor, "batch classes *space"], truth: Float[Tensor, "batch classes *space"]
+) -> Float[Tensor, ""]:
+    """Return 1 - Dice per image and class, background included, then the mean (Milletari et al. 2016).
+
+    The order of operations is that of MONAI's `DiceLoss`: runs made with it are repeated bit for bit.
+    """
+    space = tuple(range(2, probabilities.ndim))
+    both = (probabilities * truth).sum(space)
+    wrong, missed = probabilities.sum(space) - both, truth.sum(space) - both
+    overlap = (2 * both + SMOOTHING) / (2 * (both + 0.5 * wrong + 0.5 * missed) + SMOOTHING)
+    return (1 - overlap).mean()
