@@ -87,14 +87,6 @@ def test_palette_files_keep_indices_and_colours(tmp_path):
         assert raster.palette[:3].tolist() == [[0, 0, 0], [255, 0, 0], [0, 128, 255]]
 
 
-def test_orientation_tags_are_not_applied(tmp_path):
-    pixels = np.broadcast_to(np.arange(40, dtype=np.uint8) * 6, (20, 40))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_raster(tmp_path / "turned.jpg").pixels.shape == (1, 20, 40)
-
-
 @pytest.mark.parametrize(
     ("axes", "shape", "expected"),
     [

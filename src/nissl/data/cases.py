@@ -20,7 +20,7 @@ from nissl.data.naming import DATA_FOLDER, Listing, is_dicom, list_files, pseudo
 from nissl.errors import DataError, InputError, NisslError, TestSplitLocked
 from nissl.imageio.formats import SUFFIXES, Raster, open_raster, read_header, read_raster
 from nissl.imageio.label_map import LabelMap, default_map
-from nissl.imageio.tiff_regions import Recoloured, row_strips
+from nissl.imageio.tiff_regions import Recoloured, row_strips, shown
 
 SPACING_TOLERANCE = 1e-4
 """Largest relative difference of two spacings that counts as rounding."""
@@ -339,7 +339,7 @@ def read_image(path: Path, config: DataConfig, alias: str | None = None) -> Rast
         DataError: it cannot be read.
 
     """
-    image = read_raster(path, config.limit_gib, alias)
+    image = shown(read_raster(path, config.limit_gib, alias))
     if channels_in(config, len(image.pixels)) == len(image.pixels):
         return image
     return replace(image, pixels=_RECOLOURED[config.colour](image.pixels))
@@ -353,7 +353,8 @@ def open_image(path: Path, config: DataConfig, lines: int, alias: str | None = N
         DataError: it cannot be read, here or later.
 
     """
-    with open_raster(path, config.limit_gib, lines, alias) as image:
+    with open_raster(path, config.limit_gib, lines, alias) as raster:
+        image = shown(raster)
         channels = image.pixels.shape[0]
         wanted = channels_in(config, channels)
         if wanted == channels:
