@@ -44,32 +44,32 @@ def stem(path: Path) -> str:
     return unicodedata.normalize("NFC", path.name[: len(path.name) - len(suffix(path))])
 
 
-def read_header(path: Path, alias: str | None = None) -> Header:
-    """Read the shape, type and spacing of a file without decoding its pixels; `alias` as of `read_raster`.
+def read_header(path: Path, alias: str | None = None, axes: str = "") -> Header:
+    """Read the shape, type and spacing of a file without decoding its pixels; arguments as of `read_raster`.
 
     Raises:
         DataError: the file cannot be read.
 
     """
-    with _opened(path, alias) as (header, _):
+    with _opened(path, alias, axes) as (header, _):
         return header
 
 
-def read_raster(path: Path, limit_gib: float = 1.0, alias: str | None = None) -> Raster:
+def read_raster(path: Path, limit_gib: float = 1.0, alias: str | None = None, axes: str = "") -> Raster:
     """Read a file, or a folder of DICOM slices; its size is checked from the header before anything is decoded.
 
-    An alpha channel is dropped, varying or not: it says how to draw a picture, not what was measured. The EXIF
-    orientation is not applied: masks carry none, so image and mask would no longer lie on each other. 16-bit
-    gray values are kept; pillow reads 16-bit colour PNG as its upper 8 bits (use TIFF for those). Stored TIFF values
-    are kept when the file says that 0 is white.
+    What a file says beside its numbers is followed, as viewers do: it is turned as EXIF or TIFF state, and where 0 is
+    white it is turned over. Only palettes are left to `nissl.imageio.tiff_regions.shown`. An alpha channel is dropped,
+    varying or not: it says how to draw a picture, not what was measured. Gamma and colour profiles are not applied.
 
-    With an `alias`, errors call the file by it and quote neither its name nor the words of a decoder.
+    With an `alias`, errors call the file by it and quote neither its name nor the words of a decoder. `axes` names
+    those of TIFFs (see `nissl.imageio.tiff.open_tiff`).
 
     Raises:
         DataError: the file cannot be read, or would be larger than the limit in memory.
 
     """
-    with _opened(path, alias) as (header, decode):
+    with _opened(path, alias, axes) as (header, decode):
         size = header.decoded_bytes
         fix = f"cut the file into pieces, or allow it with --data.limit-gib {size / GIB * 1.01:.3g}"
         _require_below(limit_gib, _called(path, alias), header, (size, "when decoded", fix))
@@ -78,7 +78,9 @@ def read_raster(path: Path, limit_gib: float = 1.0, alias: str | None = None) ->
 
 
 @contextmanager
-def open_raster(path: Path, limit_gib: float = 1.0, lines: int = 1024, alias: str | None = None) -> Iterator[Raster]:
+def open_raster(
+    path: Path, limit_gib: float = 1.0, lines: int = 1024, alias: str | None = None, axes: str = ""
+) -> Iterator[Raster]:
     """Open a file whose pixels are read where they are asked for, if it is a TIFF in parts; else as `read_raster`.
 
     The limit is for what must be decoded at once: one strip or tile. `lines` of the first axis of space stay decoded.
@@ -89,7 +91,7 @@ def open_raster(path: Path, limit_gib: float = 1.0, lines: int = 1024, alias: st
     """
     with ExitStack() as stack:
         with _faults_named(path, alias):
-            header, decode = stack.enter_context(_open(path))
+            header, decode = stack.enter_context(_open(path, axes))
             size = header.grid.segment if header.grid else header.decoded_bytes
             what = "in one piece that must be decoded at once" if header.grid else "when decoded"
             allow = f"data.limit_gib = {size / GIB * 1.01:.3g} in the run's config.toml"
@@ -115,13 +117,15 @@ def _called(path: Path, alias: str | None) -> Path | str:
 
 
 @contextmanager
-def _opened(path: Path, alias: str | None) -> Iterator[Opened]:
+def _opened(path: Path, alias: str | None, axes: str) -> Iterator[Opened]:
     """Open a file by its suffix and turn every fault of a decoder into a DataError."""
-    with _faults_named(path, alias), _open(path) as opened:
+    with _faults_named(path, alias), _open(path, axes) as opened:
         yield opened
 
 
-def _open(path: Path) -> AbstractContextManager[Opened]:
+def _open(path: Path, axes: str) -> AbstractContextManager[Opened]:
+    if suffix(path) in TIFF and axes:
+        return open_tiff(path, axes)
     return OPENERS[".dcm" if dicom.is_series(path) else suffix(path)](path)
 
 

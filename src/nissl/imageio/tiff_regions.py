@@ -114,13 +114,20 @@ class TiffRegions:
         series: of an open tifffile.TiffFile, for which `readable` is true.
         axes: what its axes are.
         whole: reads all pixels.
+        finished: what is done to the pixels of a region, value by value.
 
     """
 
     lines = 1024
 
-    def __init__(self, series: Any, axes: Axes, whole: Callable[[], np.ndarray]) -> None:
-        self._series, self._page, self._whole = series, series.keyframe, whole
+    def __init__(
+        self,
+        series: Any,
+        axes: Axes,
+        whole: Callable[[], np.ndarray],
+        finished: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        self._series, self._page, self._whole, self._finished = series, series.keyframe, whole, finished
         self._axes = axes
         self.shape = (axes.count, *(int(series.shape[axis]) for axis in axes.space))
         self.dtype = np.dtype("uint8" if series.dtype.kind == "b" else series.dtype.newbyteorder("="))
@@ -189,7 +196,8 @@ class TiffRegions:
         channels = prod(stored.shape[axis] for axis in self._axes.channels)
         lengths = [stored.shape[axis] for axis in self._axes.space]
         plain = stored.transpose(*self._axes.channels, *self._axes.space, *rest).reshape(channels, *lengths)
-        return np.ascontiguousarray(plain[: self.shape[0]][box[0]])  # interleaved, all that follows would be slow
+        plain = np.ascontiguousarray(plain[: self.shape[0]][box[0]])  # interleaved, all that follows would be slow
+        return self._finished(plain)
 
     def _fill(self, target: np.ndarray, number: int, inside: Sequence[tuple[int, int]]) -> None:
         """Copy a region of a page into `target`, segment by segment."""
