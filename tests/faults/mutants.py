@@ -94,6 +94,8 @@ SOUND = {
         tiff((40, 48, 3), compression="jpeg", photometric="ycbcr", tile=(16, 16)),
         tiff((40, 48, 3), compression="jpeg", photometric="rgb", rowsperstrip=16),
         tiff((3, 40, 48), compression="packbits", photometric="minisblack", imagej=False),
+        tiff(photometric="miniswhite", extratags=[(274, "H", 1, 6, True)]),
+        tiff(photometric="palette", colormap=noise(3, 256, dtype=np.uint16) * 300, rowsperstrip=8),
     ],
     ".nii": lambda: [nifti(np.int16), nifti(np.float32), nifti(np.uint8, (9, 8, 1, 3))],
     ".nii.gz": lambda: [nifti(np.int16), nifti(np.float32)],
