@@ -53,6 +53,9 @@ class DataConfig:
     limit_gib: float = 1.0
     """Largest decoded file accepted, in GiB, checked from the header before decoding. In prediction, where TIFFs are
     read in parts, it is for one strip or tile."""
+    axes: str = ""
+    """Axes of TIFF images that do not name them, or name them wrongly, from slowest to fastest: `CYX` where channels
+    come first, `ZYX` where a stack is said to be a time series. It holds for files of so many axes."""
     workers: int = 0
     """Worker processes that prepare batches; the batches are the same for any number."""
 
@@ -61,6 +64,9 @@ class DataConfig:
         require(0 <= self.foreground <= 1, "data.foreground", self.foreground, "a share from 0 to 1")
         require(self.cache_gib >= 0, "data.cache_gib", self.cache_gib, "0 or more")
         require(self.limit_gib > 0, "data.limit_gib", self.limit_gib, "more than 0")
+        known = set(self.axes) <= set("CZYX") and len(set(self.axes)) == len(self.axes)
+        known = not self.axes or (known and {"Y", "X"} <= set(self.axes))
+        require(known, "data.axes", self.axes, "letters of CZYX, each at most once, Y and X among them")
         require(self.workers >= 0, "data.workers", self.workers, "0 or more")
 
 

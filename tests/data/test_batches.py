@@ -108,10 +108,10 @@ def test_shrinking_averages_a_fine_pattern_instead_of_aliasing(space):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
-def test_resizing_keeps_the_dtype_and_a_constant(dtype):
+def test_resizing_gives_float32_and_keeps_a_constant(dtype):
     image = np.full((1, 30, 40), 200, dtype)
     small = resize_image(image, (16, 64))
-    assert small.dtype == dtype
+    assert small.dtype == np.float32
     np.testing.assert_allclose(small, 200, rtol=1e-6)
 
 
@@ -165,9 +165,11 @@ def test_a_store_with_masks_refuses_a_case_without():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_integer_images_stay_integers_in_memory(tmp_path, dtype):
-    store = make_store(write_cases(tmp_path, dtype=dtype), size=(32,))
-    assert store[0].image.dtype == dtype and store[0].mask.dtype == np.uint8
+def test_integer_images_stay_integers_in_memory_but_for_resized_ones(tmp_path, dtype):
+    files = write_cases(tmp_path, dtype=dtype)
+    for sampling, kept in (("patches", dtype), ("resize", np.float32)):
+        case = make_store(files, size=(32,), sampling=sampling)[0]
+        assert case.image.dtype == kept and case.mask.dtype == np.uint8
 
 
 def test_cached_cases_are_not_read_again(tmp_path):
@@ -181,7 +183,7 @@ def test_cached_cases_are_not_read_again(tmp_path):
 
 def test_the_bound_in_bytes_holds_and_the_rest_is_read_again(tmp_path):
     files = write_cases(tmp_path)
-    room = 2 * 2 * 32 * 32 + 100  # two cases of image and mask
+    room = 2 * (4 + 1) * 32 * 32 + 100  # two cases of image and mask
     store = make_store(files, size=(32,), cache_gib=room / 2**30)
     again = [store[index] is store[index] for index in range(5)]
     assert again == [True, True, False, False, False]

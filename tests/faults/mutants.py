@@ -16,6 +16,7 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
+import imagecodecs
 import nibabel
 import numpy as np
 import tifffile
@@ -26,6 +27,7 @@ from tests.dicom_files import header, place
 
 from nissl.errors import NisslError
 from nissl.imageio.formats import read_header, read_raster
+from nissl.imageio.tiff_regions import shown
 
 LIMIT = 16 * 2**20
 """Bytes that a decoded file may take."""
@@ -43,12 +45,16 @@ def noise(*shape, dtype=np.uint8):
 
 
 def png(mode):
+    if mode == "deep colours":
+        return imagecodecs.png_encode(noise(24, 31, 4, dtype=np.uint16) * 300)
     buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
     pixels = {"gray": noise(24, 31), "rgb": noise(24, 31, 3), "deep": noise(24, 31, dtype=np.uint16)}.get(mode)
     image = Image.fromarray(noise(24, 31) % 5 if pixels is None else pixels)
     if mode == "palette":
         image.putpalette(list(range(15)))
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", **({"exif": exif} if mode == "rgb" else {}))
     return buffer.getvalue()
 
 
@@ -80,7 +86,7 @@ def dicom(kind):
 
 
 SOUND = {
-    ".png": lambda: [png(mode) for mode in ("gray", "rgb", "deep", "palette")],
+    ".png": lambda: [png(mode) for mode in ("gray", "rgb", "deep", "deep colours", "palette")],
     ".tif": lambda: [
         tiff(),
         tiff(dtype=np.uint16, compression="lzw", predictor=True),
@@ -88,6 +94,8 @@ SOUND = {
         tiff((40, 48, 3), compression="jpeg", photometric="ycbcr", tile=(16, 16)),
         tiff((40, 48, 3), compression="jpeg", photometric="rgb", rowsperstrip=16),
         tiff((3, 40, 48), compression="packbits", photometric="minisblack", imagej=False),
+        tiff(photometric="miniswhite", extratags=[(274, "H", 1, 6, True)]),
+        tiff(photometric="palette", colormap=noise(3, 256, dtype=np.uint16) * 300, rowsperstrip=8),
     ],
     ".nii": lambda: [nifti(np.int16), nifti(np.float32), nifti(np.uint8, (9, 8, 1, 3))],
     ".nii.gz": lambda: [nifti(np.int16), nifti(np.float32)],
@@ -167,7 +175,7 @@ def read(path: Path) -> str:
     except NisslError:
         return "refused by its header"
     try:
-        raster = read_raster(path, LIMIT / 2**30)
+        raster = shown(read_raster(path, LIMIT / 2**30))
     except NisslError as error:
         return "over the limit" if "limit-gib" in error.fix else "refused"
     assert raster.pixels.shape == (head.channels, *head.shape) and raster.pixels.nbytes <= LIMIT

@@ -79,6 +79,17 @@ def test_resizing_in_strips_equals_resizing_at_once(shape, dtype, monkeypatch):
     assert (predict_mask(model, image) == reference.argmax(0)).mean() > 0.999
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32, np.float32, np.float64])
+@pytest.mark.parametrize("size", [(16, 16), (40, 16), (16, 40), (40, 40)])
+def test_resizing_in_strips_gives_the_bits_of_the_training_whatever_the_type(dtype, size, monkeypatch):
+    monkeypatch.setattr(tiles, "STRIP", 200)
+    image = np.random.default_rng(0).poisson(0.3, (2, 37, 29)).astype(dtype)
+    trained_on = resize_image(image, size)
+    assert trained_on.dtype == np.float32 and (trained_on != np.rint(trained_on)).mean() > 0.5
+    assert np.array_equal(tiles._shrunk(image, size), trained_on)
+    assert np.array_equal(trained_on, resize_image(image.astype(np.float32), size))
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
 def test_moments_in_strips_equal_those_of_the_training(dtype, monkeypatch):
     monkeypatch.setattr(tiles, "STRIP", 100)

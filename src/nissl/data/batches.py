@@ -116,11 +116,14 @@ def resolve(config: DataConfig, dims: int) -> DataConfig:
     return dataclasses.replace(config, sampling=sampling, size=size if len(size) == dims else size * dims)
 
 
-def resize_image(image: Num[np.ndarray, "channels *space"], size: Sequence[int]) -> Num[np.ndarray, "channels *size"]:
-    """Resize by linear interpolation, with antialiasing where it shrinks; an integer image is rounded to its dtype.
+def resize_image(
+    image: Num[np.ndarray, "channels *space"], size: Sequence[int]
+) -> Float32[np.ndarray, "channels *size"]:
+    """Resize by linear interpolation, with antialiasing where it shrinks; whole numbers become means that are not.
 
-    The last axis comes first and the first axis last, so that strips of lines can be made narrower one by one
-    (`nissl.inference.tiles` does so) and give the same bits.
+    Nothing is rounded: of photon counts of 0 and 1 little would be left. The last axis comes first and the first axis
+    last, so that strips of lines can be made narrower one by one (`nissl.inference.tiles` does so) and give the same
+    bits.
     """
     pixels = torch.from_numpy(image.astype(np.float32))
     options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
@@ -131,8 +134,7 @@ def resize_image(image: Num[np.ndarray, "channels *space"], size: Sequence[int])
             flat = lines.reshape(1, 1, -1, lines.shape[-1])
             flat = functional.interpolate(flat, size=(flat.shape[2], length), **options)
             pixels = flat.reshape(*lines.shape[:-1], length).movedim(-1, axis)
-    resized = np.ascontiguousarray(pixels.numpy())
-    return np.rint(resized).astype(image.dtype) if np.issubdtype(image.dtype, np.integer) else resized
+    return np.ascontiguousarray(pixels.numpy())
 
 
 def resize_mask(mask: UInt8[np.ndarray, "*space"], size: Sequence[int]) -> UInt8[np.ndarray, "*size"]:
@@ -183,8 +185,8 @@ class Cache:
 class Store:
     """Cases in memory, ready to be cut: resized in `resize` sampling, padded to a patch at least in `patches`.
 
-    Pixels are kept in the integer type of their file (others as float32) until the cache is full; a case that does not
-    fit is read from disk again at each access.
+    Pixels are kept in the integer type of their file (others, and resized ones, as float32) until the cache is full; a
+    case that does not fit is read from disk again at each access.
 
     Args:
         files: the cases.

@@ -20,7 +20,7 @@ from nissl.data.naming import DATA_FOLDER, Listing, is_dicom, list_files, pseudo
 from nissl.errors import DataError, InputError, NisslError, TestSplitLocked
 from nissl.imageio.formats import SUFFIXES, Raster, open_raster, read_header, read_raster
 from nissl.imageio.label_map import LabelMap, default_map
-from nissl.imageio.tiff_regions import Recoloured, row_strips
+from nissl.imageio.tiff_regions import Recoloured, row_strips, shown
 
 SPACING_TOLERANCE = 1e-4
 """Largest relative difference of two spacings that counts as rounding."""
@@ -167,7 +167,7 @@ def look(root: Path, scan_: Scan, config: DataConfig, ids: Collection[str] | Non
         if ids is not None and case.id not in ids:
             continue
         try:
-            header = read_header(case.image, case.alias)
+            header = read_header(case.image, case.alias, config.axes)
         except DataError as error:
             unreadable = unreadable or error
             continue
@@ -339,7 +339,7 @@ def read_image(path: Path, config: DataConfig, alias: str | None = None) -> Rast
         DataError: it cannot be read.
 
     """
-    image = read_raster(path, config.limit_gib, alias)
+    image = shown(read_raster(path, config.limit_gib, alias, config.axes))
     if channels_in(config, len(image.pixels)) == len(image.pixels):
         return image
     return replace(image, pixels=_RECOLOURED[config.colour](image.pixels))
@@ -353,7 +353,8 @@ def open_image(path: Path, config: DataConfig, lines: int, alias: str | None = N
         DataError: it cannot be read, here or later.
 
     """
-    with open_raster(path, config.limit_gib, lines, alias) as image:
+    with open_raster(path, config.limit_gib, lines, alias, config.axes) as raster:
+        image = shown(raster)
         channels = image.pixels.shape[0]
         wanted = channels_in(config, channels)
         if wanted == channels:
@@ -394,7 +395,7 @@ def load_case(file: CaseFile, label_map: LabelMap, config: DataConfig = DataConf
     if file.locked:
         raise TestSplitLocked(file.id)
     image = read_image(file.image, config, file.alias)
-    mask = read_raster(file.mask, config.limit_gib, file.mask_alias) if file.mask else None
+    mask = read_raster(file.mask, config.limit_gib, file.mask_alias, config.axes) if file.mask else None
     for finding in (*image_faults(file, image), *(pair_faults(file, image, mask) if mask else ())):
         raise DataError(finding.where, finding.found, finding.expected, finding.fix)
     labels = label_map.apply(mask, file.mask, file.mask_alias) if mask and file.mask else None
@@ -420,6 +421,9 @@ def pair_faults(file: CaseFile, image: Raster, mask: Raster) -> Iterator[Finding
     fix = "export the mask again in the geometry of its image"
     shapes = [raster.pixels.shape[1:] for raster in (image, mask)]
     if shapes[0] != shapes[1]:
+        for axes, space in (("CYX", shapes[0][1:]), ("YXC", shapes[0][:-1])):
+            if len(image.pixels) == 1 and len(shapes[0]) == 3 and space == shapes[1]:
+                fix = f"if the image is flat and has {prod(shapes[0]) // prod(space)} channels, add --data.axes {axes}"
         found = f"image {_by(shapes[0])}, mask {_by(shapes[1])}"
         yield Finding("error", where, found, "equal shapes", fix)
     elif (image.affine is None) != (mask.affine is None) and file.mask and any(map(is_dicom, (file.image, file.mask))):

@@ -102,7 +102,7 @@ def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observ
     seen = _Observation(file)
     image = _found(lambda: read_image(file.image, config, file.alias), seen.findings)
     mask_path = file.mask
-    read = mask_path and (lambda: read_raster(mask_path, config.limit_gib, file.mask_alias))
+    read = mask_path and (lambda: read_raster(mask_path, config.limit_gib, file.mask_alias, config.axes))
     mask = _found(read, seen.findings) if read else None
     if image:
         seen.shape, seen.dtype = image.pixels.shape[1:], image.pixels.dtype.name

@@ -3,19 +3,13 @@
 Every array is `(channels, *space)`. Whatever goes wrong while a file is read becomes one `DataError` that names it.
 """
 
-import gzip
-import hashlib
 import io
-import logging
-import threading
 import unicodedata
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Integer, Num
@@ -23,17 +17,17 @@ from jaxtyping import Integer, Num
 from nissl.errors import DataError, InputError, NisslError
 from nissl.files import write_whole
 from nissl.imageio import dicom
-from nissl.imageio.raster import BoundedFile, Opened, UnusableError, known_spacing, plain, type_name
+from nissl.imageio.nifti import encode_nifti, open_nifti
+from nissl.imageio.pictures import open_picture
 from nissl.imageio.raster import Header as Header
+from nissl.imageio.raster import Opened, UnusableError
 from nissl.imageio.raster import Raster as Raster
-from nissl.imageio.tiff_regions import Axes, TiffRegions, readable, write_mask_tiff
-from nissl.imageio.tiff_segments import largest_segment, require_bounded
+from nissl.imageio.tiff import encode_tiff, open_tiff
+from nissl.imageio.tiff_regions import TiffRegions, write_mask_tiff
 
-GIB, MOST_EXTENSIONS = 2**30, 2**24
+GIB = 2**30
 LOSSY = (".jpg", ".jpeg")
 TIFF = (".tif", ".tiff")
-MILLIMETRES = {"mm": 1.0, "cm": 10.0, "nm": 1e-6, "m": 1e3}
-MILLIMETRES |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00B5m", "micron", "microns"), 1e-3)
 
 
 def suffix(path: Path) -> str:
@@ -50,32 +44,32 @@ def stem(path: Path) -> str:
     return unicodedata.normalize("NFC", path.name[: len(path.name) - len(suffix(path))])
 
 
-def read_header(path: Path, alias: str | None = None) -> Header:
-    """Read the shape, type and spacing of a file without decoding its pixels; `alias` as of `read_raster`.
+def read_header(path: Path, alias: str | None = None, axes: str = "") -> Header:
+    """Read the shape, type and spacing of a file without decoding its pixels; arguments as of `read_raster`.
 
     Raises:
         DataError: the file cannot be read.
 
     """
-    with _opened(path, alias) as (header, _):
+    with _opened(path, alias, axes) as (header, _):
         return header
 
 
-def read_raster(path: Path, limit_gib: float = 1.0, alias: str | None = None) -> Raster:
+def read_raster(path: Path, limit_gib: float = 1.0, alias: str | None = None, axes: str = "") -> Raster:
     """Read a file, or a folder of DICOM slices; its size is checked from the header before anything is decoded.
 
-    An alpha channel is dropped, varying or not: it says how to draw a picture, not what was measured. The EXIF
-    orientation is not applied: masks carry none, so image and mask would no longer lie on each other. 16-bit
-    gray values are kept; pillow reads 16-bit colour PNG as its upper 8 bits (use TIFF for those). Stored TIFF values
-    are kept when the file says that 0 is white.
+    What a file says beside its numbers is followed, as viewers do: it is turned as EXIF or TIFF state, and where 0 is
+    white it is turned over. Only palettes are left to `nissl.imageio.tiff_regions.shown`. An alpha channel is dropped,
+    varying or not: it says how to draw a picture, not what was measured. Gamma and colour profiles are not applied.
 
-    With an `alias`, errors call the file by it and quote neither its name nor the words of a decoder.
+    With an `alias`, errors call the file by it and quote neither its name nor the words of a decoder. `axes` names
+    those of TIFFs (see `nissl.imageio.tiff.open_tiff`).
 
     Raises:
         DataError: the file cannot be read, or would be larger than the limit in memory.
 
     """
-    with _opened(path, alias) as (header, decode):
+    with _opened(path, alias, axes) as (header, decode):
         size = header.decoded_bytes
         fix = f"cut the file into pieces, or allow it with --data.limit-gib {size / GIB * 1.01:.3g}"
         _require_below(limit_gib, _called(path, alias), header, (size, "when decoded", fix))
@@ -84,7 +78,9 @@ def read_raster(path: Path, limit_gib: float = 1.0, alias: str | None = None) ->
 
 
 @contextmanager
-def open_raster(path: Path, limit_gib: float = 1.0, lines: int = 1024, alias: str | None = None) -> Iterator[Raster]:
+def open_raster(
+    path: Path, limit_gib: float = 1.0, lines: int = 1024, alias: str | None = None, axes: str = ""
+) -> Iterator[Raster]:
     """Open a file whose pixels are read where they are asked for, if it is a TIFF in parts; else as `read_raster`.
 
     The limit is for what must be decoded at once: one strip or tile. `lines` of the first axis of space stay decoded.
@@ -95,7 +91,7 @@ def open_raster(path: Path, limit_gib: float = 1.0, lines: int = 1024, alias: st
     """
     with ExitStack() as stack:
         with _faults_named(path, alias):
-            header, decode = stack.enter_context(_open(path))
+            header, decode = stack.enter_context(_open(path, axes))
             size = header.grid.segment if header.grid else header.decoded_bytes
             what = "in one piece that must be decoded at once" if header.grid else "when decoded"
             allow = f"data.limit_gib = {size / GIB * 1.01:.3g} in the run's config.toml"
@@ -121,13 +117,15 @@ def _called(path: Path, alias: str | None) -> Path | str:
 
 
 @contextmanager
-def _opened(path: Path, alias: str | None) -> Iterator[Opened]:
+def _opened(path: Path, alias: str | None, axes: str) -> Iterator[Opened]:
     """Open a file by its suffix and turn every fault of a decoder into a DataError."""
-    with _faults_named(path, alias), _open(path) as opened:
+    with _faults_named(path, alias), _open(path, axes) as opened:
         yield opened
 
 
-def _open(path: Path) -> AbstractContextManager[Opened]:
+def _open(path: Path, axes: str) -> AbstractContextManager[Opened]:
+    if suffix(path) in TIFF and axes:
+        return open_tiff(path, axes)
     return OPENERS[".dcm" if dicom.is_series(path) else suffix(path)](path)
 
 
@@ -162,192 +160,15 @@ def _faults_named(path: Path, alias: str | None) -> Iterator[None]:
         raise DataError(where, reason, expected, fix) from (error if where == path else None)
 
 
-@contextmanager
-def _open_pillow(path: Path) -> Iterator[Opened]:
-    """Open PNG, JPEG or BMP by its first bytes.
-
-    The reader's class is called rather than Image.open, whose own bound of pixels would warn or refuse before ours.
-    """
-    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin
-
-    readers: dict[bytes, Any] = {
-        b"\x89PNG": PngImagePlugin.PngImageFile,
-        b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
-        b"BM": BmpImagePlugin.BmpImageFile,
-    }
-    with BoundedFile(path) as file:
-        start = file.read(4)
-        reader = next((reader for magic, reader in readers.items() if start.startswith(magic)), None)
-        if reader is None:
-            raise ValueError("the first bytes are not those of PNG, JPEG or BMP")
-        file.seek(0)
-        image = reader(file)
-        bands = [band for band in image.getbands() if band != "A"]
-        dtype = np.dtype({"1": bool, "I": np.int32, "F": np.float32}.get(image.mode, np.uint8))
-        dtype = np.dtype(np.uint16) if image.mode.startswith("I;16") else dtype
-        size = image.width * image.height * len(image.getbands()) * dtype.itemsize
-        colours = 3 if len(bands) > 1 else 1
-
-        def decode() -> Raster:
-            image.load()
-            palette = None
-            if image.mode in ("P", "PA"):
-                stored = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-                palette = np.zeros((256, 3), np.uint8)
-                palette[: len(stored)] = stored
-            whole = image if len(bands) in (1, 3) else image.convert("RGB")
-            pixels = np.asarray(whole).reshape(image.height, image.width, -1)[..., :colours]
-            return Raster(plain(np.moveaxis(pixels, -1, 0)), palette=palette)
-
-        yield Header((image.height, image.width), colours, type_name(dtype), None, size), decode
-
-
-@contextmanager
-def _open_tiff(path: Path) -> Iterator[Opened]:
-    """Open the first series of a TIFF; axes S and C are channels, any other beside Y and X is depth."""
-    import tifffile
-
-    with _faults_of_tifffile() as faults, tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        page = series.keyframe
-        sizes = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True)]
-        kept = [(axis, size) for axis, size in sizes if axis in "YXSC" or size > 1]
-        channels = [index for index, (axis, _) in enumerate(kept) if axis in "SC"]
-        space = [index for index in range(len(kept)) if index not in channels]
-        if len(space) not in (2, 3):
-            raise UnusableError(f"axes {series.axes} of {series.shape}, where 2 or 3 axes of space can be used")
-        shape = tuple(kept[index][1] for index in space)
-        # Only RGB files say which sample is the alpha channel (1 and 2); other extra samples are measurements.
-        alpha = page.photometric == 2 and len(page.extrasamples) == 1 and int(page.extrasamples[0]) in (1, 2)
-        count = int(np.prod([kept[index][1] for index in channels], dtype=int)) - alpha
-        spacing = _tiff_spacing(file, [kept[index][0] for index in space])
-        colormap = page.colormap if page.photometric == 3 else None
-        regions: TiffRegions | None = None
-
-        def whole() -> np.ndarray:
-            require_bounded(series)
-            stored = series.asarray().reshape([size for _, size in kept])
-            pixels = stored.transpose(channels + space).reshape(-1, *shape)[:count]
-            if faults:
-                raise ValueError(f"pages are missing ({faults[0]})")
-            return plain(pixels)
-
-        def decode() -> Raster:
-            palette = None if colormap is None else (np.asarray(colormap).T >> 8).astype(np.uint8)
-            pixels = whole() if regions is None else cast(np.ndarray, regions)  # an array to whoever takes slices of it
-            return Raster(pixels, spacing, palette=palette)
-
-        if readable(series):
-            at = [index for index, (axis, size) in enumerate(sizes) if axis in "YXSC" or size > 1]
-            axes = Axes(tuple(at[index] for index in channels), tuple(at[index] for index in space), count)
-            regions = TiffRegions(series, axes, whole)
-        grid = regions.grid if regions else None
-        size = max(int(series.nbytes), largest_segment(series))
-        yield Header(shape, count, type_name(series.dtype), spacing, size, grid=grid), decode
-
-
-@contextmanager
-def _faults_of_tifffile() -> Iterator[list[str]]:
-    """Collect what tifffile only logs: a stack that was cut short is otherwise read as a shorter stack."""
-    faults: list[str] = []
-    thread = threading.get_ident()
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            message = record.getMessage()
-            if record.thread == thread and ("TiffPages" in message or "TiffTag" in message):
-                faults.append(message)
-
-    collector = Collector(logging.ERROR)
-    logger = logging.getLogger("tifffile")
-    logger.addHandler(collector)
-    try:
-        yield faults
-    finally:
-        logger.removeHandler(collector)
-
-
-def _tiff_spacing(file: Any, axes: list[str]) -> tuple[float, ...] | None:
-    """Spacing in mm, only where OME or ImageJ metadata state the unit; bare resolution tags are often untrue."""
-    lengths: dict[str, float] = {}
-    if file.is_ome:
-        from xml.etree import ElementTree
-
-        for element in ElementTree.fromstring(file.ome_metadata).iter():
-            if element.tag.endswith("}Pixels"):
-                for axis in "XYZ":
-                    unit = MILLIMETRES.get(element.get(f"PhysicalSize{axis}Unit", "µm"))
-                    lengths[axis] = float(element.get(f"PhysicalSize{axis}", "nan")) * (unit or np.nan)
-                break
-    elif file.is_imagej and (unit := MILLIMETRES.get(file.imagej_metadata.get("unit", ""))):
-        for axis in "XY":
-            tag = file.pages[0].tags.get(f"{axis}Resolution")
-            pixels, units = tag.value if tag else (0, 0)
-            lengths[axis] = units / pixels * unit if pixels else np.nan
-        lengths["Z"] = float(file.imagej_metadata.get("spacing", np.nan)) * unit
-    return known_spacing(lengths.get(axis, np.nan) for axis in axes)
-
-
-@contextmanager
-def _open_nifti(path: Path) -> Iterator[Opened]:
-    """Open NIfTI; axes as stored, the fourth (or NIfTI's fifth, of vectors) holds channels, a single slice is 2-D."""
-    import nibabel
-
-    header = _nifti_header(path)
-    proxy = nibabel.arrayproxy.ArrayProxy(path, header, mmap=False)
-    shape = tuple(int(size) for size in proxy.shape)
-    if len(shape) == 5 and shape[3] == 1:
-        shape = (*shape[:3], shape[4])
-    if len(shape) not in (2, 3, 4) or 0 in shape:
-        raise UnusableError(f"shape {proxy.shape}, where 2 or 3 axes of space and one of channels can be used")
-    space = shape[:2] if shape[2:3] == (1,) else shape[:3]
-    count = shape[3] if len(shape) == 4 else 1
-    scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
-    dtype = np.dtype(np.float64) if scaled else header.get_data_dtype()
-    unit = {"meter": 1e3, "micron": 1e-3}.get(header.get_xyzt_units()[0], 1.0)  # unknown means mm by convention
-    spacing = known_spacing(float(zoom) * unit for zoom in header.get_zooms()[: len(space)])
-
-    def decode() -> Raster:
-        stored = np.asanyarray(proxy)
-        if stored.dtype.names:  # RGB as a record
-            stored = np.stack([stored[name] for name in stored.dtype.names], axis=-1)
-        pixels = np.moveaxis(stored.reshape(*space, -1), -1, 0)
-        return Raster(plain(pixels), spacing, np.asarray(header.get_best_affine(), np.float64))
-
-    count *= len(dtype.names or "1")
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    yield Header(space, count, "uint8" if dtype.names else type_name(dtype), spacing, size), decode
-
-
-def _nifti_header(path: Path) -> Any:
-    """The header of NIfTI 1 or 2, read from the bytes before the pixels.
-
-    What lies between header and pixels would else be read, and unpacked, at the length that it states.
-    """
-    import nibabel
-    from nibabel.openers import ImageOpener
-
-    with ImageOpener(path) as file:
-        start = file.read(nibabel.Nifti2Header.sizeof_hdr)
-        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
-            if kind.may_contain_header(start):
-                offset = float(kind(start[: kind.sizeof_hdr], check=False)["vox_offset"])
-                if not 0 <= offset <= MOST_EXTENSIONS:
-                    raise UnusableError(f"pixels that begin at byte {offset:.4g}", "16 MiB of extensions at most")
-                start += file.read(max(0, int(offset) - len(start)))
-                return kind.from_fileobj(io.BytesIO(start))
-    raise ValueError("its first bytes are not those of NIfTI")
-
-
 OPENERS: dict[str, Callable[[Path], AbstractContextManager[Opened]]] = {
-    ".png": _open_pillow,
-    ".jpg": _open_pillow,
-    ".jpeg": _open_pillow,
-    ".bmp": _open_pillow,
-    ".tif": _open_tiff,
-    ".tiff": _open_tiff,
-    ".nii": _open_nifti,
-    ".nii.gz": _open_nifti,
+    ".png": open_picture,
+    ".jpg": open_picture,
+    ".jpeg": open_picture,
+    ".bmp": open_picture,
+    ".tif": open_tiff,
+    ".tiff": open_tiff,
+    ".nii": open_nifti,
+    ".nii.gz": open_nifti,
     ".dcm": dicom.open_dicom,
     ".dicom": dicom.open_dicom,
 }
@@ -411,9 +232,9 @@ def _encode(
 ) -> bytes:
     kind = suffix(path)
     if kind in (".nii", ".nii.gz"):
-        return _encode_nifti(kind, pixels, spacing, affine, note)
+        return encode_nifti(kind, pixels, spacing, affine, note)
     if kind in TIFF:
-        return _encode_tiff(pixels, spacing)
+        return encode_tiff(pixels, spacing)
     held = {(1, "uint8"), (3, "uint8")} | ({(1, "uint16")} if kind == ".png" else set())
     if kind in ("", *dicom.SUFFIXES) or pixels.ndim != 3 or (len(pixels), pixels.dtype.name) not in held:
         raise InputError(
@@ -432,48 +253,3 @@ def _encode(
     options = {"pnginfo": described} if kind == ".png" else {}
     image.save(buffer, {".jpg": "JPEG", ".jpeg": "JPEG"}.get(kind, kind[1:].upper()), **options)
     return buffer.getvalue()
-
-
-def _encode_tiff(pixels: np.ndarray, spacing: tuple[float, ...] | None) -> bytes:
-    """TIFF with named axes; OME metadata where there is a spacing, since they hold it for every type of pixel."""
-    import tifffile
-
-    rgb = pixels.shape[0] == 3 and pixels.dtype == np.uint8 and pixels.ndim == 3
-    axes = "ZYX"[-(pixels.ndim - 1) :]
-    data, names = (np.moveaxis(pixels, 0, -1), axes + "S") if rgb else (pixels, "C" + axes)
-    metadata: dict[str, Any] = {"axes": names}
-    if spacing is not None:
-        # The identifier follows from the content, so that the same mask is the same file.
-        digest = hashlib.blake2b(np.ascontiguousarray(data).tobytes(), digest_size=16).digest()
-        metadata["UUID"] = f"urn:uuid:{uuid.UUID(bytes=digest)}"
-        for axis, length in zip(axes, spacing, strict=True):
-            metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "mm"}
-    buffer = io.BytesIO()
-    tifffile.imwrite(
-        buffer,
-        data,
-        ome=spacing is not None,
-        photometric="rgb" if rgb else "minisblack",
-        compression="zlib",
-        metadata=metadata,
-    )
-    return buffer.getvalue()
-
-
-def _encode_nifti(
-    kind: str, pixels: np.ndarray, spacing: tuple[float, ...] | None, affine: np.ndarray | None, note: str
-) -> bytes:
-    """NIfTI with channels on the fourth axis; the affine, or one made of the spacing."""
-    import nibabel
-
-    data = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
-    if len(pixels) > 1 and pixels.ndim == 3:
-        data = data[:, :, None]  # the third axis of a single slice, so that channels are the fourth
-    steps = (*(spacing or ()), 1.0, 1.0, 1.0)[:3]
-    image: Any = nibabel.Nifti1Image(data, np.diag([*steps, 1.0]) if affine is None else affine, dtype=data.dtype)
-    if spacing is not None:
-        image.header.set_zooms((*spacing, *([1.0] * (data.ndim - len(spacing)))))
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = note.encode("ascii", "replace")[:79]
-    content: bytes = image.to_bytes()
-    return gzip.compress(content, mtime=0) if kind == ".nii.gz" else content

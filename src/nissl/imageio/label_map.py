@@ -108,7 +108,7 @@ class LabelMap:
         """The pixels as one code each."""
         pixels = raster.pixels
         if raster.inverted:
-            found, fix = "a mask that shows 0 as white (MONOCHROME1)", "write the mask as MONOCHROME2, PNG or NIfTI"
+            found, fix = "a mask that shows 0 as white (MONOCHROME1, WhiteIsZero)", "write it as PNG or NIfTI"
             raise DataError(path, found, "class numbers as they are stored", fix)
         if self.colours:
             packed = _packed(raster)

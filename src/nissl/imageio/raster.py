@@ -35,7 +35,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its pixels; spacing in mm along each spatial axis, None where it states none."""
+    """What a file says about its pixels as an image; spacing in mm along each axis, None where it states none.
+
+    Of a file with a palette these are the colours, as `shown` makes them.
+    """
 
     shape: tuple[int, ...]
     channels: int
@@ -50,9 +53,10 @@ class Header:
 
 @dataclass(frozen=True)
 class Raster:
-    """A decoded file; spacing in mm. With a palette (colours of a PNG or TIFF), the pixels are indices into it.
+    """A decoded file; spacing and affine in mm. With a palette (PNG, BMP, TIFF), the pixels are indices into it.
 
-    Pixels that `open_raster` gives may be read where they are asked for (see `nissl.imageio.tiff_regions.Pixels`).
+    A mask keeps these as its values; an image becomes colours by `nissl.imageio.tiff_regions.shown`. Pixels that
+    `open_raster` gives may be read where they are asked for (see `nissl.imageio.tiff_regions.Pixels`).
     """
 
     pixels: Num[np.ndarray, "channels *space"]
@@ -60,7 +64,8 @@ class Raster:
     affine: Float[np.ndarray, "4 4"] | None = None
     palette: UInt8[np.ndarray, "n 3"] | None = None
     inverted: bool = False
-    """The file shows 0 as white (DICOM's MONOCHROME1); the pixels were turned over, so that larger is brighter."""
+    """The file shows 0 as white (DICOM's MONOCHROME1, TIFF's WhiteIsZero of more than one bit); the pixels were turned
+    over, so that larger is brighter."""
     burned_in: bool = False
     """The file says that text is drawn into its pixels."""
 
@@ -87,6 +92,45 @@ def type_name(dtype: np.dtype[Any]) -> str:
     return "uint8" if dtype.kind == "b" else dtype.newbyteorder("=").name
 
 
+def require_real(dtype: np.dtype[Any]) -> None:
+    """Refuse what is no image of measured values, such as complex numbers.
+
+    Raises:
+        UnusableError: the pixels are neither integers nor real numbers.
+
+    """
+    if dtype.kind not in "buif":
+        raise UnusableError(f"pixels of type {dtype}, where integers or real numbers can be used")
+
+
+def colours_in(palette: UInt8[np.ndarray, "n 3"]) -> int:
+    """Channels of an image with this palette: one where all its colours are gray."""
+    return 1 if (palette == palette[:, :1]).all() else 3
+
+
+def upright(pixels: Num[np.ndarray, "*rest rows columns"], orientation: int) -> Num[np.ndarray, "*rest high wide"]:
+    """Turn and mirror stored pixels as viewers do by the orientation that EXIF or a TIFF states (1 to 8, else as 1)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(-1, -2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[..., ::-1, :]
+    return pixels[..., ::-1] if orientation in (2, 3, 6, 7) else pixels
+
+
+def without_alpha(pixels: Num[np.ndarray, "channels *space"]) -> Num[np.ndarray, "colours *space"]:
+    """Drop the last channel, which says how to draw a picture and not what was measured.
+
+    Raises:
+        UnusableError: all that can be seen is in it.
+
+    """
+    colours, alpha = pixels[:-1], pixels[-1]
+    if alpha.size and alpha.min() != alpha.max() and all(channel.min() == channel.max() for channel in colours):
+        fix = "put it on a background of another colour, and save it without alpha"
+        raise UnusableError("a picture in its alpha channel alone (all colours are constant)", "colours or gray", fix)
+    return colours
+
+
 def plain(pixels: np.ndarray) -> Num[np.ndarray, "channels *space"]:
     """A contiguous array of native byte order that owns its memory; booleans become 0 and 1.
 
@@ -94,8 +138,7 @@ def plain(pixels: np.ndarray) -> Num[np.ndarray, "channels *space"]:
         UnusableError: the pixels are neither integers nor real numbers.
 
     """
-    if pixels.dtype.kind not in "buif":
-        raise UnusableError(f"pixels of type {pixels.dtype}, where integers or real numbers can be used")
+    require_real(pixels.dtype)
     return np.array(pixels, dtype=np.dtype(type_name(pixels.dtype)), order="C")
 
 

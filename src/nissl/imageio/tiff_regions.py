@@ -9,18 +9,18 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from jaxtyping import Integer
 
 from nissl.files import whole_file
-from nissl.imageio.raster import Grid
+from nissl.imageio.raster import Grid, Raster, colours_in
 from nissl.imageio.tiff_segments import require_share
 
 STRIP = 2**20
@@ -68,12 +68,30 @@ def row_strips(shape: Sequence[int], values: int = STRIP) -> list[slice]:
 class Recoloured:
     """Pixels whose channels are made anew, region by region."""
 
-    def __init__(self, source: Pixels, channels: int, convert: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.shape, self.dtype, self.ndim = (channels, *source.shape[1:]), source.dtype, source.ndim
+    def __init__(
+        self, source: Pixels, channels: int, convert: Callable[[np.ndarray], np.ndarray], dtype: Any = None
+    ) -> None:
+        self.shape, self.ndim = (channels, *source.shape[1:]), source.ndim
+        self.dtype = np.dtype(dtype or source.dtype)
         self._source, self._convert = source, convert
 
     def __getitem__(self, box: Box) -> np.ndarray:
         return self._convert(self._source[(slice(None), *box[1:])])[box[0]]
+
+
+def shown(raster: Raster) -> Raster:
+    """The image that a file with a palette shows, in colour, or gray where all its colours are; others as they are."""
+    if raster.palette is None:
+        return raster
+    table = raster.palette[:, : colours_in(raster.palette)]
+
+    def coloured(indices: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.moveaxis(table[np.minimum(indices[0], len(table) - 1)], -1, 0))
+
+    if isinstance(raster.pixels, np.ndarray):
+        return replace(raster, pixels=coloured(raster.pixels), palette=None)
+    lazy = Recoloured(raster.pixels, table.shape[1], coloured, table.dtype)
+    return replace(raster, pixels=cast(np.ndarray, lazy), palette=None)
 
 
 @dataclass(frozen=True)
@@ -96,13 +114,20 @@ class TiffRegions:
         series: of an open tifffile.TiffFile, for which `readable` is true.
         axes: what its axes are.
         whole: reads all pixels.
+        finished: what is done to the pixels of a region, value by value.
 
     """
 
     lines = 1024
 
-    def __init__(self, series: Any, axes: Axes, whole: Callable[[], np.ndarray]) -> None:
-        self._series, self._page, self._whole = series, series.keyframe, whole
+    def __init__(
+        self,
+        series: Any,
+        axes: Axes,
+        whole: Callable[[], np.ndarray],
+        finished: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        self._series, self._page, self._whole, self._finished = series, series.keyframe, whole, finished
         self._axes = axes
         self.shape = (axes.count, *(int(series.shape[axis]) for axis in axes.space))
         self.dtype = np.dtype("uint8" if series.dtype.kind == "b" else series.dtype.newbyteorder("="))
@@ -171,7 +196,8 @@ class TiffRegions:
         channels = prod(stored.shape[axis] for axis in self._axes.channels)
         lengths = [stored.shape[axis] for axis in self._axes.space]
         plain = stored.transpose(*self._axes.channels, *self._axes.space, *rest).reshape(channels, *lengths)
-        return np.ascontiguousarray(plain[: self.shape[0]][box[0]])  # interleaved, all that follows would be slow
+        plain = np.ascontiguousarray(plain[: self.shape[0]][box[0]])  # interleaved, all that follows would be slow
+        return self._finished(plain)
 
     def _fill(self, target: np.ndarray, number: int, inside: Sequence[tuple[int, int]]) -> None:
         """Copy a region of a page into `target`, segment by segment."""

@@ -179,7 +179,7 @@ class _Work:
     def needs(self, path: Path) -> int:
         """Most memory that an image takes, in bytes; 0 for one that cannot be used, which is named in its turn."""
         try:
-            header = read_header(path)
+            header = read_header(path, axes=self.model.config.data.axes)
         except DataError:
             return 0
         if len(header.shape) != self.model.dims:

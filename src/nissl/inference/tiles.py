@@ -267,15 +267,14 @@ def _resized(model: Model, image: Pixels, retreat: Retreat) -> Iterator[tuple[sl
         yield rows, iter([((rows, *everything[1:]), strip)])
 
 
-def _shrunk(image: Pixels, size: Sequence[int]) -> Num[np.ndarray, "channels *size"]:
+def _shrunk(image: Pixels, size: Sequence[int]) -> Float32[np.ndarray, "channels *size"]:
     """`resize_image` in strips, with the same bits: the first axis comes last, at once."""
     channels, lines, *rest = image.shape
     narrow = np.empty((channels, lines, *size[1:]), np.float32)
     for rows in row_strips((channels, lines, *map(max, rest, size[1:])), STRIP):
-        part = image[:, rows].astype(np.float32)  # real numbers, so that integers are rounded only once
+        part = image[:, rows]
         narrow[:, rows] = resize_image(part, (part.shape[1], *size[1:]))
-    small: Num[np.ndarray, "channels *size"] = resize_image(narrow, size)
-    return np.rint(small).astype(image.dtype) if image.dtype in KEPT else small
+    return resize_image(narrow, size)
 
 
 def _moments_in_strips(image: Pixels) -> Float32[np.ndarray, "two channels *ones"]:
