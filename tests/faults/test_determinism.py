@@ -16,12 +16,12 @@ from tests.tiny_data import FLAGS, write_tiny
 from tests.training.tiny import NET, TRAIN, Changed, Images, Recipe, crash_at, differing, log_of, state_of, write_files
 
 from nissl import cli, nets
-from nissl.config import load_config
 from nissl.errors import DataError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS
+from nissl.runs.format import load_config
 
 SHORT = replace(TRAIN, steps=4)
 

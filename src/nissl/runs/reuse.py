@@ -1,4 +1,4 @@
-"""The stage 1 of another run: whether it is that of this one too, and taking it over."""
+"""The stage 1 of another run: whether it is that of this one too, and its reuse."""
 
 import os
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from nissl.errors import InputError
 from nissl.files import write_whole
 from nissl.runs.checkpoint import has_checkpoint, load_checkpoint
 from nissl.runs.folder import STATE, checkpoint_of, read_json, write_json
+from nissl.runs.format import current_settings
 from nissl.runs.provenance import FACTS, PLACE, data_of, flat
 
 STAGE_1 = ("seed", "deterministic", "protocol", "data", "augment", "net", "pretrain")
@@ -19,6 +20,7 @@ STAGE_1 = ("seed", "deterministic", "protocol", "data", "augment", "net", "pretr
 NOT_STAGE_1 = (
     *("data.workers", "data.cache_gib", "data.limit_gib"),  # how images are read, not what is in them
     *("data.masks", "data.foreground"),  # it sees no mask
+    "data.images",  # their checksums are compared
     "pretrain.fine_tuning_rate",
 )
 
@@ -38,7 +40,7 @@ def has_begun(run: Path) -> bool:
 
 
 def require_alike(other: Path, config: Config, dataset: Dataset, split: Split) -> None:
-    """Refuse to take over a stage 1 that began with other settings or images, is damaged, or is not there.
+    """Refuse to reuse a stage 1 that began with other settings or images, is damaged, or is not there.
 
     A setting that the other run does not name, since its version had none such, counts as another one.
 
@@ -47,7 +49,8 @@ def require_alike(other: Path, config: Config, dataset: Dataset, split: Split) -
         DataError: a file of it is damaged.
 
     """
-    theirs, ours = stage_1_settings(read_toml(other / "config.toml")), stage_1_settings(to_tree(config))
+    path = other / "config.toml"
+    theirs, ours = stage_1_settings(current_settings(read_toml(path), path)), stage_1_settings(to_tree(config))
     unlike = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
     listed = [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in unlike]
     data, here = read_json(other / "data.json"), data_of(dataset, split)
@@ -83,7 +86,7 @@ def note_origin(run: Path, other: Path, private: bool) -> None:
     write_json(run / "env.json", here | {"stage_1_of": origin, "exact": exact})
 
 
-def take_over(other: Path, run: Path, networks: int) -> None:
+def reuse(other: Path, run: Path, networks: int) -> None:
     """Begin the stage 1 of a run where that of another one is, or has ended; what the run has itself stays."""
     for network, theirs in enumerate(checkpoints_of(other)[:networks]):
         ours = checkpoint_of(run, network)
