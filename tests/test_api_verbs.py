@@ -15,13 +15,14 @@ from tests.tiny_data import NET, tiny_config, write_tiny
 import nissl
 from nissl import api
 from nissl.nets import factory
-from nissl.config import Config, DataConfig, MethodConfig, NetConfig, load_config
+from nissl.config import Config, DataConfig, MethodConfig, NetConfig
 from nissl.errors import DataError, InputError
 from nissl.evaluation.table import scores_from_csv
 from nissl.imageio.formats import read_raster, write_image, write_mask
 from nissl.plasticity import plastic_layers
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS
+from nissl.runs.format import load_config
 from nissl.training.loop import Trainer
 
 RUN_FILES = {

@@ -11,10 +11,11 @@ import tomli_w
 from tests.tiny_data import FLAGS, tiny_config, write_tiny
 
 from nissl import cli
-from nissl.config import Config, load_config, to_tree
+from nissl.config import Config, to_tree
 from nissl.data.cases import Finding
 from nissl.data.check import Report
 from nissl.errors import DataError, InputError, ResourceError
+from nissl.runs.format import load_config
 
 VERBS = {
     "demo": cli.Demo,

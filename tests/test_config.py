@@ -17,10 +17,10 @@ from nissl.config import (
     SplitConfig,
     TrainConfig,
     from_tree,
-    load_config,
     to_tree,
 )
 from nissl.errors import InputError
+from nissl.runs.format import load_config
 
 
 def refused(tree):

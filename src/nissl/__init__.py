@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nissl.api import check, compare, evaluate, predict, report, train
-    from nissl.config import Config, load_config
+    from nissl.config import Config
     from nissl.data.cases import find_cases
+    from nissl.runs.format import load_config
+
+    __version__: str
 
 _PLACES = {
     "Config": ("nissl.config", "Config"),
-    "load_config": ("nissl.config", "load_config"),
+    "load_config": ("nissl.runs.format", "load_config"),
     "find_cases": ("nissl.data.cases", "find_cases"),
     "check": ("nissl.api", "check"),
     "compare": ("nissl.api", "compare"),
@@ -30,6 +33,10 @@ __all__ = ["Config", "check", "compare", "evaluate", "find_cases", "load_config"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("nissl")
     if name not in _PLACES:
         raise AttributeError(f"module 'nissl' has no attribute {name!r}")
     module, attribute = _PLACES[name]

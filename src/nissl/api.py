@@ -13,33 +13,34 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from nissl.config import Config, DataConfig, from_tree, load_config, to_tree
+from nissl.config import Config, DataConfig, from_tree, to_tree
 from nissl.data.cases import CaseFile, find_cases, list_cases, load_case, look, scan
 from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
 from nissl.data.duplicates import name_copies
-from nissl.data.split import Split, caveats, make_split, seal
+from nissl.data.split import Split, caveats, lock_test_cases, make_split
 from nissl.errors import InputError
 from nissl.evaluation.compare import Comparison
 from nissl.evaluation.compare_runs import compare_runs
-from nissl.evaluation.table import Summary, score_case, scores_to_csv, summarise
+from nissl.evaluation.table import Summary, score_case, scores_to_csv, summarise, unfinished
 from nissl.files import write_whole
 from nissl.imageio.formats import mask_suffix, read_raster, write_mask
 from nissl.inference.folder import FolderResult, predict_folder
-from nissl.inference.memory import Retreat
+from nissl.inference.memory import MemoryFallback
 from nissl.inference.tiles import predict_mask
 from nissl.learner import BOOTSTRAP
 from nissl.progress import Advance, track, warn
 from nissl.reporting.run_page import write_report
 from nissl.runs.folder import choose_device, find_root, load_model, read_json, write_json
+from nissl.runs.format import load_config
 from nissl.runs.provenance import (
     changes,
-    claimed,
     count_classes,
-    describe,
+    lock_run_folder,
     note_session,
     require_same,
     without_names,
+    write_provenance,
 )
 from nissl.runs.reuse import has_begun, require_alike
 from nissl.training import parity
@@ -87,11 +88,11 @@ def train(
         config = without_names(config, scanned)
     split = make_split(scanned.cases, config.split, config.seed)
     whole = look(data, scanned, config.data, split.labelled + split.unlabelled)  # not even a header of a test image
-    dataset = seal(whole, split)
+    dataset = lock_test_cases(whole, split)
     device = choose_device(config.device)
     config = resolve_settings(config, dataset, split, device)
-    with joined(device) as world, claimed(out, bool(resume)) if world.first else nullcontext():
-        other = _to_take_over(pretrained, out, world, device)
+    with joined(device) as world, lock_run_folder(out, bool(resume)) if world.first else nullcontext():
+        other = _to_reuse(pretrained, out, world, device)
         session = Session(out, device, world, control, config.data.workers)
         job = Job(config, dataset, split, session, other)
         changed = _admit(job, resume)
@@ -103,7 +104,7 @@ def train(
             note_session(out, config, changed)
         if world.first and (changed or not resume):
             write_json(out / "network.json", network)
-            describe(out, config, dataset, split, class_pixels)
+            write_provenance(out, config, dataset, split, class_pixels)
         test_masks = stores.test and parity.Looks(stores.test, config, len(split.labelled), device)
         if test_masks:
             job = dataclasses.replace(job, session=replace(session, control=replace(control, after_step=test_masks)))
@@ -114,7 +115,7 @@ def train(
     return out
 
 
-def _to_take_over(pretrained: Path | str | None, out: Path, world: World, device: torch.device) -> Path | None:
+def _to_reuse(pretrained: Path | str | None, out: Path, world: World, device: torch.device) -> Path | None:
     """The run whose stage 1 is taken over, unless this one has begun its own."""
     if pretrained is None:
         return None
@@ -169,7 +170,7 @@ def report(run: Path | str, data: Path | str | None = None) -> Path:
 
 
 def compare(a: Path | str, b: Path | str) -> Comparison:
-    """Compare two measured runs, or two measured series of seeds, case by case (see `compare_runs`)."""
+    """Compare two measured runs, or two measured trainings of several seeds, case by case (see `compare_runs`)."""
     return compare_runs(Path(a), Path(b))
 
 
@@ -195,7 +196,7 @@ def evaluate(
     run = Path(run)
     model = load_model(run, device)
     facts = read_json(run / "data.json")
-    split = Split.from_json((run / "split.json").read_text(encoding="utf-8"))
+    split = Split.from_tree(read_json(run / "split.json"), run / "split.json")
     dataset = find_cases(find_root(run, facts, data), model.config.data)
     cases = chosen(dataset, split.test if on == "test" else split.labelled)
     copies = name_copies(cases, facts["cases"]) if on == "test" else ""
@@ -204,21 +205,22 @@ def evaluate(
         raise InputError(dataset.root, copies, "test images that no training saw", fix)
     folder = run / ("predictions" if on == "test" else f"predictions_{on}")
     folder.mkdir(exist_ok=True)
-    rows, retreat = [], Retreat(model)
+    rows, fallback = [], MemoryFallback(model)
     with track(len(cases), "measuring") as advance:
         for file in cases:
             case = load_case(file, dataset.label_map, model.config.data)
             if case.mask is None:
                 raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
-            prediction = predict_mask(model, case.image, retreat)
+            prediction = predict_mask(model, case.image, fallback)
             _write_prediction(folder, file, prediction, model.config.data)
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
             advance(case.id)
     pixels = read_json(run / "budget.json").get("class_pixels", {})
     not_trained = [name for name in model.classes[1:] if pixels.get(name) == 0]
-    known = [*caveats(split.shared_groups, split.transductive), *([copies] if copies else [])]
-    known += parity.caveats(run, model.config.protocol)
+    known = [*unfinished(model.steps, model.planned_steps), *caveats(split.shared_groups, split.transductive)]
+    known += [*([copies] if copies else []), *parity.caveats(run, model.config.protocol)]
     summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]), not_trained, known)
+    summary = dataclasses.replace(summary, steps=model.steps, planned_steps=model.planned_steps)
     name = "metrics" if on == "test" else f"metrics_{on}"
     write_whole(run / f"{name}.csv", scores_to_csv(rows))
     write_json(run / f"{name}.json", summary.to_tree() | {"split": on, "cases": len(cases)})
@@ -239,11 +241,11 @@ def _exactness(deterministic: bool, device: torch.device) -> Iterator[None]:
 
     A GPU has none for the gradient of 3-D pooling, among others: there torch names the operation in a warning.
     """
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=device.type != "cpu")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nissl.config import Config, DataConfig, load_config
+import nissl
+from nissl.config import Config, DataConfig
 from nissl.errors import InputError, NisslError, ResourceError, out_of_memory
+from nissl.members import Members
 from nissl.methods import METHODS
 from nissl.nets.settings import NETWORKS
 from nissl.pretrain import PRETRAININGS
+from nissl.progress import is_first_process
+from nissl.runs.format import load_config
 
 if TYPE_CHECKING:
     from nissl.data.check import Report
@@ -28,7 +32,7 @@ DESCRIPTION = "Segment biomedical images when there are many images and few mask
 DATA_FAULTS = 3
 Settings = Annotated[Config, tyro.conf.arg(name="")]
 Folder = Annotated[Path, tyro.conf.Positional]
-MEMBERS = {"net": NETWORKS, "pretrain": PRETRAININGS, "method": METHODS}
+MEMBERS: dict[str, Members[Any]] = {"net": NETWORKS, "pretrain": PRETRAININGS, "method": METHODS}
 """The settings that are those of a member, by their table."""
 SHORT = {"--widths": "net.widths"} | {f"--{name}": f"pretrain.{name}" for name in ("rule", "layers", "handover")}
 """Short flags of options of members."""
@@ -39,7 +43,7 @@ class Demo:
     """Run the whole job on simulated microscopy: a few minutes on a laptop, no data needed."""
 
     out: Path = Path("nissl-demo")
-    """Folder to make; it must not exist."""
+    """Folder to make; where it exists already, NAME-2, NAME-3 and so on."""
 
     def __call__(self) -> int:
         """Run the verb."""
@@ -87,11 +91,12 @@ class Train:
     config: Path | None = None
     """TOML file of settings; flags on the command line win over it."""
     resume: bool = False
-    """Go on with an interrupted run, with its settings."""
+    """Continue an interrupted run, with its settings."""
     seeds: int | None = None
     """Train so often, each time with a seed of its own: OUT/seed-0, OUT/seed-1, ... on the same test cases."""
     allow_changed: bool = False
-    """With --resume: accept settings or data that differ from those that the run began with."""
+    """With --resume: accept settings or data that differ from those that the run began with; with several seeds, data
+    only."""
     pretrained: Path | None = None
     """Another run with the same images, seed and settings of stage 1, of any budget and method: take its pre-trained
     networks."""
@@ -99,9 +104,9 @@ class Train:
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import api, several_seeds
-        from nissl.runs.seeds import is_series
+        from nissl.runs.folder import holds_seeds
 
-        several = self.seeds is not None or is_series(self.out)
+        several = self.seeds is not None or holds_seeds(self.out)
         if several and self.pretrained:
             expected = "a run of its own: each seed has its own stage 1"
             raise InputError("--pretrained", "given with several seeds", expected, "leave one of them out")
@@ -110,22 +115,24 @@ class Train:
                 resume: bool | Literal["changed"] = "changed" if self.resume and self.allow_changed else self.resume
                 api.train(self.folder, self.out, self.settings, resume, self.pretrained)
             else:
-                several_seeds.train(self.folder, self.out, self.settings, self.seeds, self.resume)
+                options = (self.settings, self.seeds, self.resume, self.allow_changed)
+                several_seeds.train(self.folder, self.out, *options)
         except SystemExit:
-            if (self.out / "config.toml").exists():  # else it was stopped before it began
+            if is_first_process() and (self.out / "config.toml").exists():  # else it was stopped before it began
                 place = api.place(self.folder, self.settings)
-                print(f"stopped; go on with: nissl train {place} --out {self.out} --resume", file=sys.stderr)
+                print(f"stopped; resume with: nissl train {place} --out {self.out} --resume", file=sys.stderr)
             raise
-        print(f"trained: {self.out}\nnext: nissl evaluate {self.out}")
+        if is_first_process():
+            print(f"trained: {self.out}\nnext: nissl evaluate {self.out}")
         return 0
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run, or a series of seeds, on its test cases: no other command scores them."""
+    """Measure a run, or several seeds, on its test cases: no other command scores them."""
 
     run: Folder
-    """Run folder, or folder of a series of seeds."""
+    """Run folder, or folder of several seeds."""
     on: Literal["test", "labelled"] = "test"
     """`test`, or the labelled training cases for comparison."""
     allow_shared_images: bool = False
@@ -140,13 +147,13 @@ class Evaluate:
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import api, several_seeds
-        from nissl.evaluation.text import score_text, series_text
-        from nissl.runs.seeds import is_series
+        from nissl.evaluation.text import score_text, seeds_text
+        from nissl.runs.folder import holds_seeds
 
         options = (self.run, self.on, self.device, self.data, self.allow_shared_images)
-        if is_series(self.run):
+        if holds_seeds(self.run):
             whole = several_seeds.evaluate(*options)
-            _print(whole.to_tree() if self.json else series_text(whole))
+            _print(whole.to_tree() if self.json else seeds_text(whole))
         else:
             summary = api.evaluate(*options)
             _print(summary.to_tree() if self.json else score_text(summary))
@@ -155,10 +162,10 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare two measured runs, or two series of seeds, on the same test cases: is one better, by how much?"""
+    """Compare two measured runs, or several seeds of both, on the same test cases: is one better, by how much?"""
 
     a: Folder
-    """Run folder, or folder of a series of seeds."""
+    """Run folder, or folder of several seeds."""
     b: Folder
     """The other one."""
     json: bool = False
@@ -197,7 +204,7 @@ class Bench:
             where = (
                 f" --workers {self.workers}" if self.workers else f" --cluster {self.cluster}" if self.cluster else ""
             )
-            print(f"stopped; go on with: nissl bench {self.grid} --out {self.out}{where}", file=sys.stderr)
+            print(f"stopped; resume with: nissl bench {self.grid} --out {self.out}{where}", file=sys.stderr)
             raise
         for result in outcome.failed:
             print(f"failed: {result.run}: {result.message}", file=sys.stderr)
@@ -222,20 +229,23 @@ class Predict:
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import api
+        from nissl.evaluation.table import unfinished
 
         result = api.predict(self.run, self.images, self.out, self.device)
         for error in result.failed:
             print(f"error: {error}", file=sys.stderr)
         print(f"{len(result.written)} masks written to {self.out}, {len(result.failed)} images failed")
+        for text in unfinished(result.steps, result.planned_steps):
+            print(f"warning: {text}")
         return DATA_FAULTS if result.failed else 0
 
 
 @dataclass(frozen=True)
 class MakeReport:
-    """Write the page of a run, a series of seeds or a bench: report.html, one file that holds everything."""
+    """Write the page of a run, several seeds or a bench: report.html, one file that holds everything."""
 
     run: Folder
-    """Run folder, or folder of a series of seeds or of a bench."""
+    """Run folder, or folder of several seeds or of a bench."""
     data: Path | None = None
     """Folder of the data, where it is not where it was, or where the run does not know it (DICOM)."""
 
@@ -244,12 +254,13 @@ class MakeReport:
         from nissl import api, several_seeds
         from nissl.bench.page.page import report_bench
         from nissl.bench.run.results import is_bench
-        from nissl.runs.seeds import is_series
+        from nissl.runs.folder import holds_seeds
 
         if is_bench(self.run):
             made = report_bench(self.run)
         else:
-            made = several_seeds.report(self.run, self.data) if is_series(self.run) else api.report(self.run, self.data)
+            report = several_seeds.report if holds_seeds(self.run) else api.report
+            made = report(self.run, self.data)
         print(f"report: {made}")
         return 0
 
@@ -258,7 +269,7 @@ class MakeReport:
 class Fetch:
     """Download a public data set by name and arrange it into images/ and masks/."""
 
-    name: Folder
+    name: tyro.conf.Positional[str]
     """glas, dsb2018, kvasir-seg, msd-hippocampus, la2018."""
     folder: Folder
     """Folder to make."""
@@ -271,8 +282,8 @@ class Fetch:
         """Run the verb."""
         from nissl.datasets.public import PUBLIC, fetch
 
-        place = fetch(str(self.name), self.folder, accept=self._agrees, archive=self.archive)
-        label_map = PUBLIC[str(self.name)].label_map
+        place = fetch(self.name, self.folder, accept=self._agrees, archive=self.archive)
+        label_map = PUBLIC[self.name].label_map
         print(f"next: nissl check {place}" + (f" --data.label-map {label_map}" if label_map else ""))
         return 0
 
@@ -308,7 +319,7 @@ def run(arguments: list[str]) -> int:
     try:
         return _answer(arguments)
     except NisslError as error:
-        if not (os.environ.get("RANK", "0") != "0" if error.said is None else error.said):
+        if is_first_process() if error.said is None else not error.said:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # whoever reads the output, such as `head`, has had enough
@@ -330,6 +341,9 @@ def run(arguments: list[str]) -> int:
 
 def _answer(arguments: list[str]) -> int:
     try:
+        if arguments == ["--version"]:
+            print(f"nissl {nissl.__version__}")
+            return 0
         return _parse(arguments)()
     finally:
         sys.stdout.flush()  # here, where a closed pipe can still be answered

@@ -32,9 +32,9 @@ class DataConfig:
     """Where the images are and how they become arrays."""
 
     images: Path | None = None
-    """Folder of images, when it is not DATA/images."""
+    """Folder of images, when it is not DATA/images: in DATA, or else from the working folder."""
     masks: Path | None = None
-    """Folder of masks, when it is not DATA/masks."""
+    """Folder of masks, when it is not DATA/masks; likewise."""
     label_map: Annotated[str, short("label-map")] = ""
     """How mask values become classes: `binary` (0 is background, all else foreground: 0/255 and instance ids),
     `0,1,2` or `0=background,1=head,2=body`, or colours `#000000=background,#ff0000=gland`. Empty: the map in
@@ -74,9 +74,9 @@ class DataConfig:
 class SplitConfig:
     """Which cases are for testing and which masks the training may see."""
 
-    labels: Annotated[str, short("labels")] = "10%"
-    """The label budget: a share of the training masks (`10%`), a number (`8`), or case ids separated by commas.
-    It counts every mask that the training sees."""
+    labels: Annotated[str, short("labels")] = "all"
+    """The label budget: `all` training masks, a fraction of them (`10%`), a number (`8`), or case ids separated by
+    commas. It counts every mask that the training sees."""
     test_fraction: float = 0.2
     """Share of the masked cases (or of the groups) kept for testing, where cases.csv gives no split."""
     allow_shared_groups: Annotated[bool, short("allow-shared-groups")] = False
@@ -216,16 +216,6 @@ class Config:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
-def load_config(path: Path) -> Config:
-    """Read settings from a TOML file.
-
-    Raises:
-        InputError: the file is missing, is not TOML, or has an unknown key or a value of the wrong kind.
-
-    """
-    return from_tree(Config, read_toml(path), str(path))
-
-
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file of settings as it is, without the defaults of what it leaves open.
 
@@ -303,7 +293,9 @@ def without_foreign_options(tree: dict[str, Any]) -> dict[str, Any]:
     """Leave out of a tree of settings the options of other members: a run of format 1 stored those of all in one."""
     kept = dict(tree)
     for table, base in (("net", NetSettings), ("pretrain", PretrainSettings), ("method", MethodSettings)):
-        members, options = registry_of(base), tree.get(table, {})
+        if table not in tree:
+            continue
+        members, options = registry_of(base), tree[table]
         kind = members.settings(options.get("name", next(iter(members))))
         names = {field.name for field in dataclasses.fields(kind)}
         kept[table] = {key: value for key, value in options.items() if key in names}

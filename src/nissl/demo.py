@@ -6,7 +6,6 @@ from pathlib import Path
 from nissl import api
 from nissl.config import Config, SplitConfig, TrainConfig
 from nissl.datasets.phantom import PhantomConfig, write_phantoms
-from nissl.errors import InputError
 from nissl.nets.settings import UNet
 from nissl.pretrain.settings import Hebbian
 
@@ -23,12 +22,10 @@ SETTINGS = Config(
 def demo(out: Path) -> Path:
     """Simulate images, train on ten masks and the images without, measure, predict, and write the page.
 
-    Raises:
-        InputError: the folder exists already.
-
+    Nothing is overwritten: where `out` exists, the first free one of `out-2`, `out-3` and so on is made instead.
     """
-    if out.exists():
-        raise InputError(out, "exists already", "a folder that the demo can make", "remove it, or choose another --out")
+    names = (out, *(out.with_name(f"{out.name}-{number}") for number in range(2, 10**6)))
+    out = next(folder for folder in names if not folder.exists())
     _say(f"simulating {IMAGES} images of fluorescent nuclei in {out / 'phantoms'}")
     write_phantoms(out / "phantoms", IMAGES, PhantomConfig(), seed=SETTINGS.seed)
     _say("training on 10 masks; the rest of the images goes without")

@@ -24,11 +24,12 @@ class Tracker(Protocol):
 
 def warn(text: str) -> None:
     """Say on stderr what the user should know; of several processes the first speaks."""
-    if _speaks():
+    if is_first_process():
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def _speaks() -> bool:
+def is_first_process() -> bool:
+    """Say whether this is the process that writes and prints, of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -39,7 +40,7 @@ def track(total: int, what: str, start: int = 0) -> Iterator[Advance]:
     `with track(steps, "training") as advance:` and then `advance("loss 0.123")` after each step. Under torchrun only
     the process of rank 0 shows anything.
     """
-    if not _speaks():
+    if not is_first_process():
         yield lambda message: None
         return
     began, done = monotonic(), start

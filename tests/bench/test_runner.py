@@ -20,6 +20,7 @@ from nissl.config import to_tree
 from nissl.data.cases import find_cases
 from nissl.data.split import Split
 from nissl.errors import InputError
+from nissl.runs.folder import read_json
 
 
 def made_run(folder, row):
@@ -172,7 +173,7 @@ def test_the_test_cases_are_those_of_every_seed(tmp_path):
     (tmp_path / "tiny" / "cases.csv").unlink()
     text = TINY.replace('["1", "50%"]', '["2"]').replace("seeds = 2", "seeds = 3")
     bench(write_grid(tmp_path, text[: text.rindex("[[arms]]")]), tmp_path / "out")
-    made = [Split.from_json(path.read_text()) for path in (tmp_path / "out").rglob("split.json")]
+    made = [Split.from_tree(read_json(path)) for path in (tmp_path / "out").rglob("split.json")]
     assert len(made) == 3 and len({split.test for split in made}) == 1 and len({split.labelled for split in made}) > 1
 
 
@@ -185,7 +186,7 @@ def test_a_bench_that_is_stopped_goes_on_and_runs_nothing_twice(tmp_path):
     wait_for(lambda: (first / "metrics.json").is_file() and len(lines(second / "log.jsonl")) > 5, process)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=240)[1]
-    assert process.returncode == 143 and "stopped; go on with: nissl bench" in said
+    assert process.returncode == 143 and "stopped; resume with: nissl bench" in said
     assert [row["status"] for row in rows(tmp_path / "out")] == ["done", "missing"]
     assert "1 of 2; 1 missing" in (tmp_path / "out" / "tables.md").read_text()
     assert "1 of 2 runs done, 0 failed, 1 missing" in (tmp_path / "out" / "report.html").read_text()
@@ -209,7 +210,7 @@ def test_ctrl_c_lets_running_cells_save_their_state_and_the_bench_goes_on(tmp_pa
     wait_for(lambda: all(len(lines(run / "log.jsonl")) > 5 for run in runs), process)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=240)[1]
-    assert process.returncode == 130 and "stopped; go on with: nissl bench" in said, said
+    assert process.returncode == 130 and "stopped; resume with: nissl bench" in said, said
     halves = [len(lines(run / "log.jsonl")) for run in runs]
     assert all(5 < half < 300 for half in halves)
     assert all((run / "checkpoints" / "state.safetensors").is_file() for run in runs)
@@ -244,7 +245,7 @@ def test_a_failed_cell_is_told_and_tried_again(tmp_path, capsys):
     path = write_grid(tmp_path, text[: text.rindex("[[arms]]")])
     one, every = cells(load_grid(path))
     seen = nissl.train(one.path, tmp_path / "alone", one.config) / "split.json"
-    labelled = Split.from_json(seen.read_text()).labelled
+    labelled = Split.from_tree(read_json(seen)).labelled
     unseen = next(c.mask for c in find_cases(one.path).cases if c.mask and c.split == "train" and c.id not in labelled)
     whole = unseen.read_bytes()
     unseen.write_bytes(whole[: len(whole) // 2])

@@ -17,12 +17,12 @@ from tests.training.tiny import NET, TRAIN, Changed, Images, Recipe, crash_at, d
 
 from nissl import cli
 from nissl.nets import factory
-from nissl.config import load_config
 from nissl.errors import DataError
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS
+from nissl.runs.format import load_config
 
 SHORT = replace(TRAIN, steps=4)
 

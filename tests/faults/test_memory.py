@@ -21,7 +21,7 @@ from nissl.errors import ResourceError
 from nissl.imageio.formats import open_raster, read_raster, write_image
 from nissl.inference import tiles
 from nissl.inference.folder import predict_folder
-from nissl.inference.memory import Retreat
+from nissl.inference.memory import MemoryFallback
 from nissl.inference.tiles import pieces, predict_mask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,18 +64,18 @@ def test_f39_a_tile_that_does_not_fit_becomes_smaller_ones_and_the_mask_stays(sh
     reference = assembled(model, image)
     most = (32 + 32) ** 2 if dims == 2 else 40**3
     limited = with_net(model, Limited(model.net, most, error))
-    retreat = Retreat(limited)
-    np.testing.assert_allclose(assembled(limited, image, retreat), reference, atol=1e-5)
+    fallback = MemoryFallback(limited)
+    np.testing.assert_allclose(assembled(limited, image, fallback), reference, atol=1e-5)
     # Where two classes are as good, rounding may choose.
     first, second = np.sort(reference, axis=0)[[-1, -2]]
     clear = first - second > 1e-4
-    np.testing.assert_array_equal(predict_mask(limited, image, retreat)[clear], reference.argmax(0)[clear])
+    np.testing.assert_array_equal(predict_mask(limited, image, fallback)[clear], reference.argmax(0)[clear])
     assert clear.mean() > 0.99
-    assert retreat.taken and all(note.startswith("tile ") for note in retreat.taken)
+    assert fallback.taken and all(note.startswith("tile ") for note in fallback.taken)
     # Two images, yet each step is said once.
     said = capsys.readouterr().err
-    assert said.count("warning: out of memory with") == len(retreat.taken)
-    assert sum(pixels > most for pixels in limited.net.tried) <= 2 * len(retreat.taken)
+    assert said.count("warning: out of memory with") == len(fallback.taken)
+    assert sum(pixels > most for pixels in limited.net.tried) <= 2 * len(fallback.taken)
 
 
 @pytest.mark.parametrize("sampling", ["patches", "resize"])
@@ -99,10 +99,10 @@ def test_f39_where_the_gpu_has_too_little_the_cpu_goes_on(sampling, monkeypatch)
     image = picture(1, 90, 70)
     there = dataclasses.replace(with_net(model, OnlyOnCpu(model.net)), device=torch.device("meta"))
     said = []
-    retreat = Retreat(there, said.append)
-    np.testing.assert_array_equal(predict_mask(there, image, retreat), predict_mask(model, image))
-    assert retreat.taken[-1] == ("tile 32 on cpu" if sampling == "patches" else "on cpu")
-    assert len(said) == len(retreat.taken)
+    fallback = MemoryFallback(there, said.append)
+    np.testing.assert_array_equal(predict_mask(there, image, fallback), predict_mask(model, image))
+    assert fallback.taken[-1] == ("tile 32 on cpu" if sampling == "patches" else "on cpu")
+    assert len(said) == len(fallback.taken)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -114,11 +114,11 @@ def test_f39_a_real_gpu_that_is_full_hands_over_to_the_cpu():
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-5)
     try:
-        retreat = Retreat(gpu)
-        found = predict_mask(gpu, image, retreat)
+        fallback = MemoryFallback(gpu)
+        found = predict_mask(gpu, image, fallback)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert retreat.taken
+    assert fallback.taken
     assert (found == expected).mean() > 0.999
 
 

@@ -17,7 +17,7 @@ from nissl.config import DataConfig, SplitConfig
 from nissl.data.batches import Store, resize_image, resolve
 from nissl.data.cases import CaseFile, find_cases, load_case, read_image
 from nissl.data.duplicates import NEAR, small_picture
-from nissl.data.split import make_split, seal
+from nissl.data.split import lock_test_cases, make_split
 from nissl.errors import InputError
 from nissl.imageio.formats import read_raster, write_image, write_mask
 from nissl.methods import METHODS
@@ -279,7 +279,7 @@ def test_f32_training_opens_no_test_file_and_no_mask_beyond_the_budget(data, tmp
 def sealed(data, **settings):
     dataset = find_cases(data, DataConfig())
     split = make_split(dataset.cases, SplitConfig(labels="2", **settings), 0)
-    return seal(dataset, split), split
+    return lock_test_cases(dataset, split), split
 
 
 def test_f32_whatever_asks_for_a_test_case_gets_the_lock_and_no_file_is_opened(data):

@@ -17,7 +17,15 @@ from nissl.config import Config
 from nissl.errors import ResourceError
 from nissl.imageio.formats import Header
 from nissl.imageio.raster import Grid
-from nissl.inference.memory import Retreat, network_bytes, peak_bytes, resident_bytes, tile_size, total_bytes, ways
+from nissl.inference.memory import (
+    MemoryFallback,
+    attempts,
+    network_bytes,
+    peak_bytes,
+    resident_bytes,
+    tile_size,
+    total_bytes,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,28 +124,28 @@ def test_the_default_settings_need_less_than_four_gib(dims, shape):
 def test_smaller_tiles_come_before_the_cpu_and_the_settings_first():
     gpu = dataclasses.replace(tiny_model(tile=100), device=torch.device("cuda"))
     sizes = [100, 50, 24, 12, 6, 2]
-    assert [(way.core, way.device.type) for way in ways(gpu)] == [
+    assert [(attempt.core, attempt.device.type) for attempt in attempts(gpu)] == [
         *((size, "cuda") for size in sizes),
         *((size, "cpu") for size in sizes),
     ]
-    assert [way.core for way in ways(tiny_model(tile=100))] == sizes
+    assert [attempt.core for attempt in attempts(tiny_model(tile=100))] == sizes
     resizing = dataclasses.replace(tiny_model(sampling="resize"), device=torch.device("cuda"))
-    assert [str(way) for way in ways(resizing)] == ["on cuda", "on cpu"]
+    assert [str(attempt) for attempt in attempts(resizing)] == ["on cuda", "on cpu"]
 
 
 def test_what_is_given_up_is_said_once_and_kept_for_each_image():
     said = []
-    retreat = Retreat(tiny_model(tile=32), said.append)
+    fallback = MemoryFallback(tiny_model(tile=32), said.append)
     for _ in range(2):
-        retreat.begin()
-        assert retreat.core == 32 and retreat.taken == []
-        retreat.further()
-        retreat.further()
-        assert retreat.core == 8 and retreat.taken == ["tile 16 on cpu", "tile 8 on cpu"]
+        fallback.begin()
+        assert fallback.core == 32 and fallback.taken == []
+        fallback.next_attempt()
+        fallback.next_attempt()
+        assert fallback.core == 8 and fallback.taken == ["tile 16 on cpu", "tile 8 on cpu"]
     assert len(said) == 2 and "out of memory with tile 32" in said[0] and "tile 16" in said[0]
     with pytest.raises(ResourceError, match="smallest tile"):
         for _ in range(9):
-            retreat.further()
+            fallback.next_attempt()
 
 
 class Placed(nn.Module):
@@ -153,11 +161,11 @@ class Placed(nn.Module):
 def test_the_network_goes_to_the_cpu_and_comes_back_for_the_next_image():
     gpu = torch.device("meta")
     net = Placed()
-    retreat = Retreat(dataclasses.replace(with_net(tiny_model(tile=16), net), device=gpu), lambda text: None)
-    retreat.begin()
+    fallback = MemoryFallback(dataclasses.replace(with_net(tiny_model(tile=16), net), device=gpu), lambda text: None)
+    fallback.begin()
     for _ in range(4):  # 16, 8, 4, 2
-        assert net.device == gpu == retreat.at_work.device
-        retreat.further()
-    assert net.device == torch.device("cpu") == retreat.at_work.device
-    retreat.begin()
+        assert net.device == gpu == fallback.active_model.device
+        fallback.next_attempt()
+    assert net.device == torch.device("cpu") == fallback.active_model.device
+    fallback.begin()
     assert net.device == gpu

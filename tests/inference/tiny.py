@@ -23,7 +23,7 @@ def tiny_model(dims=2, sampling="patches", channels=1, size=16, tile=512, halo=9
         data=DataConfig(sampling=sampling, size=(size,) * dims), net=NET, predict=PredictConfig(tile=tile, halo=halo)
     )
     net = factory.build(NET, dims, channels, 3, seed=0).eval()
-    return Model(net, config, dims, channels, ("background", "head", "body"), "0" * 64, torch.device("cpu"))
+    return Model(net, config, dims, channels, ("background", "head", "body"), "0" * 64, torch.device("cpu"), 4, 4)
 
 
 def with_net(model, net: nn.Module):
@@ -37,8 +37,10 @@ def write_run(folder, model):
 
     (folder / WEIGHTS).parent.mkdir(parents=True)
     (folder / "config.toml").write_text(tomli_w.dumps(to_tree(model.config)))
-    write_json(folder / "data.json", {"dims": model.dims, "channels": model.channels, "classes": model.classes})
-    save_checkpoint(folder / WEIGHTS, model.net.state_dict(), {})
+    write_json(
+        folder / "data.json", {"dims": model.dims, "channels": model.channels, "classes": model.classes, "cases": []}
+    )
+    save_checkpoint(folder / WEIGHTS, model.net.state_dict(), {"step": model.steps})
 
 
 def picture(*shape, dtype=np.uint8, seed=0):
@@ -49,10 +51,10 @@ def picture(*shape, dtype=np.uint8, seed=0):
     return ((image - image.min()) / np.ptp(image) * 250).astype(dtype)
 
 
-def assembled(model, image, retreat=None):
+def assembled(model, image, fallback=None):
     """Logits of the whole image, after checking that each pixel comes exactly once."""
     logits = np.full((len(model.classes), *image.shape[1:]), np.nan, np.float32)
-    for place, piece in pieces(model, image, retreat):
+    for place, piece in pieces(model, image, fallback):
         part = logits[(slice(None), *place)]
         assert part.shape == piece.shape
         assert np.isnan(part).all()

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nissl.reporting.overlay import PREDICTION, REFERENCE, Masks, displayed, draw_overlay
+from nissl.reporting.overlay import COLOURS, Masks, colour_of, displayed, draw_overlay
+
+FIRST = colour_of(1)
 
 
 def pixels(masks):
@@ -28,8 +30,9 @@ def test_outlines_lie_on_the_edges_of_the_masks():
     reference, prediction = box(shape, slice(5, 15), slice(10, 30)), box(shape, slice(20, 35), slice(40, 60))
     picture = pixels(Masks(np.zeros((1, *shape), np.float32), reference, prediction))
     assert picture.shape == (400, 640, 3)
-    for mask, colour in ((reference, REFERENCE), (prediction, PREDICTION)):
-        rows, columns = np.nonzero(like(picture, colour))
+    found, lower = like(picture, FIRST), np.arange(400)[:, None] > 175
+    for mask, outline in ((reference, found & ~lower), (prediction, found & lower)):
+        rows, columns = np.nonzero(outline)
         inside = np.argwhere(mask)
         assert len(rows) > 100
         np.testing.assert_allclose((rows.min() / 10, columns.min() / 10), inside.min(axis=0), atol=0.5)
@@ -41,16 +44,38 @@ def test_outlines_lie_on_the_edges_of_the_masks():
 def test_empty_and_full_masks_are_drawn():
     empty, full = np.zeros((32, 32), np.uint8), np.ones((32, 32), np.uint8)
     picture = pixels(Masks(np.zeros((3, 32, 32), np.uint8), full, empty))
-    assert not like(picture, PREDICTION).any()
-    assert like(picture, REFERENCE, 120)[0].mean() > 0.8
-    assert like(pixels(Masks(np.zeros((3, 32, 32), np.uint8), empty, empty)), REFERENCE).sum() == 0
+    assert like(picture, FIRST, 120)[0].mean() > 0.8, "a solid line along the whole edge"
+    assert like(pixels(Masks(np.zeros((3, 32, 32), np.uint8), empty, empty)), FIRST).sum() == 0
 
 
-def test_each_class_has_an_outline():
-    reference = np.zeros((32, 32), np.uint8)
-    reference[4:28, 4:16], reference[4:28, 16:28] = 1, 2
-    picture = pixels(Masks(np.zeros((1, 32, 32)), reference, np.zeros_like(reference)))
-    assert like(picture, REFERENCE)[310:330, 310:330].any(), "the border between the two classes"
+def test_each_class_has_a_colour_in_both_masks_and_the_masks_differ_by_line():
+    reference, prediction = np.zeros((2, 32, 32), np.uint8)
+    for label, left in ((1, 2), (2, 12), (3, 22)):
+        reference[2:14, left : left + 8] = label
+        prediction[18:30, left : left + 8] = label
+    picture = pixels(Masks(np.full((1, 32, 32), 0.5), reference, prediction))
+    for label, left in ((1, 2), (2, 12), (3, 22)):
+        columns = slice(20 * left + 20, 20 * left + 140)  # the upper edges, without the corners
+        drawn, dashed = (
+            like(picture[20 * row - 6 : 20 * row + 6, columns], colour_of(label)).any(axis=0) for row in (2, 18)
+        )
+        assert drawn.mean() > 0.95 and 0.3 < dashed.mean() < 0.8
+        others = [colour_of(other) for other in (1, 2, 3) if other != label]
+        assert not any(like(picture[:, columns], colour).any() for colour in others)
+
+
+def test_colours_are_told_apart_in_grey_and_by_those_who_see_no_red_and_green():
+    """By the simulation of Viénot, Brettel and Mollon (1999) for protanopes and deuteranopes."""
+    rgb = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS]) / 255
+    seen = {
+        "protanopes": np.array([[0.1124, 0.8876, 0], [0.1124, 0.8876, 0], [0.0040, -0.0040, 1]]),
+        "deuteranopes": np.array([[0.2928, 0.7072, 0], [0.2928, 0.7072, 0], [-0.0223, 0.0223, 1]]),
+    }
+    for name, matrix in seen.items():
+        shown = (np.clip(rgb**2.2 @ matrix.T, 0, 1)) ** (1 / 2.2)
+        apart = np.abs(shown[:, None] - shown).sum(axis=-1) + 9 * np.eye(len(shown))
+        assert apart.min() > 0.15, (name, np.unravel_index(apart.argmin(), apart.shape))
+    assert len(set(COLOURS)) == len(COLOURS) and colour_of(len(COLOURS) + 1) == colour_of(1)
 
 
 @pytest.mark.parametrize(("turned", "axis"), [(True, 2), (False, 0)])
@@ -61,7 +86,7 @@ def test_the_slice_with_the_largest_reference_is_shown(turned, axis):
     reference[wide] = 1
     image[(0, *wide)] = 1.0
     picture = pixels(Masks(image, reference, np.zeros_like(reference), turned=turned))
-    rows, _ = np.nonzero(like(picture, REFERENCE))
+    rows, _ = np.nonzero(like(picture, FIRST))
     assert (rows.max() - rows.min()) / 32 == pytest.approx(16, abs=0.5)
     assert picture[320, 320].min() > 200
 
@@ -77,9 +102,7 @@ def test_slices_lie_across_the_widest_spacing_and_keep_their_proportions():
 def test_the_second_axis_of_a_turned_volume_points_up():
     volume = np.zeros((16, 16, 4), np.uint8)
     volume[1:5, 11:15, 2] = 1
-    rows, columns = np.nonzero(
-        like(pixels(Masks(np.zeros((1, 16, 16, 4)), volume, volume * 0, turned=True)), REFERENCE)
-    )
+    rows, columns = np.nonzero(like(pixels(Masks(np.zeros((1, 16, 16, 4)), volume, volume * 0, turned=True)), FIRST))
     assert rows.max() < 320
     assert columns.max() < 320
 

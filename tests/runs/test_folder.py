@@ -27,7 +27,7 @@ def run(tmp_path):
 
 def describe(folder, **facts):
     (folder / "config.toml").write_text(tomli_w.dumps(to_tree(CONFIG)))
-    write_json(folder / "data.json", {"dims": 2, "channels": 1, "classes": ["background", "cell"]} | facts)
+    write_json(folder / "data.json", {"dims": 2, "channels": 1, "classes": ["background", "cell"], "cases": []} | facts)
 
 
 # load_model

@@ -11,12 +11,13 @@ import pytest
 import torch
 from tests.training.tiny import NET, TRAIN, write_files
 
-from nissl.config import Config, DataConfig, SplitConfig, load_config
+from nissl.config import Config, DataConfig, SplitConfig
 from nissl.data.cases import find_cases
 from nissl.data.split import Split, make_split
 from nissl.errors import InputError
 from nissl.runs.folder import read_json
-from nissl.runs.provenance import changes, claimed, describe, note_session, require_same
+from nissl.runs.format import load_config
+from nissl.runs.provenance import changes, lock_run_folder, note_session, require_same, write_provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Config(
@@ -33,7 +34,7 @@ def contents(folder):
 
 
 def refused(out, resume=False):
-    with pytest.raises(InputError) as caught, claimed(out, resume):
+    with pytest.raises(InputError) as caught, lock_run_folder(out, resume):
         pytest.fail("the folder was given away")
     assert caught.value.where == str(out)
     return str(caught.value)
@@ -47,17 +48,17 @@ def test_a_new_or_empty_folder_is_held_and_given_back(tmp_path, there):
     out = tmp_path / "a" / "b" if there == "nested" else tmp_path / "run"
     if there == "empty":
         out.mkdir()
-    with claimed(out, resume=False):
+    with lock_run_folder(out, resume=False):
         (out / "result").write_text("done")
     assert contents(out) == {Path("result"): b"done"}
 
 
 def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "a" / "b", resume=False):
+    with pytest.raises(ZeroDivisionError), lock_run_folder(tmp_path / "a" / "b", resume=False):
         raise ZeroDivisionError
     assert contents(tmp_path) == {}
     (tmp_path / "mine").mkdir()
-    with claimed(tmp_path / "mine", resume=False):
+    with lock_run_folder(tmp_path / "mine", resume=False):
         pass
     assert contents(tmp_path) == {Path("mine"): None}
 
@@ -117,9 +118,9 @@ def test_f11_a_folder_that_cannot_be_written_is_refused(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from nissl.runs.provenance import claimed
+from nissl.runs.provenance import lock_run_folder
 
-with claimed(Path(sys.argv[1]), resume=False):
+with lock_run_folder(Path(sys.argv[1]), resume=False):
     (Path(sys.argv[1]) / "config.toml").write_text("")
     print("held", flush=True)
     sys.stdin.read()
@@ -148,22 +149,22 @@ def test_f11_a_folder_in_use_is_refused_with_the_process_that_uses_it(tmp_path, 
     assert contents(out) == before
     holder.communicate()  # ends it
     assert contents(out) == {Path("config.toml"): b""}
-    with claimed(out, resume=True):
+    with lock_run_folder(out, resume=True):
         pass
 
 
 def test_a_killed_run_does_not_keep_its_folder(tmp_path, holder):
     holder.kill()
     holder.wait()
-    with claimed(tmp_path / "run", resume=True):
+    with lock_run_folder(tmp_path / "run", resume=True):
         pass
     assert contents(tmp_path / "run") == {Path("config.toml"): b""}
 
 
 def test_one_process_cannot_hold_a_folder_twice(tmp_path):
-    with claimed(tmp_path / "run", resume=False):
+    with lock_run_folder(tmp_path / "run", resume=False):
         assert "in use" in refused(tmp_path / "run")
-    with claimed(tmp_path / "run", resume=False):
+    with lock_run_folder(tmp_path / "run", resume=False):
         pass
 
 
@@ -185,7 +186,7 @@ def test_f01_what_a_killed_run_was_writing_is_removed_when_it_goes_on(tmp_path):
     ]
     for name in kept + parts:
         (tmp_path / name).write_bytes(name.encode())
-    with claimed(tmp_path, resume=True):
+    with lock_run_folder(tmp_path, resume=True):
         assert {path.name for path in tmp_path.iterdir()} == {
             "checkpoints",
             "config.toml",
@@ -222,14 +223,14 @@ def load(data, config=CONFIG):
 @pytest.fixture
 def run(tmp_path, data):
     (tmp_path / "run").mkdir()
-    describe(tmp_path / "run", CONFIG, *load(data), PIXELS)
+    write_provenance(tmp_path / "run", CONFIG, *load(data), PIXELS)
     return tmp_path / "run"
 
 
 def test_the_description_comes_back(run, data):
     dataset, split = load(data)
     assert load_config(run / "config.toml") == CONFIG
-    assert Split.from_json((run / "split.json").read_text()) == split
+    assert Split.from_tree(read_json(run / "split.json")) == split
     budget = read_json(run / "budget.json")
     assert budget["masks_seen"] == list(split.labelled) and budget["class_pixels"] == PIXELS
     facts = read_json(run / "data.json")
@@ -250,14 +251,14 @@ def test_a_run_that_is_stopped_while_it_is_described_cannot_be_resumed(tmp_path,
     monkeypatch.setattr("nissl.runs.provenance.file_hash", lambda *_: 1 / 0)
     (tmp_path / "run").mkdir()
     with pytest.raises(ZeroDivisionError):
-        describe(tmp_path / "run", CONFIG, *load(data), PIXELS)
+        write_provenance(tmp_path / "run", CONFIG, *load(data), PIXELS)
     assert contents(tmp_path / "run") == {}
 
 
 @pytest.mark.parametrize("written", [["network.json"], ["network.json", "split.json", "data.json", "env.json"]])
 def test_a_run_that_is_stopped_while_it_describes_itself_can_be_started_again(tmp_path, written):
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "run", resume=False):
+        with pytest.raises(KeyboardInterrupt), lock_run_folder(tmp_path / "run", resume=False):
             for name in written:
                 (tmp_path / "run" / name).write_text("{}")
             raise KeyboardInterrupt

@@ -112,7 +112,7 @@ def test_every_setting_of_stage_1_counts_and_no_other_one(monkeypatch):
         monkeypatch.undo()
     parts = {key.partition(".")[0] for key in flat(tree)}
     assert parts - set(STAGE_1) == {"device", "method", "predict", "split", "train"}
-    assert set(NOT_STAGE_1) - set(flat(tree)) == {"data.masks"}  # which is not given
+    assert set(NOT_STAGE_1) - set(flat(tree)) == {"data.images", "data.masks"}  # which are not given
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.tiny_data import NET, opened_files, tiny_config, write_tiny
 
 from nissl import api
 from nissl.nets import factory
-from nissl.config import Config, DataConfig, MethodConfig, NetConfig, PretrainConfig, TrainConfig, load_config
+from nissl.config import Config, DataConfig, MethodConfig, NetConfig, PretrainConfig, TrainConfig
 from nissl.data.batches import Store, resolve
 from nissl.data.cases import find_cases
 from nissl.errors import DataError, InputError
@@ -20,6 +20,7 @@ from nissl.methods import METHODS
 from nissl.metrics.overlap import Overlap
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS, load_model
+from nissl.runs.format import load_config
 from nissl.training import parity
 from nissl.training.loop import Trainer
 from nissl.training.parity import PUBLISHED, THRESHOLDS, departures, histogram, overlaps, require, selected, settled

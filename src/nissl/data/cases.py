@@ -226,7 +226,7 @@ def _folders(
         found = "a file" if root.exists() else "no such folder"
         raise InputError(root, found, "a folder with images/ and masks/", "check the path")
     if config.images or config.masks:
-        images, masks = (config.images or root / "images"), (config.masks or root / "masks")
+        images, masks = located(root, config.images or Path("images")), located(root, config.masks or Path("masks"))
         for flag, given, folder in (("images", True, images), ("masks", config.masks, masks)):
             if given and not folder.is_dir():
                 raise InputError(folder, "no such folder", f"a folder of {flag}", f"correct --data.{flag}")
@@ -239,6 +239,11 @@ def _folders(
     found = f"folders {', '.join(inside[:8])}" if inside else "no folder inside"
     fix = "arrange the files so, or name the folders with --data.images and --data.masks"
     raise InputError(root, found, "images/ and masks/ (or imagesTr/, labelsTr/ and dataset.json)", fix)
+
+
+def located(root: Path, folder: Path) -> Path:
+    """Where a folder of images or masks is that the settings name: in the data root, else from the working folder."""
+    return root / folder if (root / folder).is_dir() else folder
 
 
 def _by_id(files: Listing, folder: Path, findings: list[Finding]) -> dict[str, Path]:

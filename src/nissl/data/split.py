@@ -2,19 +2,19 @@
 
 import dataclasses
 import difflib
-import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from nissl.config import SplitConfig
 from nissl.data.cases import CaseFile, Dataset
-from nissl.errors import InputError
+from nissl.errors import DataError, InputError
 
 TEST_DRAW, BUDGET_DRAW = 1, 2
 """Names of the two draws, so that each has a stream of its own for one seed."""
@@ -50,25 +50,20 @@ class Split:
     transductive: tuple[str, ...] = ()
     """Cases of the test side whose images are among the unlabelled, which only `--split.transductive` allows."""
 
-    def to_json(self) -> str:
-        """The content of split.json."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
-
     @classmethod
-    def from_json(cls, text: str) -> "Split":
-        """Read what `to_json` wrote.
+    def from_tree(cls, tree: Mapping[str, Any], where: Path | str = "split.json") -> "Split":
+        """Make a split of what split.json holds.
 
         Raises:
-            InputError: the text is something else.
+            DataError: it is something else.
 
         """
+        values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in tree.items()}
         try:
-            tree = json.loads(text).items()
-            values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in tree}
             return cls(**values)
-        except (ValueError, TypeError, AttributeError) as error:
+        except TypeError as error:
             fix = "restore the file from the run, or train again"
-            raise InputError("split.json", f"unreadable: {error}", "a split written by nissl", fix) from error
+            raise DataError(where, f"unreadable: {error}", "a split written by nissl", fix) from error
 
 
 def make_split(cases: Sequence[CaseFile], config: SplitConfig, seed: int) -> Split:
@@ -135,7 +130,7 @@ def caveats(shared_groups: Sequence[str], transductive: Sequence[str]) -> list[s
     return found
 
 
-def seal(dataset: Dataset, split: Split) -> Dataset:
+def lock_test_cases(dataset: Dataset, split: Split) -> Dataset:
     """Return the cases as the training may have them: masks of the budget alone, and nothing of a test case.
 
     A case that is neither labelled nor unlabelled is locked: whatever opens it raises `TestSplitLocked`. The others
@@ -199,12 +194,12 @@ def shared_fault(shared: Sequence[str], groups: int) -> InputError:
 
 def _budget(labels: str, train: Sequence[str], test: Collection[str], seed: int) -> tuple[str, ...]:
     """Ids of the masks that the training sees; `10%` and `8` are prefixes of one permutation, hence nested."""
-    text = labels.strip()
-    share, number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text), re.fullmatch(r"\d+", text)
-    if not share and not number:
+    text = "100%" if labels.strip() == "all" else labels.strip()
+    percentage, number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text), re.fullmatch(r"\d+", text)
+    if not percentage and not number:
         return _listed(text, train, test)
     # Exact arithmetic: 7 % of 100 in floating point is a little above 7, and would be rounded up to 8.
-    count = math.ceil(Fraction(share[1]) / 100 * len(train)) if share else int(text)
+    count = math.ceil(Fraction(percentage[1]) / 100 * len(train)) if percentage else int(text)
     if not 1 <= count <= len(train):
         fix = "choose a smaller budget or draw more masks" if count else "give the training one mask or more"
         raise _refused(f"`{text}` of {len(train)} masked training cases", f"1 to {len(train)} masks", fix)
@@ -215,7 +210,7 @@ def _budget(labels: str, train: Sequence[str], test: Collection[str], seed: int)
 def _listed(text: str, train: Sequence[str], test: Collection[str]) -> tuple[str, ...]:
     """The ids of a list; a single id that is a number is written with a comma behind it."""
     ids = tuple(sorted({part.strip() for part in text.split(",")} - {""}))
-    expected = f"a share (10%), a number from 1 to {len(train)}, or ids of masked training cases with commas between"
+    expected = f"all, a percentage (10%), a number from 1 to {len(train)}, or ids of masked training cases with commas"
     if not ids:
         raise _refused(f"`{text}`", expected, "state the budget, for instance --labels 10%")
     for id_ in ids:

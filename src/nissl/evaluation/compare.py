@@ -1,18 +1,28 @@
 """Two runs on the same test cases: paired differences with intervals, or a refusal where they are not paired."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from nissl.errors import InputError
 from nissl.evaluation.table import FEW, CaseScore, Unit, score_matrix, units_of, without_nan
-from nissl.metrics.statistics import Difference, mean_over_classes, paired_difference, seed_interval, side_by_side
+from nissl.metrics.statistics import (
+    Difference,
+    mean_over_classes,
+    paired_difference,
+    seed_interval,
+    side_by_side,
+    smallest_p_value,
+)
 
 Scored = Mapping[int, Sequence[CaseScore]]
 """Rows of metrics.csv by seed; a single run has one."""
+
+Verdict = Literal["A better", "B better", "more false alarms", "no difference seen", "too few to tell"]
+"""`more false alarms`: one side has more Dice, and more false alarms too, which the differences leave out."""
 
 Values = Float[np.ndarray, "seeds cases classes"]
 
@@ -46,16 +56,18 @@ class Comparison:
     """Of each side; empty for two single runs."""
     classes: dict[str, Compared]
     overall: Compared
+    n_cases: int
     n_units: int
     """Independent units behind the interval: groups (patients) where known, else cases."""
     grouped: bool
     false_alarms: tuple[int, int]
     """Of A and of B, over all classes and seeds: where only one has it, the pair is left out."""
-    verdict: str
-    """One plain sentence."""
+    verdict: Verdict
     warnings: tuple[str, ...]
     settings: tuple[str, ...] = ()
     """Settings in which the runs differ, in words."""
+    unfinished: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    """Steps made and planned of each run that was measured before its last step."""
 
     def to_tree(self) -> dict[str, Any]:
         """Nested dictionaries of plain values for JSON, nan as None."""
@@ -65,7 +77,7 @@ class Comparison:
 
 
 def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.Generator) -> Comparison:
-    """Compare two runs, or two series with the same seeds, case by case.
+    """Compare two runs, or two trainings of the same several seeds, case by case.
 
     The difference of a case is A - B, with all seeds; its interval and test are over cases, or over groups
     where groups are known, and a second interval is over the seeds. One of the two is called better only where every
@@ -92,17 +104,17 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
     draws = int(rng.integers(2**63))  # the same for every class
     overall = _compared(a, b, labels, members, draws)
     n_units, several = len(set(members or groups)), len(a) > 1
-    where = f"{len(groups)} cases" + (f" of {n_units} groups" if members else "")
     alarms = _false_alarms(a), _false_alarms(b)
     return Comparison(
         *names,
         seeds=tuple(sorted(a)) if several else (),
         classes={label: _compared(a, b, [label], members, draws) for label in labels},
         overall=overall,
+        n_cases=len(groups),
         n_units=n_units,
         grouped=members is not None,
         false_alarms=alarms,
-        verdict=verdict(overall, where, len(a), alarms),
+        verdict=verdict(overall, alarms, several),
         warnings=tuple(_warnings(n_units, members is not None, several)),
     )
 
@@ -161,36 +173,25 @@ def require_paired(a: Sequence[CaseScore], b: Sequence[CaseScore], names: tuple[
             raise _unpaired(names, found, f"the same {what} on both sides")
 
 
-def verdict(overall: Compared, where: str, seeds: int, false_alarms: tuple[int, int]) -> str:
-    """Say in one sentence which side is better, by how much and how surely; in points of Dice (hundredths).
+def verdict(overall: Compared, false_alarms: tuple[int, int], several: bool) -> Verdict:
+    """Judge which side is better, if any.
 
     Args:
         overall: the differences.
-        where: the cases in words, such as `80 cases of 12 groups`.
-        seeds: how many each side has.
         false_alarms: of A and of B, which the differences leave out.
+        several: whether each side has several seeds, so that the interval over them counts as well.
 
     """
-    found, over_seeds = overall.dice, overall.dice_seeds
-    sign = -1 if found.mean < 0 else 1
-
-    def span(low: float, high: float) -> str:
-        low, high = sorted((100 * sign * low, 100 * sign * high))
-        return f"{low:.1f} to {high:.1f}"
-
-    intervals = [(found.low, found.high)] + ([over_seeds] if seeds > 1 else [])
-    if np.isnan(intervals).any():
-        return f"No comparison: {where} are too few for an interval."
-    clear = found.p_value < SIGNIFICANT and all(low * high > 0 for low, high in intervals)
-    by_seed = f" over cases, {span(*over_seeds)} over {seeds} seeds" if seeds > 1 else ""
-    numbers = f"{100 * abs(found.mean):.1f} Dice points ({span(found.low, found.high)}{by_seed})"
-    if clear and sign * (false_alarms[0] - false_alarms[1]) > 0:
-        more = "{} false alarms against {}".format(*sorted(false_alarms, reverse=True))
-        return f"Neither is called better: {'A' if sign > 0 else 'B'} gains {numbers} on these {where}, and has {more}."
-    if clear:
-        return f"{'A' if sign > 0 else 'B'} is better by {numbers} on these {where}."
-    leader, together = "A - B" if sign > 0 else "B - A", f"{where} and {seeds} seeds" if seeds > 1 else where
-    return f"No difference that these {together} can show: {leader} is {numbers}."
+    found = overall.dice
+    intervals = [(found.low, found.high), *([overall.dice_seeds] if several else [])]
+    if smallest_p_value(found.n_units) >= SIGNIFICANT or np.isnan(intervals).any():
+        return "too few to tell"
+    if found.p_value >= SIGNIFICANT or any(low * high <= 0 for low, high in intervals):
+        return "no difference seen"
+    more = false_alarms[0] - false_alarms[1] if found.mean > 0 else false_alarms[1] - false_alarms[0]
+    if more > 0:
+        return "more false alarms"
+    return "A better" if found.mean > 0 else "B better"
 
 
 def _warnings(n_units: int, grouped: bool, several: bool) -> list[str]:

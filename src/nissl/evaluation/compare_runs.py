@@ -8,36 +8,44 @@ from typing import Any
 
 import numpy as np
 
-from nissl.config import load_config, to_tree
+from nissl.config import to_tree
 from nissl.errors import InputError
 from nissl.evaluation.compare import Comparison, Scored, compare_scores
-from nissl.evaluation.table import CaseScore, scores_from_csv
-from nissl.runs.seeds import is_series, runs_of
+from nissl.evaluation.table import CaseScore, scores_from_csv, unfinished
+from nissl.runs.folder import holds_seeds, measured_steps
+from nissl.runs.format import load_config
+from nissl.runs.seeds import runs_of
 
 DRAWS = 0
 """Seed of the resampling, fixed: the same two folders give the same numbers."""
 
 
 def compare_runs(a: Path, b: Path) -> Comparison:
-    """Compare two measured runs, or two measured series with the same seeds.
+    """Compare two measured runs, or two measured trainings of the same several seeds.
 
     Raises:
         InputError: a folder is no run or not measured yet, or the two are not paired.
         DataError: a metrics.csv is damaged.
 
     """
-    if is_series(a) != is_series(b):
-        series, run = (a, b) if is_series(a) else (b, a)
-        found = f"{series} holds several seeds, {run} is one run"
-        raise InputError(f"{a} and {b}", found, "two runs, or two series", f"compare with one of {series}/seed-...")
+    if holds_seeds(a) != holds_seeds(b):
+        several, run = (a, b) if holds_seeds(a) else (b, a)
+        found, expected = f"{several} holds several seeds, {run} is one run", "two runs, or several seeds of both"
+        raise InputError(f"{a} and {b}", found, expected, f"compare with one of {several}/seed-...")
     names = (str(a), str(b))
     comparison = compare_scores(read_scores(a), read_scores(b), names, np.random.default_rng(DRAWS))
-    return dataclasses.replace(comparison, settings=tuple(differing(_settings(a), _settings(b))))
+    steps = {str(run): measured_steps(run) for folder in (a, b) for run in _runs(folder).values()}
+    begun = {run: made for run, made in steps.items() if unfinished(*made)}
+    return dataclasses.replace(comparison, settings=tuple(differing(_settings(a), _settings(b))), unfinished=begun)
+
+
+def _runs(folder: Path) -> dict[int, Path]:
+    return runs_of(folder) if holds_seeds(folder) else {0: folder}
 
 
 def read_scores(folder: Path) -> Scored:
     """Rows of metrics.csv by seed; those of a single run, whatever its seed, under 0."""
-    return {seed: _rows(run) for seed, run in (runs_of(folder) if is_series(folder) else {0: folder}).items()}
+    return {seed: _rows(run) for seed, run in _runs(folder).items()}
 
 
 def _rows(run: Path) -> list[CaseScore]:
@@ -51,7 +59,7 @@ def _rows(run: Path) -> list[CaseScore]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    return to_tree(load_config((next(iter(runs_of(folder).values())) if is_series(folder) else folder) / "config.toml"))
+    return to_tree(load_config(next(iter(_runs(folder).values())) / "config.toml"))
 
 
 def differing(

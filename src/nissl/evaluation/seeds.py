@@ -13,7 +13,7 @@ from nissl.metrics.statistics import bootstrap_interval, seed_interval, side_by_
 
 
 @dataclass(frozen=True)
-class SeriesScores:
+class SeedsScores:
     """Means over the runs, of one class or over classes."""
 
     dice: float
@@ -35,16 +35,18 @@ class SeriesScores:
 
 
 @dataclass(frozen=True)
-class SeriesSummary:
-    """What metrics.json of a series says."""
+class SeedsSummary:
+    """What metrics.json of several seeds says."""
 
-    classes: dict[str, SeriesScores]
-    overall: SeriesScores
+    classes: dict[str, SeedsScores]
+    overall: SeedsScores
     runs: dict[int, float]
     """Mean Dice of each seed."""
     n_cases: int
     n_groups: int | None
     warnings: tuple[str, ...]
+    changed_data: tuple[int, ...] = ()
+    """Seeds that were trained on other images or masks than the first."""
     policy: str = EMPTY_POLICY
 
     def to_tree(self) -> dict[str, Any]:
@@ -55,13 +57,17 @@ class SeriesSummary:
 
 
 def summarise_seeds(
-    summaries: Mapping[int, Summary], rows: Mapping[int, Sequence[CaseScore]], rng: np.random.Generator
-) -> SeriesSummary:
+    summaries: Mapping[int, Summary],
+    rows: Mapping[int, Sequence[CaseScore]],
+    changed_data: Sequence[int],
+    rng: np.random.Generator,
+) -> SeedsSummary:
     """Summarise the runs of several seeds.
 
     Args:
         summaries: of each run, by seed.
         rows: the rows behind them; where the runs have other cases, there is no interval over cases.
+        changed_data: seeds that were trained on other images or masks than the first.
         rng: source of the draws of the intervals over cases.
 
     """
@@ -72,7 +78,7 @@ def summarise_seeds(
     together = all([row.case for row in other] == [row.case for row in first] for other in rows.values())
     members = units_of(groups) if any(groups.values()) else None
 
-    def scores(of: Sequence[Scores], chosen: Sequence[str]) -> SeriesScores:
+    def scores(of: Sequence[Scores], chosen: Sequence[str]) -> SeedsScores:
         interval = (float("nan"), float("nan"))
         if together:
             tables = np.stack(
@@ -81,7 +87,7 @@ def summarise_seeds(
             interval = bootstrap_interval(side_by_side(tables), members, np.random.default_rng(draws))
         dice = [run.dice for run in of]
         units = {run.unit for run in of}
-        return SeriesScores(
+        return SeedsScores(
             dice=float(np.mean(dice)),
             dice_ci_seeds=seed_interval(np.array(dice)),
             dice_ci_cases=interval,
@@ -96,14 +102,21 @@ def summarise_seeds(
         )
 
     overall = [summary.overall for summary in summaries.values()]
-    warnings = dict.fromkeys(text for summary in summaries.values() for text in summary.warnings)
-    if len(summaries) < 3:
-        warnings["Fewer than three seeds: the interval over them says little."] = None
-    return SeriesSummary(
+    return SeedsSummary(
         classes={label: scores([s.classes[label] for s in summaries.values()], [label]) for label in labels},
         overall=scores(overall, labels),
         runs={seed: summary.overall.dice for seed, summary in summaries.items()},
         n_cases=overall[0].n_cases,
         n_groups=overall[0].n_groups,
-        warnings=tuple(warnings),
+        warnings=_warnings(summaries, changed_data),
+        changed_data=tuple(changed_data),
     )
+
+
+def _warnings(summaries: Mapping[int, Summary], changed_data: Sequence[int]) -> tuple[str, ...]:
+    found = [text for summary in summaries.values() for text in summary.warnings]
+    if changed_data:
+        found.append(f"Trained on other images or masks than the first seed: {', '.join(map(str, changed_data))}.")
+    if len(summaries) < 3:
+        found.append("Fewer than three seeds: the interval over them says little.")
+    return tuple(dict.fromkeys(found))

@@ -83,6 +83,10 @@ class Summary:
     warnings: tuple[str, ...]
     not_trained: tuple[str, ...] = ()
     """Classes that no labelled mask showed: they count in the means, and were not learnt."""
+    steps: int | None = None
+    """Steps that the weights have behind them."""
+    planned_steps: int | None = None
+    """Those that the settings state; with fewer the run is unfinished."""
     policy: str = EMPTY_POLICY
 
     def to_tree(self) -> dict[str, Any]:
@@ -90,6 +94,13 @@ class Summary:
         tree = without_nan(asdict(self))
         assert isinstance(tree, dict)
         return tree
+
+
+def unfinished(steps: int | None, planned_steps: int | None) -> list[str]:
+    """Say in a sentence that a run has steps left; nothing where it has none, or where that is not known."""
+    if steps is None or planned_steps is None or steps >= planned_steps:
+        return []
+    return [f"The run is unfinished: {steps:,} of {planned_steps:,} steps. Finish it with --resume."]
 
 
 def score_case(

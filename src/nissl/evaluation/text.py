@@ -1,12 +1,12 @@
-"""Scores, series and comparisons as text for people: Dice as shares in tables, differences in points."""
+"""Scores and comparisons as text for people: Dice as shares in tables, differences in points."""
 
 import math
 from collections.abc import Iterable
 
 from nissl.evaluation.compare import Compared, Comparison
-from nissl.evaluation.seeds import SeriesSummary
-from nissl.evaluation.table import Summary
-from nissl.metrics.statistics import Difference
+from nissl.evaluation.seeds import SeedsSummary
+from nissl.evaluation.table import Summary, unfinished
+from nissl.metrics.statistics import Difference, smallest_p_value
 
 COUNTS = f"{'missed':>7} {'false alarm':>12} {'both empty':>11}"
 
@@ -28,7 +28,7 @@ def score_text(summary: Summary) -> str:
     return "\n".join([*lines, *_warnings(summary.warnings), single, summary.policy])
 
 
-def series_text(summary: SeriesSummary) -> str:
+def seeds_text(summary: SeedsSummary) -> str:
     """The means over seeds as a table, then each run."""
     count = len(summary.runs)
     seeds = f"{count} seeds" if count > 1 else "1 seed"
@@ -49,7 +49,7 @@ def series_text(summary: SeriesSummary) -> str:
 
 def comparison_text(found: Comparison) -> str:
     """The sentence first, then the table of differences in points (hundredths) and the distances."""
-    lines = [found.verdict, f"A: {found.a}", f"B: {found.b}"]
+    lines = [verdict_text(found), f"A: {found.a}", f"B: {found.b}"]
     lines += [f"differs in {setting}" for setting in found.settings] or ["the settings of both are the same"]
     header = f"{'class':20} {'Dice A':>7} {'Dice B':>7} {'A - B':>6} {'95 % interval':>16} {'p':>6} {'pairs':>6}"
     lines.append(f"{header} {'left out':>9}")
@@ -65,7 +65,35 @@ def comparison_text(found: Comparison) -> str:
         lines.append(f"over the seeds {', '.join(map(str, found.seeds))}: Dice A - B is {_over_seeds(overall)}")
     alarms = "false alarms: A {}, B {} (a pair is left out where neither mask of one side shows the class)"
     lines.append(alarms.format(*found.false_alarms))
-    return "\n".join([*lines, *_warnings(found.warnings)])
+    begun = [f"{run}: {text}" for run, steps in found.unfinished.items() for text in unfinished(*steps)]
+    return "\n".join([*lines, *_warnings([*begun, *found.warnings])])
+
+
+def verdict_text(found: Comparison) -> str:
+    """Say the verdict in one sentence, with the difference in points of Dice (hundredths)."""
+    dice, seeds, sign = found.overall.dice, len(found.seeds), -1 if found.overall.dice.mean < 0 else 1
+    kind = "group" if found.grouped else "case"
+    where = f"{found.n_cases} cases" + (f" of {found.n_units} groups" if found.grouped else "")
+
+    def span(low: float, high: float) -> str:
+        low, high = sorted((100 * sign * low, 100 * sign * high))
+        return f"{low:.1f} to {high:.1f}"
+
+    by_seed = f" over cases, {span(*found.overall.dice_seeds)} over {seeds} seeds" if seeds else ""
+    numbers = f"{100 * abs(dice.mean):.1f} Dice points ({span(dice.low, dice.high)}{by_seed})"
+    leader, other = ("A", "B") if sign > 0 else ("B", "A")
+    if found.verdict == "too few to tell":
+        units = f"{dice.n_units} {kind}{'' if dice.n_units == 1 else 's'}"
+        seen = f" {leader} - {other} is {numbers}." if dice.n_units > 1 else ""
+        least = f"smallest possible p = {smallest_p_value(dice.n_units):.2g}"
+        return f"Cannot tell: with {units} no data could show a difference ({least}).{seen}"
+    if found.verdict == "more false alarms":
+        more = "{} false alarms against {}".format(*sorted(found.false_alarms, reverse=True))
+        return f"Neither is called better: {leader} gains {numbers} on these {where}, and has {more}."
+    if found.verdict == "no difference seen":
+        together = f"{where} and {seeds} seeds" if seeds else where
+        return f"No difference that these {together} can show: {leader} - {other} is {numbers}."
+    return f"{leader} is better by {numbers} on these {where}."
 
 
 def _points(difference: Difference) -> str:

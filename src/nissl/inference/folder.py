@@ -16,7 +16,7 @@ from nissl.errors import DataError, InputError, NisslError, ResourceError, out_o
 from nissl.imageio.dicom import is_series
 from nissl.imageio.formats import GIB, SUFFIXES, TIFF, mask_suffix, read_header, stem, suffix, write_mask
 from nissl.imageio.tiff_regions import write_mask_tiff
-from nissl.inference.memory import Retreat, lines_needed, network_bytes, resident_bytes, tile_size, total_bytes
+from nissl.inference.memory import MemoryFallback, lines_needed, network_bytes, resident_bytes, tile_size, total_bytes
 from nissl.inference.tiles import bands, predict_mask, require_fit
 from nissl.progress import Tracker, track
 from nissl.runs.folder import Model, load_model, write_json
@@ -30,6 +30,10 @@ class FolderResult:
 
     written: tuple[Path, ...]
     failed: tuple[NisslError, ...]
+    steps: int
+    """Steps that the weights have behind them."""
+    planned_steps: int
+    """With fewer, the run is unfinished."""
 
 
 def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tracker: Tracker = track) -> FolderResult:
@@ -75,7 +79,7 @@ def _predict_all(model: Model, files: Listing, out: Path, record: dict[str, Any]
     written: list[Path] = []
     failed: list[NisslError] = []
     note = f"nissl run {record['run']}, weights {model.weights[:16]}"
-    work = _Work(model, Retreat(model), network_bytes(model), note)
+    work = _Work(model, MemoryFallback(model), network_bytes(model), note)
     with tracker(len(paths), f"masks (memory: {work.bound(paths) / GIB:.3g} GiB at most)") as advance:
         for path in paths:
             target, name = out / targets[path], files.called(path)
@@ -88,11 +92,11 @@ def _predict_all(model: Model, files: Listing, out: Path, record: dict[str, Any]
                 failed.append(error)
             else:
                 entry: dict[str, Any] = {"mask": target.name, "sha256": file_hash(target)}
-                entry |= {"out_of_memory": work.retreat.taken} if work.retreat.taken else {}
+                entry |= {"out_of_memory": work.fallback.taken} if work.fallback.taken else {}
                 record["images"][name] = entry | ({"position": files.position(path)} if files.private else {})
                 written.append(target)
             advance(name)
-    return FolderResult(tuple(written), tuple(failed))
+    return FolderResult(tuple(written), tuple(failed), model.steps, model.planned_steps)
 
 
 def _targets(files: Listing) -> dict[Path, str]:
@@ -156,6 +160,8 @@ def _record(run: Path, model: Model) -> dict[str, Any]:
     return {
         "run": run.resolve().name,
         "weights": model.weights,
+        "steps": model.steps,
+        "planned_steps": model.planned_steps,
         "classes": dict(enumerate(model.classes)),
         "values": "class numbers",
         "sampling": data.sampling,
@@ -170,7 +176,7 @@ class _Work:
     """What is done to each image of a folder, and what that takes."""
 
     model: Model
-    retreat: Retreat
+    fallback: MemoryFallback
     per_pixel: int
     """Bytes that the network takes for each pixel that it sees."""
     note: str
@@ -218,8 +224,8 @@ class _Work:
                 raise DataError(fault.where, fault.found, fault.expected, fault.fix)
             require_fit(self.model, raster.pixels, file.image_name)
             if suffix(target) in TIFF:
-                served = (band for _, band in bands(self.model, raster.pixels, self.retreat))
+                served = (band for _, band in bands(self.model, raster.pixels, self.fallback))
                 shape, dtype = raster.pixels.shape[1:], np.dtype(np.uint8)
                 write_mask_tiff(target, shape, served, dtype, raster.spacing, self.note)
             else:
-                write_mask(target, predict_mask(self.model, raster.pixels, self.retreat), raster, self.note)
+                write_mask(target, predict_mask(self.model, raster.pixels, self.fallback), raster, self.note)

@@ -16,6 +16,7 @@ from nissl.errors import ResourceError
 from nissl.imageio.formats import Header
 from nissl.imageio.tiff_regions import STRIP, TILE
 from nissl.nets import factory
+from nissl.progress import warn
 from nissl.runs.folder import Model
 from nissl.training.precision import autocast
 
@@ -163,7 +164,7 @@ def resident_bytes() -> int:
 
 
 @dataclass(frozen=True)
-class Way:
+class Attempt:
     """How an image is predicted: the core of a tile in pixels (None: there are no tiles), and where."""
 
     core: int | None
@@ -173,7 +174,7 @@ class Way:
         return " ".join([*([f"tile {self.core}"] if self.core else []), f"on {self.device.type}"])
 
 
-def ways(model: Model) -> list[Way]:
+def attempts(model: Model) -> list[Attempt]:
     """What is tried in turn: the settings' tile, halved down to the least that the network takes; then on the CPU."""
     cores: list[int | None] = [None]
     if model.config.data.sampling == "patches":
@@ -184,64 +185,60 @@ def ways(model: Model) -> list[Way]:
             core = max(step, core // 2 // step * step)
             cores.append(core)
     devices = [model.device] + ([torch.device("cpu")] if model.device.type != "cpu" else [])
-    return [Way(core, device) for device in devices for core in cores]
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    return [Attempt(core, device) for device in devices for core in cores]
 
 
 @dataclass
-class Retreat:
-    """Going on with less where memory runs out: smaller tiles, then the CPU; the halo stays, and so does the mask.
+class MemoryFallback:
+    """What is tried next where memory runs out: smaller tiles, then the CPU; the halo stays, and so does the mask.
 
-    Each image begins with the settings' own way again. What is given up is said once, and listed in `taken` for the
+    Each image begins with the settings' own tile again. What is given up is said once, and listed in `taken` for the
     image at hand.
     """
 
     model: Model
-    say: Callable[[str], None] = _warn
+    say: Callable[[str], None] = warn
     taken: list[str] = field(default_factory=list)
     _at: int = 0
     _said: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._ways = ways(self.model)
+        self._attempts = attempts(self.model)
 
     @property
     def core(self) -> int | None:
         """Longest core of a tile; None for that of the settings."""
-        return self._ways[self._at].core
+        return self._attempts[self._at].core
 
     @property
-    def at_work(self) -> Model:
+    def active_model(self) -> Model:
         """The model on the device that is used now."""
-        return replace(self.model, device=self._ways[self._at].device)
+        return replace(self.model, device=self._attempts[self._at].device)
 
     def begin(self) -> None:
-        """Start an image with the settings' own way."""
+        """Start an image with the settings' own tile and device."""
         self._at, self.taken = 0, []
         self.model.net.to(self.model.device)
 
-    def further(self) -> None:
-        """Go on with less.
+    def next_attempt(self) -> None:
+        """Take the next attempt, which needs less.
 
         Raises:
             ResourceError: there is no less.
 
         """
-        if self._at + 1 == len(self._ways):
+        if self._at + 1 == len(self._attempts):
             fix = "close other programs, take a machine with more memory, or lower data.size and train again"
             if self.core is not None:
                 fix = "close other programs, take a machine with more memory, or train with a lower predict.halo"
             raise ResourceError("image", "out of memory", "memory for the smallest tile", fix)
-        before, self._at = self._ways[self._at], self._at + 1
-        way = self._ways[self._at]
-        self.model.net.to(way.device)
+        before, self._at = self._attempts[self._at], self._at + 1
+        after = self._attempts[self._at]
+        self.model.net.to(after.device)
         if before.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.taken.append(str(way))
-        text = f"out of memory with {before}; going on with {way}, which is slower"
+        self.taken.append(str(after))
+        text = f"out of memory with {before}; continuing with {after}, which is slower"
         if text not in self._said:
             self._said.add(text)
             self.say(text)

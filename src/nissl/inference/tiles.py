@@ -18,7 +18,7 @@ from torch import Tensor
 from nissl.data.batches import CHANNELS_LAST, KEPT, moments, resize_image
 from nissl.errors import DataError, out_of_memory
 from nissl.imageio.tiff_regions import STRIP, Pixels, row_strips
-from nissl.inference.memory import Retreat, padded_shape, tile_size
+from nissl.inference.memory import MemoryFallback, padded_shape, tile_size
 from nissl.runs.folder import Model
 from nissl.training.precision import autocast
 
@@ -35,14 +35,14 @@ class Tile:
 
 
 def predict_mask(
-    model: Model, image: Pixels | Num[np.ndarray, "channels *space"], retreat: Retreat | None = None
+    model: Model, image: Pixels | Num[np.ndarray, "channels *space"], fallback: MemoryFallback | None = None
 ) -> UInt8[np.ndarray, "*space"]:
     """Return the class of each pixel, in the image's own geometry.
 
     Args:
         model: the model.
         image: `(channels, *space)`.
-        retreat: what is given up where memory runs out; one for many images says each once.
+        fallback: what is given up where memory runs out; one for many images says each once.
 
     Raises:
         DataError: the image has other channels or dimensions than the network was trained on.
@@ -50,16 +50,16 @@ def predict_mask(
 
     """
     labels = np.empty(image.shape[1:], np.uint8)
-    for rows, band in bands(model, image, retreat):
+    for rows, band in bands(model, image, fallback):
         labels[rows] = band
     return labels
 
 
 def bands(
-    model: Model, image: Pixels, retreat: Retreat | None = None
+    model: Model, image: Pixels, fallback: MemoryFallback | None = None
 ) -> Iterator[tuple[slice, UInt8[np.ndarray, "rows *rest"]]]:
     """Serve the class of each pixel band by band, in order along the first axis; arguments and errors as above."""
-    for rows, served in _served(model, image, retreat or Retreat(model)):
+    for rows, served in _served(model, image, fallback or MemoryFallback(model)):
         band = np.empty((rows.stop - rows.start, *image.shape[2:]), np.uint8)
         for (first, *others), logits in served:
             inside = slice(first.start - rows.start, first.stop - rows.start)
@@ -67,7 +67,7 @@ def bands(
         yield rows, band
 
 
-def pieces(model: Model, image: Pixels, retreat: Retreat | None = None) -> Iterator[Piece]:
+def pieces(model: Model, image: Pixels, fallback: MemoryFallback | None = None) -> Iterator[Piece]:
     """Serve the logits piece by piece, each with its place in the image; every pixel comes exactly once.
 
     In `resize` sampling the image is resized and normalised as in training and the logits are resized back linearly,
@@ -81,16 +81,16 @@ def pieces(model: Model, image: Pixels, retreat: Retreat | None = None) -> Itera
         ResourceError: too little memory even for the smallest tile.
 
     """
-    for _, served in _served(model, image, retreat or Retreat(model)):
+    for _, served in _served(model, image, fallback or MemoryFallback(model)):
         yield from served
 
 
-def _served(model: Model, image: Pixels, retreat: Retreat) -> Iterator[tuple[slice, Iterator[Piece]]]:
+def _served(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
     """Rows of the image, each with its pieces."""
     require_fit(model, image)
-    retreat.begin()
+    fallback.begin()
     try:
-        yield from (_resized if model.config.data.sampling == "resize" else _tiled)(model, image, retreat)
+        yield from (_resized if model.config.data.sampling == "resize" else _tiled)(model, image, fallback)
     finally:
         model.net.to(model.device)
 
@@ -170,7 +170,7 @@ class _Tiling:
         return tuple(slice(max(0, part.start - shift), min(size, part.stop - shift)) for part, shift, size in spans)
 
 
-def _tiled(model: Model, image: Pixels, retreat: Retreat) -> Iterator[tuple[slice, Iterator[Piece]]]:
+def _tiled(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
     space = image.shape[1:]
     padded = padded_shape(model, space)
     before = tuple((total - have) // 2 for total, have in zip(padded, space, strict=True))
@@ -178,38 +178,38 @@ def _tiled(model: Model, image: Pixels, retreat: Retreat) -> Iterator[tuple[slic
     for _, row in groupby(plan(padded, *tile_size(model)), key=lambda tile: tile.core[0].start):
         tiles = [tile for tile in row if all(part.start < part.stop for part in tiling.place(tile.core))]
         if tiles:
-            yield tiling.place(tiles[0].core)[0], (piece for tile in tiles for piece in _pieces(tiling, tile, retreat))
+            yield tiling.place(tiles[0].core)[0], (piece for tile in tiles for piece in _pieces(tiling, tile, fallback))
 
 
-def _pieces(tiling: _Tiling, tile: Tile, retreat: Retreat) -> Iterator[Piece]:
+def _pieces(tiling: _Tiling, tile: Tile, fallback: MemoryFallback) -> Iterator[Piece]:
     """Predict a tile, cut into smaller ones where memory ran out."""
-    way = retreat.core
-    for part in _parts(tile, retreat, tiling.padded):
+    core = fallback.core
+    for part in _parts(tile, fallback, tiling.padded):
         place = tiling.place(part.core)
         if not all(span.start < span.stop for span in place):
             continue
-        if retreat.core != way:  # an earlier part ran out of memory
-            yield from _pieces(tiling, part, retreat)
+        if fallback.core != core:  # an earlier part ran out of memory
+            yield from _pieces(tiling, part, fallback)
             continue
         kept = tuple(
             slice(at.start + shift - seen.start, at.stop + shift - seen.start)
             for at, shift, seen in zip(place, tiling.before, part.window, strict=True)
         )
-        logits = _attempt(retreat, tiling, part.window, kept)
+        logits = _attempt(fallback, tiling, part.window, kept)
         if logits is None:
-            yield from _pieces(tiling, part, retreat)
+            yield from _pieces(tiling, part, fallback)
         else:
             yield place, logits
 
 
-def _parts(tile: Tile, retreat: Retreat, padded: Sequence[int]) -> Iterator[Tile]:
+def _parts(tile: Tile, fallback: MemoryFallback, padded: Sequence[int]) -> Iterator[Tile]:
     """The tile, or smaller ones with the same halo that cover its core."""
-    core, halo = tile_size(retreat.model)
-    if retreat.core is None or retreat.core == core:
+    core, halo = tile_size(fallback.model)
+    if fallback.core is None or fallback.core == core:
         yield tile
         return
     cores = (
-        [slice(at, min(at + retreat.core, part.stop)) for at in range(part.start, part.stop, retreat.core)]
+        [slice(at, min(at + fallback.core, part.stop)) for at in range(part.start, part.stop, fallback.core)]
         for part in tile.core
     )
     for spans in product(*cores):
@@ -221,7 +221,7 @@ def _parts(tile: Tile, retreat: Retreat, padded: Sequence[int]) -> Iterator[Tile
 
 
 def _attempt(
-    retreat: Retreat, tiling: _Tiling, window: Place, kept: Place
+    fallback: MemoryFallback, tiling: _Tiling, window: Place, kept: Place
 ) -> Float32[np.ndarray, "classes *core"] | None:
     """Logits of what is kept of a window; None where memory ran out and less is tried next.
 
@@ -230,11 +230,11 @@ def _attempt(
 
     """
     try:
-        return _logits(retreat.at_work, tiling.pixels(window), kept)
+        return _logits(fallback.active_model, tiling.pixels(window), kept)
     except (MemoryError, RuntimeError, OSError) as error:
         if not out_of_memory(error):
             raise
-    retreat.further()  # not inside the handler: the error holds on to the tensors of the failed attempt
+    fallback.next_attempt()  # not inside the handler: the error holds on to the tensors of the failed attempt
     return None
 
 
@@ -245,7 +245,7 @@ def _mirrored(positions: Int[np.ndarray, "n"], size: int) -> Int[np.ndarray, "n"
     return inside
 
 
-def _resized(model: Model, image: Pixels, retreat: Retreat) -> Iterator[tuple[slice, Iterator[Piece]]]:
+def _resized(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
     small = _shrunk(image, model.config.data.size)
     mean, deviation = moments(small)
     space, everything = image.shape[1:], (slice(None),) * model.dims
@@ -253,12 +253,12 @@ def _resized(model: Model, image: Pixels, retreat: Retreat) -> Iterator[tuple[sl
     logits = None
     while logits is None:
         try:
-            logits = _logits(retreat.at_work, normalised, everything)
+            logits = _logits(fallback.active_model, normalised, everything)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
         if logits is None:
-            retreat.further()
+            fallback.next_attempt()
     # Linear resizing works axis by axis: the first axis at once, and the others for a few of its lines at a time.
     tall = resize_image(logits, (space[0], *logits.shape[2:]))
     widest = (len(logits), space[0], *map(max, space[1:], logits.shape[2:]))

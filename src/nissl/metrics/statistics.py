@@ -22,6 +22,8 @@ class Difference:
     high: float
     p_value: float
     """Of the sign-flip test: how often chance alone gives a mean difference as large."""
+    n_units: int
+    """Independent units behind it: groups where they are given, else pairs."""
     n_pairs: int
     n_left_out: int
     """Cases (with several classes or seeds: each of them counts) in which one of the two is not applicable."""
@@ -157,6 +159,11 @@ def sign_flip_test(differences: Values, groups: Sequence[str] | None, rng: np.ra
     return float(found.pvalue)
 
 
+def smallest_p_value(units: int) -> float:
+    """Least p-value of the sign-flip test with so many units, whatever the data."""
+    return 2 / min(2**units, SIGN_FLIPS) if units > 1 else 1.0
+
+
 def seed_interval(values: Float[np.ndarray, "seeds"], level: float = 0.95) -> tuple[float, float]:
     """Interval of the mean over seeds: Student's t, since seeds are few and there is nothing to resample.
 
@@ -191,7 +198,13 @@ def paired_difference(differences: Values, groups: Sequence[str] | None, rng: np
     applicable = ~np.isnan(differences)
     n_pairs = int(applicable.reshape(len(differences), -1).any(axis=1).sum())
     return Difference(
-        mean_over_classes(differences), low, high, p_value, n_pairs, int(applicable.size - applicable.sum())
+        mean=mean_over_classes(differences),
+        low=low,
+        high=high,
+        p_value=p_value,
+        n_units=len(_by_unit(differences, groups)[0]),
+        n_pairs=n_pairs,
+        n_left_out=int(applicable.size - applicable.sum()),
     )
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from nissl.errors import DataError, InputError
 from nissl.evaluation.table import CaseScore, scores_from_csv
+from nissl.runs.format import content_of, current_settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -66,7 +67,7 @@ def read_run(run: Path) -> Contents:
     """Read a run folder.
 
     Raises:
-        InputError: there is no such folder, or it holds nothing of a run.
+        InputError: there is no such folder, it holds nothing of a run, or a newer Nissl wrote it.
 
     """
     if not any((run / name).is_file() for name in PARTS):
@@ -84,10 +85,17 @@ def read_run(run: Path) -> Contents:
             notes.append(f"{name} cannot be read ({reason}): {PARTS[name]}.")
         return empty
 
+    def json_part(name: str) -> Tree:
+        return part(name, lambda content: content_of(json.loads(content), run / name), {})
+
     settings = part("config.toml", bytes.decode, "")
     config: Tree = {}
     if settings:
-        config = part("config.toml", lambda content: tomllib.loads(content.decode()), config)
+        config = part(
+            "config.toml",
+            lambda content: current_settings(tomllib.loads(content.decode()), run / "config.toml"),
+            config,
+        )
     trained_without_labels = config.get("pretrain", {}).get("name", "none") != "none"
     nothing: tuple[list[Tree], int] = [], 0
     log, damaged = part("log.jsonl", _json_lines, nothing)
@@ -97,15 +105,15 @@ def read_run(run: Path) -> Contents:
         run=run,
         settings=settings,
         config=config,
-        split=part("split.json", _json, {}),
-        data=part("data.json", _json, {}),
-        environment=part("env.json", _json, {}),
+        split=json_part("split.json"),
+        data=json_part("data.json"),
+        environment=json_part("env.json"),
         log=log,
-        pretrain=part("pretrain.json", _json, {}) if trained_without_labels else {},
-        metrics=part("metrics.json", _json, {}),
+        pretrain=json_part("pretrain.json") if trained_without_labels else {},
+        metrics=json_part("metrics.json"),
         scores=part("metrics.csv", lambda content: scores_from_csv(content.decode()), []),
-        network=part("network.json", _json, {}),
-        budget=part("budget.json", _json, {}),
+        network=json_part("network.json"),
+        budget=json_part("budget.json"),
         filters=part("filters.npy", _filters, None),
         filters_start=part("filters_start.npy", _filters, None),
         notes=tuple(notes),

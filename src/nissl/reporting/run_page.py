@@ -7,11 +7,14 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from nissl.data.split import caveats
+from nissl.evaluation.table import unfinished
 from nissl.files import write_whole
 from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.reporting import curves
 from nissl.reporting.contents import Contents, Tree, read_run
 from nissl.reporting.gallery import Gallery, case_dice, hang, ranked
+from nissl.reporting.overlay import colour_of
+from nissl.runs.folder import measured_steps
 from nissl.training.parity import WARNING
 
 if TYPE_CHECKING:
@@ -76,6 +79,7 @@ def render(contents: Contents, gallery: Gallery) -> str:
             warnings=warnings(contents),
             notes=(*contents.notes, *gallery.notes),
             gallery=gallery,
+            legend=[(name, colour_of(n)) for n, name in enumerate(contents.data.get("classes", [])) if n],
             rows=table_rows(contents.metrics),
             policy=contents.metrics.get("policy", EMPTY_POLICY),
             plots=_plots(contents),
@@ -119,7 +123,8 @@ def _uses_unlabelled(contents: Contents) -> bool:
 def warnings(contents: Contents) -> list[str]:
     """List what makes the numbers of this run less than they seem."""
     split = contents.split
-    found = caveats(split.get("shared_groups", []), split.get("transductive", []))
+    found = unfinished(*measured_steps(contents.run))
+    found += caveats(split.get("shared_groups", []), split.get("transductive", []))
     found += [WARNING] if contents.config.get("protocol") == "parity" else []
     overall = contents.metrics.get("overall", {})
     dice, trivial = overall.get("dice"), overall.get("trivial_dice")
@@ -140,9 +145,10 @@ def _course(contents: Contents) -> list[str]:
         if session["changed"]:
             changed = "; ".join(session["changed"])
             found.append(f"The run was continued with other settings or data than it began with: {changed}.")
-        elif session["torch"] != contents.environment["torch"]:
-            versions = f"torch {contents.environment['torch']} and went on with torch {session['torch']}"
-            found.append(f"The run began with {versions}: it is not exact.")
+        for name, title in (("nissl", "Nissl"), ("torch", "torch")):
+            if session[name] != contents.environment[name]:
+                versions = f"{title} {contents.environment[name]} and continued with {title} {session[name]}"
+                found.append(f"The run began with {versions}: it is not exact.")
     parted = [line for line in contents.log if "parts" in line]
     if parted:
         found.append(

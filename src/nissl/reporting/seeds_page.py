@@ -11,11 +11,11 @@ from nissl.runs.folder import read_json
 from nissl.runs.seeds import runs_of
 
 
-def write_series_report(folder: Path) -> Path:
-    """Write report.html of a series from its metrics.json, with links to the pages of its runs; returns its path.
+def write_seeds_report(folder: Path) -> Path:
+    """Write report.html of several seeds from their metrics.json, with links to the pages of the runs.
 
     Raises:
-        InputError: the folder is no series, or was not measured yet.
+        InputError: the folder does not hold several seeds, or was not measured yet.
         ResourceError: the disk is full; an older report is untouched.
 
     """
@@ -26,10 +26,10 @@ def write_series_report(folder: Path) -> Path:
     of_runs = [text for run in runs.values() for text in warnings(read_run(run))]
     page = (
         environment()
-        .get_template("series.html.j2")
+        .get_template("seeds.html.j2")
         .render(
             title=folder.resolve().name,
-            headline=series_headline(metrics),
+            headline=seeds_headline(metrics),
             metrics=metrics,
             warnings=list(dict.fromkeys([*metrics["warnings"], *of_runs])),
             policy=metrics.get("policy", EMPTY_POLICY),
@@ -42,7 +42,7 @@ def write_series_report(folder: Path) -> Path:
     return path
 
 
-def series_headline(metrics: dict[str, Any]) -> str:
+def seeds_headline(metrics: dict[str, Any]) -> str:
     """Say in one sentence how well the training does over its seeds."""
     overall, count = metrics["overall"], len(metrics["runs"])
     (low, high), (least, most) = overall["dice_ci_seeds"], overall["dice_ci_cases"]

@@ -1,6 +1,6 @@
 """The run folder: everything about a run, readable without our code.
 
-config.toml split.json data.json env.json network.json pretrain.json budget.json log.jsonl
+config.toml split.json data.json env.json network.json pretrain.json budget.json log.jsonl      with a format version
 checkpoints/last.safetensors       the averaged weights: a plain state dict, for any PyTorch code
 checkpoints/state.safetensors      what a resumed run needs, and previous.state.safetensors before it
 checkpoints/stage1-0.safetensors   each network after (or in the middle of) its pre-training
@@ -9,17 +9,20 @@ metrics.csv metrics.json predictions/ report.html      after `evaluate`
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from nissl.config import Config, load_config
-from nissl.errors import DataError, InputError
+from nissl.config import Config
+from nissl.errors import DataError, InputError, NisslError
 from nissl.files import write_whole
 from nissl.nets import factory
 from nissl.runs.checkpoint import load_checkpoint
+from nissl.runs.format import Tree, content_of, load_config, stamped
 
 WEIGHTS = Path("checkpoints") / "last.safetensors"
 STATE = Path("checkpoints") / "state.safetensors"
@@ -31,8 +34,8 @@ CONVERT = (
 LOG = Path("log.jsonl")
 FILTERS = Path("filters.npy")
 """Of the first layer of the trained network: the last thing that a training writes."""
-SERIES = "series.json"
-"""In a folder that holds the runs of several seeds: their list."""
+SEEDS, SEEDS_1 = "seeds.json", "series.json"
+"""In a folder that holds the runs of several seeds: their list. The second name is that of format 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +45,17 @@ class Model:
     net: nn.Module
     """In evaluation mode, on `device`; images `(batch, channels, *space)` to logits `(batch, classes, *space)`."""
     config: Config
-    """The settings of the run, `data.sampling` and `data.size` settled."""
+    """The settings of the run, with what followed from its data."""
     dims: int
     channels: int
     classes: tuple[str, ...]
     weights: str
     """SHA-256 of the weights."""
     device: torch.device
+    steps: int
+    """Steps that the weights have behind them."""
+    planned_steps: int
+    """Those that the settings state; a run with fewer is unfinished."""
 
 
 def checkpoint_of(run: Path, network: int) -> Path:
@@ -56,24 +63,25 @@ def checkpoint_of(run: Path, network: int) -> Path:
     return run / STATE.with_name(f"stage1-{network}.safetensors")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file with the format version, whole or not at all."""
+    write_whole(path, json.dumps(stamped(content), indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run.
+def read_json(path: Path) -> Tree:
+    """Read a JSON file of a run, brought to the newest format and without its version.
 
     Raises:
-        InputError: the file is not there: the folder is not a run, or the run did not get that far.
+        InputError: the file is not there: the folder is not a run, or the run did not get that far; or a newer Nissl
+            wrote it.
         DataError: the file is damaged.
 
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return content_of(json.loads(path.read_text(encoding="utf-8")), path)
     except OSError as error:
         found, fix = "no such file", "check the folder, or train first"
-        if (path.parent / SERIES).is_file():
+        if holds_seeds(path.parent):
             found, fix = "no such file: the folder holds the runs of several seeds", "name one of them, such as seed-0"
         raise InputError(path, found, "the folder of a run made by `nissl train`", fix) from error
     except ValueError as error:
@@ -81,7 +89,23 @@ def read_json(path: Path) -> Any:
         raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", fix) from error
 
 
-def find_root(run: Path, facts: Any, given: Path | str | None) -> Path:
+def holds_seeds(folder: Path) -> bool:
+    """Say whether a folder holds the runs of several seeds."""
+    return any((folder / name).is_file() for name in (SEEDS, SEEDS_1))
+
+
+def measured_steps(run: Path) -> tuple[int | None, int | None]:
+    """Steps made and planned of what a run was last measured on, or else of its log; None where neither tells."""
+    with suppress(NisslError, ValueError, LookupError, OSError):
+        metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+        if "steps" in metrics:  # format 1 has none
+            return metrics["steps"], metrics["planned_steps"]
+        lines = (run / "log.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        return int(json.loads(lines[-1])["step"]), load_config(run / "config.toml").train.steps
+    return None, None
+
+
+def find_root(run: Path, facts: Tree, given: Path | str | None) -> Path:
     """Where the data of a run are: the folder that is given, or else the one that data.json (`facts`) names.
 
     Raises:
@@ -163,4 +187,6 @@ def load_model(run: Path, device: str = "auto") -> Model:
         tuple(data["classes"]),
         facts["sha256"],
         place,
+        int(facts["step"]),
+        config.train.steps,
     )

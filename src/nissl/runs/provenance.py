@@ -19,15 +19,16 @@ import numpy as np
 import tomli_w
 import torch
 
-from nissl.config import Config, load_config, to_tree
+from nissl.config import Config, to_tree
 from nissl.data.batches import NORMALISATION, Store
-from nissl.data.cases import Dataset, Scan
+from nissl.data.cases import CaseFile, Dataset, Scan, located
 from nissl.data.duplicates import file_hash
 from nissl.data.split import Split
 from nissl.errors import DataError, InputError
 from nissl.files import write_whole
 from nissl.progress import warn
 from nissl.runs.folder import choose_device, read_json, write_json
+from nissl.runs.format import load_config, stamped
 
 LOCK, OWNER = ".nissl.lock", ".nissl.owner"
 """Held, and removed, while a run works in the folder."""
@@ -38,7 +39,7 @@ CHOICES = [
     {"choice": "threshold", "made": "the most probable class", "split": None, "cases": 0},
     {
         "choice": "settings",
-        "made": "as given: what they were chosen on, Nissl cannot know",
+        "made": "as given: Nissl cannot know what they were chosen on",
         "split": None,
         "cases": None,
     },
@@ -46,16 +47,18 @@ CHOICES = [
 """What a run has to choose, how, and on how many cases of which split. Nothing is chosen on the test split, but for the
 number that the published protocol asks for (`nissl.training.parity`)."""
 
+COMMAND = ("train", "DATA", "--out", "RUN", "--config", "config.toml")
+"""What makes a run again where its own command is no one's to type: it was called from Python, or names patients."""
 FACTS = ("dims", "channels", "classes")
 """Of the data, beside the cases: what fixes the network and the meaning of its output."""
-PLACE = ("torch", "device", "threads", "processes")
+PLACE = ("nissl", "torch", "device", "threads", "processes")
 """Of the environment: what bits depend on."""
 DESCRIPTION = ("network.json", "split.json", "data.json", "env.json", "budget.json", "config.toml")
 """What is written before the work starts, in this order."""
 
 
 @contextmanager
-def claimed(out: Path, resume: bool) -> Iterator[None]:
+def lock_run_folder(out: Path, resume: bool) -> Iterator[None]:
     """Hold the run folder against other runs; refuse one that holds something else.
 
     What was made here is removed again where nothing was written: then the run did not start.
@@ -82,7 +85,7 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
                 out,
                 f"not empty: {', '.join(present[:4])}{' …' if len(present) > 4 else ''}",
                 "a new or empty folder",
-                "choose another --out, or add --resume to go on with an interrupted run",
+                "choose another --out, or add --resume to continue an interrupted run",
             )
         for part in (*out.glob(".*.tmp"), *out.glob("checkpoints/*.tmp")):
             part.unlink()  # what a killed run was writing
@@ -115,7 +118,9 @@ def _owner(out: Path) -> str:
         return "its owner is unknown"
 
 
-def describe(out: Path, config: Config, dataset: Dataset, split: Split, class_pixels: Mapping[str, int]) -> None:
+def write_provenance(
+    out: Path, config: Config, dataset: Dataset, split: Split, class_pixels: Mapping[str, int]
+) -> None:
     """Write what the run is made of, before it starts or goes on with changes.
 
     `class_pixels` are those of the labelled masks.
@@ -132,18 +137,28 @@ def describe(out: Path, config: Config, dataset: Dataset, split: Split, class_pi
         **({"validation": opened} if opened else {}),
         "test_images_in_pool": len(split.transductive),
     }
-    write_whole(out / "split.json", split.to_json())
+    write_json(out / "split.json", dataclasses.asdict(split))
     write_json(out / "data.json", data)
     if not (out / "env.json").exists():  # of a run that goes on, it tells how it began
         write_json(out / "env.json", _environment(config, dataset.private))
     write_json(out / "budget.json", budget)
-    write_whole(out / "config.toml", tomli_w.dumps(to_tree(config)))  # the last: with it, the run can be resumed
+    settings = tomli_w.dumps(stamped(stored_tree(config, dataset.root)))
+    write_whole(out / "config.toml", settings)  # the last: with it, the run can be resumed
+
+
+def stored_tree(config: Config, root: Path) -> dict[str, Any]:
+    """Settings as config.toml has them: with the folders of images and masks as they lie from the data root."""
+    tree = to_tree(config)
+    for name in ("images", "masks"):
+        if folder := getattr(config.data, name):
+            tree["data"][name] = os.path.relpath(located(root, folder), root)
+    return tree
 
 
 def without_names(config: Config, scan: Scan) -> Config:
     """The settings of a run on DICOM: no folder of the data, and cases by their ids only."""
     labels = config.split.labels
-    if not re.fullmatch(r"\s*\d+(\.\d+)?\s*%?\s*", labels):
+    if not re.fullmatch(r"\s*(all|\d+(\.\d+)?\s*%?)\s*", labels):
         labels = ",".join(scan.id_of(name.strip()) for name in labels.split(",") if name.strip())
     data = dataclasses.replace(config.data, images=None, masks=None)
     return dataclasses.replace(config, data=data, split=dataclasses.replace(config.split, labels=labels))
@@ -195,7 +210,7 @@ def data_of(dataset: Dataset, split: Split) -> dict[str, Any]:
 
 
 def _environment(config: Config, private: bool = False) -> dict[str, Any]:
-    given = ["train", "DATA", "--out", "RUN", "--config", "config.toml"] if private else sys.argv[1:]
+    given = sys.argv[1:] if _from_command_line() and not private else COMMAND
     device = choose_device(config.device)
     return {
         "nissl": version("nissl"),
@@ -211,11 +226,18 @@ def _environment(config: Config, private: bool = False) -> dict[str, Any]:
     }
 
 
+def _from_command_line() -> bool:
+    """Say whether this process is `nissl ...` or `python -m nissl ...`, and not a script or notebook that calls us."""
+    program = Path(sys.argv[0])
+    return program.stem == "nissl" or (program.name == "__main__.py" and program.parent.name == "nissl")
+
+
 def changes(
     out: Path, config: Config, dataset: Dataset, split: Split, resolve: Callable[[Config], Config]
 ) -> tuple[str, ...]:
     """List in words how settings and data differ from those that a run began with; `resolve` fills in open settings."""
-    before, now = flat(to_tree(resolve(load_config(out / "config.toml")))), flat(to_tree(config))
+    then = resolve(load_config(out / "config.toml"))
+    before, now = (flat(stored_tree(one, dataset.root)) for one in (then, config))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     listed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed]
     data, data_now = read_json(out / "data.json"), data_of(dataset, split)
@@ -223,6 +245,19 @@ def changes(
     stored, here = ({case["id"]: case for case in tree["cases"]} for tree in (data, data_now))
     other = sorted(key for key in stored.keys() | here.keys() if stored.get(key) != here.get(key))
     return (*listed, *([f"{len(other)} cases of the data differ, such as {other[0]}"] if other else []))
+
+
+def changed_cases(out: Path, files: Mapping[str, CaseFile], hash_now: Callable[[Path, str], str]) -> list[str]:
+    """Ids of the cases that came or went since a run began, or of which a file that it opened has changed."""
+    before = {str(case["id"]): case for case in read_json(out / "data.json")["cases"]}
+    changed = [id_ for id_ in before.keys() & files.keys() if _differs(before[id_], files[id_], hash_now)]
+    return sorted([*changed, *(before.keys() ^ files.keys())])
+
+
+def _differs(before: Mapping[str, str | None], file: CaseFile, hash_now: Callable[[Path, str], str]) -> bool:
+    """Say whether what a run has opened of a case has another checksum now, or is gone."""
+    known = [(before["image_sha256"], file.image, file.image_name), (before["mask_sha256"], file.mask, file.mask_name)]
+    return any(then is not None and (path is None or hash_now(path, name) != then) for then, path, name in known)
 
 
 def require_same(out: Path, changed: Sequence[str]) -> None:
@@ -233,13 +268,15 @@ def require_same(out: Path, changed: Sequence[str]) -> None:
 
     """
     if changed:
-        fix = "put it back, start a new run, or go on knowingly with --allow-changed (the report will say so)"
+        fix = "put it back, start a new run, or accept it with --allow-changed (the report will say so)"
         raise InputError(out, "; ".join(changed), "the settings and data that the run began with", fix)
 
 
 def note_session(out: Path, config: Config, changed: Sequence[str]) -> None:
     """Enter in env.json that the run goes on, and whether it can still be exact."""
     before, now = read_json(out / "env.json"), _environment(config)
+    if before["nissl"] != now["nissl"]:
+        warn(f"the run began with Nissl {before['nissl']}, this is {now['nissl']}: it goes on, but not bit for bit")
     same = all(before.get(key) == now[key] for key in PLACE)
     session = {key: now[key] for key in (*PLACE, "date")} | {"changed": list(changed)}
     exact = bool(before.get("exact")) and same and not changed

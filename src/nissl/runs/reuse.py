@@ -1,17 +1,18 @@
-"""The stage 1 of another run: whether it is that of this one too, and taking it over."""
+"""The stage 1 of another run: whether it is that of this one too, and its reuse."""
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nissl.config import Config, load_config, to_tree
+from nissl.config import Config, to_tree
 from nissl.data.cases import Dataset
 from nissl.data.split import Split
 from nissl.errors import InputError
 from nissl.files import write_whole
 from nissl.runs.checkpoint import has_checkpoint, load_checkpoint
 from nissl.runs.folder import STATE, checkpoint_of, read_json, write_json
+from nissl.runs.format import load_config
 from nissl.runs.provenance import FACTS, PLACE, data_of, flat
 
 STAGE_1 = ("seed", "deterministic", "protocol", "data", "augment", "net", "pretrain")
@@ -19,6 +20,7 @@ STAGE_1 = ("seed", "deterministic", "protocol", "data", "augment", "net", "pretr
 NOT_STAGE_1 = (
     *("data.workers", "data.cache_gib", "data.limit_gib"),  # how images are read, not what is in them
     *("data.masks", "data.foreground"),  # it sees no mask
+    "data.images",  # their checksums are compared
     "pretrain.fine_tuning_rate",
 )
 
@@ -86,7 +88,7 @@ def note_origin(run: Path, other: Path, private: bool) -> None:
     write_json(run / "env.json", here | {"stage_1_of": origin, "exact": exact})
 
 
-def take_over(other: Path, run: Path, networks: int) -> None:
+def reuse(other: Path, run: Path, networks: int) -> None:
     """Begin the stage 1 of a run where that of another one is, or has ended; what the run has itself stays."""
     for network, theirs in enumerate(checkpoints_of(other)[:networks]):
         ours = checkpoint_of(run, network)

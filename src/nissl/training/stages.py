@@ -26,7 +26,7 @@ from nissl.pretrain.settings import Gradient, Learning, Stepped
 from nissl.progress import track
 from nissl.runs.checkpoint import has_checkpoint
 from nissl.runs.folder import FILTERS, STATE, checkpoint_of, write_json
-from nissl.runs.reuse import note_origin, take_over
+from nissl.runs.reuse import note_origin, reuse
 from nissl.training.loop import Trainer, run_stage
 from nissl.training.network import per_stream
 from nissl.training.session import Session, Stage
@@ -181,7 +181,7 @@ def _pretrain(
     if job.pretrained and not resumed:
         if world.first:
             note_origin(out, job.pretrained, job.dataset.private)
-            take_over(job.pretrained, out, len(networks))
+            reuse(job.pretrained, out, len(networks))
         world.largest(0, session.device)  # the others wait for it
     start: dict[str, nn.Module] = {}
     trained: list[nn.Parameter] = []

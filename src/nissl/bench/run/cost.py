@@ -7,7 +7,6 @@ one after the other, so that neither the cells nor another arm are in its number
 import dataclasses
 import io
 import os
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
@@ -24,17 +23,19 @@ from nissl import api
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.processes import start
 from nissl.bench.run.results import one_line
-from nissl.config import Config, TrainConfig, load_config
+from nissl.config import Config, TrainConfig
 from nissl.data.batches import Batch
 from nissl.data.cases import list_cases
 from nissl.data.split import make_split
 from nissl.errors import NisslError
+from nissl.inference.memory import resident_bytes
 from nissl.learner import Learner, Problem
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
 from nissl.pretrain.settings import Stepped
 from nissl.progress import track
 from nissl.runs.folder import choose_device, read_json, write_json
+from nissl.runs.format import load_config
 from nissl.training import parity
 from nissl.training.loop import Trainer
 from nissl.training.network import per_stream
@@ -76,7 +77,7 @@ class Cost:
 def read_costs(out: Path) -> dict[Key, Cost]:
     """Read cost.json; where it is not there, or is damaged, nothing is known."""
     with suppress(NisslError, TypeError):
-        return {(row["data"], row["arm"]): Cost(**row) for row in read_json(out / COST)}
+        return {(row["data"], row["arm"]): Cost(**row) for row in read_json(out / COST)["costs"]}
     return {}
 
 
@@ -100,7 +101,7 @@ def measure_costs(out: Path, cells: Sequence[Cell], threads: int) -> dict[Key, C
     with track(len(todo), "measuring the cost of each arm") as advance:
         for key, cell in todo.items():
             costs[key] = _apart(cell, threads)
-            write_json(out / COST, [asdict(cost) for cost in costs.values()])
+            write_json(out / COST, {"costs": [asdict(cost) for cost in costs.values()]})
             advance(costs[key].message or f"{key[1]} on {key[0]}")
     return costs
 
@@ -175,9 +176,7 @@ def peak_memory(device: torch.device) -> int | None:
     """Bytes that this process has held at most: on the GPU, or else in all; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
-    return 1024 * int(found[1]) if found else None
+    return resident_bytes() or None
 
 
 @dataclass(frozen=True)

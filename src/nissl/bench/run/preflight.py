@@ -1,17 +1,18 @@
 """What is refused before a bench runs: arms that cannot work, and data that cannot be tested on or have changed."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.results import folder_of
-from nissl.data.cases import CaseFile, list_cases, look
+from nissl.data.cases import list_cases, look
 from nissl.data.duplicates import file_hash, name_copies
 from nissl.data.split import make_split
 from nissl.errors import DataError, InputError
 from nissl.nets import factory
-from nissl.runs.folder import choose_device, read_json
+from nissl.runs.folder import choose_device
+from nissl.runs.provenance import changed_cases
 from nissl.training import network, parity
 
 
@@ -76,17 +77,8 @@ def require_unchanged(out: Path, all_cells: Sequence[Cell], todo: Sequence[Cell]
             described = folder_of(out, other) / "data.json"
             if not described.is_file():
                 continue
-            before = {str(case["id"]): case for case in read_json(described)["cases"]}
-            changed = sorted(before.keys() ^ files.keys())
-            changed += [id_ for id_ in before.keys() & files.keys() if _differs(before[id_], files[id_], hash_now)]
-            if changed:
+            if changed := changed_cases(described.parent, files, hash_now):
                 cases = "a case has" if len(changed) == 1 else f"{len(changed)} cases have"
                 found = f"{cases} changed since {other.id} began, such as {changed[0]}"
                 fix = "put it back, or start a new bench in another --out"
                 raise InputError(f"data set {cell.data}", found, "the data that the bench began with", fix)
-
-
-def _differs(before: Mapping[str, str | None], file: CaseFile, hash_now: Callable[[Path, str], str]) -> bool:
-    """Say whether what a run has opened of a case has another checksum now, or is gone."""
-    known = [(before["image_sha256"], file.image, file.image_name), (before["mask_sha256"], file.mask, file.mask_name)]
-    return any(then is not None and (path is None or hash_now(path, name) != then) for then, path, name in known)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nissl.bench.grid.grid import Cell
-from nissl.config import Config, from_tree, load_config
+from nissl.config import Config, from_tree
 from nissl.errors import DataError, InputError, NisslError
 from nissl.evaluation.table import CaseScore, scores_from_csv
 from nissl.files import write_whole
 from nissl.runs.folder import LOG, read_json
+from nissl.runs.format import load_config
 
 CELLS, RUNS, RESULTS, FAILED, PARITY = "cells.json", "runs", "results.csv", "failed.json", "parity.json"
 Status = Literal["done", "failed", "missing"]
@@ -84,8 +85,9 @@ def is_done(out: Path, cell: Cell) -> bool:
     run = folder_of(out, cell)
     if not (run / "metrics.json").is_file() or not (run / LOG).is_file():
         return False
-    lines = _log(run)
-    return bool(lines) and int(lines[-1]["step"]) >= load_config(run / "config.toml").train.steps
+    lines, planned = _log(run), load_config(run / "config.toml").train.steps
+    measured = read_json(run / "metrics.json").get("steps")  # format 1 does not say
+    return bool(lines) and planned <= min(int(lines[-1]["step"]), planned if measured is None else measured)
 
 
 def result_of(out: Path, cell: Cell) -> Result:

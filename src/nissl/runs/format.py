@@ -1,0 +1,107 @@
+"""The format version of what Nissl writes and reads back, and a reader for every older one.
+
+Format 1 had no version in its files. Whatever a later format changes is brought up to date here, so that all other code
+knows the newest format only.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nissl.config import Config, from_tree, read_toml, without_foreign_options
+from nissl.errors import DataError, InputError
+
+Tree = dict[str, Any]
+FORMAT = 2
+SEEDS_FILES = ("seeds.json", "series.json")
+KEY = "format"
+
+CONTENT: Mapping[str, Mapping[str, type]] = {
+    "data.json": {"dims": int, "channels": int, "classes": list, "cases": list},
+    "split.json": {"labelled": list, "unlabelled": list, "test": list},
+    "env.json": {"nissl": str, "torch": str},
+    "budget.json": {"masks_seen": list},
+    "cost.json": {"costs": list},
+    "metrics.json": {"overall": dict, "classes": dict},
+    "pretrain.json": {"name": str, "steps": int},
+    "seeds.json": {"seeds": list},
+    "series.json": {"seeds": list},
+}
+"""What a file must hold to be used, by its name."""
+
+
+def _environment_1(tree: Tree) -> Tree:
+    """Sessions that went on did not name their version of Nissl."""
+    sessions = [{"nissl": tree["nissl"]} | session for session in tree.get("continued", [])]
+    return tree | ({"continued": sessions} if sessions else {})
+
+
+def _cells_1(tree: Tree) -> Tree:
+    return {name: upgraded(settings, 1) for name, settings in tree.items()}
+
+
+UPGRADES: Mapping[str, Callable[[Tree], Tree]] = {"env.json": _environment_1, "cells.json": _cells_1}
+"""From format 1 to 2, of the files that are not the same in both."""
+
+
+def upgraded(tree: Tree, found_format: int) -> Tree:
+    """Bring settings of an older format to the newest one: format 1 stored the options of all members in one."""
+    return without_foreign_options(tree) if found_format == 1 else tree
+
+
+def stamped(tree: Mapping[str, Any]) -> Tree:
+    """Put the format in front of what a file is to hold."""
+    return {KEY: FORMAT, **tree}
+
+
+def content_of(tree: Any, path: Path) -> Tree:
+    """What a JSON file holds, in the newest format and without its version.
+
+    Raises:
+        InputError: a newer Nissl wrote the file.
+        DataError: the file does not hold what one of its name must.
+
+    """
+    content, found = _split(tree, path)
+    for key, kind in CONTENT.get(path.name, {}).items():
+        if not isinstance(content.get(key), kind):
+            held = f"`{key}` is {content[key]!r:.40}" if key in content else f"no `{key}`"
+            raise DataError(path, held, f"`{key}` as a {kind.__name__}", "restore the file from a copy, or train again")
+    return UPGRADES[path.name](content) if found < FORMAT and path.name in UPGRADES else content
+
+
+def current_settings(tree: Tree, path: Path) -> Tree:
+    """The settings in the content of a TOML file, in the newest format; what it leaves open stays so.
+
+    Raises:
+        InputError: a newer Nissl wrote the file.
+
+    """
+    content, found = _split(tree, path)
+    by_hand = KEY not in tree and not any((path.parent / name).exists() for name in ("data.json", *SEEDS_FILES))
+    return upgraded(content, FORMAT if by_hand else found)
+
+
+def load_config(path: Path) -> Config:
+    """Read settings from a TOML file: one that was written by hand, or the config.toml of a run.
+
+    Raises:
+        InputError: the file is missing, is not TOML, has an unknown key or a value of the wrong kind, or is too new.
+
+    """
+    return from_tree(Config, current_settings(read_toml(path), path), str(path))
+
+
+def _split(tree: Any, path: Path) -> tuple[Tree, int]:
+    """Content and format of a file."""
+    tree = {"costs": tree} if path.name == "cost.json" and isinstance(tree, list) else tree  # format 1
+    if not isinstance(tree, dict):
+        found = f"it holds a {type(tree).__name__}, not an object"
+        raise DataError(path, found, "an object", "restore the file from a copy, or train again")
+    found_format = tree.get(KEY, 1)
+    if type(found_format) is not int or found_format < 1:
+        raise InputError(path, f"format {found_format!r}", f"a number from 1 to {FORMAT}", "restore the file")
+    if found_format > FORMAT:
+        found = f"written by a newer Nissl (format {found_format})"
+        raise InputError(path, found, f"format {FORMAT} or older", "update: pip install --upgrade nissl")
+    return {key: value for key, value in tree.items() if key != KEY}, found_format
