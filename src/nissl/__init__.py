@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nissl.api import check, compare, evaluate, predict, report, train
     from nissl.config import Config, load_config
-    from nissl.data.cases import find_cases
+    from nissl.data.discovery import find_cases
 
 _PLACES = {
     "Config": ("nissl.config", "Config"),
     "load_config": ("nissl.config", "load_config"),
-    "find_cases": ("nissl.data.cases", "find_cases"),
+    "find_cases": ("nissl.data.discovery", "find_cases"),
     "check": ("nissl.api", "check"),
     "compare": ("nissl.api", "compare"),
     "train": ("nissl.api", "train"),

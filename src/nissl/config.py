@@ -42,6 +42,10 @@ class DataConfig:
     """Folder of images, when it is not DATA/images."""
     masks: Path | None = None
     """Folder of masks, when it is not DATA/masks."""
+    image_pattern: str = "*"
+    """What the names of images are made of, without their kind: `*` is the id, as in `*_0000`."""
+    mask_pattern: str = "*"
+    """The same for masks, such as `*_mask`. Where there is no folder of masks, these files lie among the images."""
     label_map: Annotated[str, _short("label-map")] = ""
     """How mask values become classes: `binary` (0 is background, all else foreground: 0/255 and instance ids),
     `0,1,2` or `0=background,1=head,2=body`, or colours `#000000=background,#ff0000=gland`. Empty: the map in
@@ -65,6 +69,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(all(s >= 16 for s in self.size), "data.size", self.size, "16 or more along each axis")
+        for key in ("image_pattern", "mask_pattern"):
+            _require(getattr(self, key).count("*") == 1, f"data.{key}", getattr(self, key), "one `*`, as in '*_mask'")
         _require(0 <= self.foreground <= 1, "data.foreground", self.foreground, "a share from 0 to 1")
         _require(self.cache_gib >= 0, "data.cache_gib", self.cache_gib, "0 or more")
         _require(self.limit_gib > 0, "data.limit_gib", self.limit_gib, "more than 0")

@@ -13,7 +13,7 @@ from tests.tiny_data import NET, opened_files, tiny_config, write_tiny
 from nissl import api, nets
 from nissl.config import Config, DataConfig, MethodConfig, NetConfig, PretrainConfig, TrainConfig, load_config
 from nissl.data.batches import Store, resolve
-from nissl.data.cases import find_cases
+from nissl.data.discovery import find_cases
 from nissl.errors import DataError, InputError
 from nissl.methods import METHODS
 from nissl.metrics.overlap import Overlap

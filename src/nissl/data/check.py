@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from nissl.config import DataConfig
-from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image, scan
+from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image
+from nissl.data.discovery import scan
 from nissl.data.duplicates import digest, nearest, small_picture
 from nissl.data.naming import DATA_FOLDER
 from nissl.data.split import groups_on_sides, shared_fault, sides
