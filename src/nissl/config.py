@@ -69,6 +69,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(all(s >= 16 for s in self.size), "data.size", self.size, "16 or more along each axis")
+        for key in ("images", "masks"):
+            stored = str(getattr(self, key)).encode(errors="replace").decode()
+            _require(stored == str(getattr(self, key)), f"data.{key}", stored, "a folder whose name is UTF-8")
         for key in ("image_pattern", "mask_pattern"):
             _require(getattr(self, key).count("*") == 1, f"data.{key}", getattr(self, key), "one `*`, as in '*_mask'")
         _require(0 <= self.foreground <= 1, "data.foreground", self.foreground, "a share from 0 to 1")
@@ -82,8 +85,8 @@ class SplitConfig:
     """Which cases are for testing and which masks the training may see."""
 
     labels: Annotated[str, _short("labels")] = "10%"
-    """The label budget: a share of the training masks (`10%`), a number (`8`), or case ids separated by commas.
-    It counts every mask that the training sees."""
+    """The label budget: a share of the training masks (`10%`), a number (`8`), case ids separated by commas, or
+    `@FILE`, a text file with an id on each line. It counts every mask that the training sees."""
     test_fraction: float = 0.2
     """Share of the masked cases (or of the groups) kept for testing, where cases.csv gives no split."""
     allow_shared_groups: Annotated[bool, _short("allow-shared-groups")] = False
@@ -95,6 +98,14 @@ class SplitConfig:
     """Let training look at the test images, never at their masks; the report then carries a warning."""
 
     def __post_init__(self) -> None:
+        if self.labels.startswith("@"):  # the ids stand in the settings of the run, which outlive the file
+            try:
+                text = Path(self.labels[1:]).read_text(encoding="utf-8-sig")
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    "--labels", self.labels, f"a text file that can be read ({error})", "check it"
+                ) from None
+            object.__setattr__(self, "labels", text.rstrip() + "\n")
         _require(0 < self.test_fraction < 1, "split.test_fraction", self.test_fraction, "a share between 0 and 1")
         _require(self.seed is None or self.seed >= 0, "split.seed", self.seed, "0 or more")
 

@@ -18,7 +18,7 @@ from nissl.imageio.formats import Raster, open_raster, read_raster
 from nissl.imageio.label_map import LabelMap
 from nissl.imageio.tiff_regions import Recoloured, row_strips
 
-Layout = Literal["images+masks", "folders", "decathlon", "nnU-Net"]
+Layout = Literal["images+masks", "folders", "decathlon"]
 SPACING_TOLERANCE = 1e-4
 """Largest relative difference of two spacings that counts as rounding."""
 PLACE_TOLERANCE = 0.1

@@ -4,12 +4,13 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from nissl.config import DataConfig
 from nissl.data.cases import CaseFile, Dataset, Finding, Layout, Scan, channels_in
-from nissl.data.naming import DATA_FOLDER, Listing, core, counted, list_files, suggest
+from nissl.data.naming import Listing, core, counted, list_files, suggest
 from nissl.data.table import read_table
 from nissl.errors import DataError, InputError
 from nissl.imageio.formats import SUFFIXES, read_header, stem
@@ -25,8 +26,10 @@ EXPORTS = {
 """How masks of other kinds become files that can be read."""
 ADDED = re.compile(r"(?i)(.+?)((?:[\W_]|cp)*(?:masks?|seg(?:mentations?)?|labels?|annotations?|gt|manual\d*))")
 """A name that says of itself that it is a mask: that of the image, and what is added."""
+KINDS = f"files of kind {' '.join(SUFFIXES)}"
 SAMPLE = 50
 """Masks from whose names patterns are guessed."""
+NNUNET = "; of modalities in files of their own (nnU-Net), join those of a case by nibabel.concat_images to use all"
 TOGETHER = "move the files into one folder, and name their subfolder as group in cases.csv"
 
 
@@ -99,128 +102,69 @@ def scan(root: Path, config: DataConfig) -> Scan:
         InputError: no such folder, no images in it, or a label map that cannot be read.
 
     """
-    found = _find_files(root, config)
-    pictures, drawn, private = found.images, found.masks, found.images.private
+    layout, images, masks = _list_both(root, config)
     findings: list[Finding] = []
-    image_files, mask_files = _by_id(pictures, found.place, findings), _by_id(drawn, found.mask_place, findings)
+    image_files, mask_files = _by_id(images, findings), _by_id(masks, findings)
     if not image_files:
-        raise _no_images(found)
-    findings += _left_out(found)
-    if found.mask_folder and not mask_files:
-        findings.append(_empty_folder(found))
+        left = f", but {images.left_out}" if images.left_out else ""
+        fix = TOGETHER if images.folders else "name the folder with --data.images; DICOM files need the suffix .dcm"
+        raise InputError(images.folder, f"no images{left}", KINDS, fix)
+    findings += _left_out(images, masks)
     if not mask_files:
-        findings += _masks_elsewhere(root, found, image_files.keys())
-    findings += _unpaired(found, image_files, mask_files)
+        findings += [*_no_masks(masks), *_masks_elsewhere(root, images, image_files.keys())]
+    free = {key: path for key, path in image_files.items() if key not in mask_files}
+    findings += _unpaired(masks, free, {key: mask_files[key] for key in sorted(mask_files.keys() - image_files.keys())})
     found_cases = [
-        CaseFile(pictures.id(path), path, mask_files.get(key), alias=pictures.alias(path))
+        CaseFile(images.id(path), path, mask_files.get(key), alias=images.alias(path))
         for key, path in image_files.items()
     ]
     cases = {case.id: case for case in sorted(found_cases, key=lambda case: case.id)}
-    cases |= read_table(root, (found.image_folder, found.mask_folder), cases, findings, private)
-    if not any(case.group for case in cases.values()):
-        findings += _names_of_groups(pictures, found.place)
-    label_map = _label_map(root, found.layout, config, findings)
-    return Scan(found.layout, tuple(cases.values()), label_map, tuple(findings), private)
+    cases |= read_table(root, (images.folder, masks.folder), cases, findings, images.private)
+    if not findings and not any(case.group for case in cases.values()):
+        findings += _names_of_groups(images)
+    label_map = _label_map(root, layout, config, findings)
+    return Scan(layout, tuple(cases.values()), label_map, tuple(findings), images.private)
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Images and masks of a data set, not yet paired."""
-
-    layout: Layout
-    image_folder: Path
-    mask_folder: Path | None
-    images: Listing
-    masks: Listing
-
-    @property
-    def place(self) -> str:
-        """What findings call the folder of images."""
-        return DATA_FOLDER if self.images.private else str(self.image_folder)
-
-    @property
-    def mask_place(self) -> str:
-        """What findings call the folder of masks."""
-        return "the folder of masks" if self.images.private else str(self.mask_folder)
-
-
-def _find_files(root: Path, config: DataConfig) -> _Files:
+def _list_both(root: Path, config: DataConfig) -> tuple[Layout, Listing, Listing]:
     """List images and masks; with a pattern for masks, they may lie among the images."""
-    layout, images, masks = _folders(root, config)
-    for folder in (root, images, masks or images):
-        if not _is_utf8(folder):
-            raise InputError(folder, "a folder whose name is not UTF-8", "a name that can be stored", "rename it")
-    pattern = config.image_pattern
-    if layout == "nnU-Net" and pattern == "*":
-        channels = {stem(path)[-5:] for path in list_files(images).paths}
-        pattern = f"*{min(channels)}"
-        if len(channels) > 1:
-            found, expected = f"nnU-Net's layout with {len(channels)} modalities of each case", "one file for each case"
-            fix = "join the files of a case along a fourth axis (nibabel.concat_images), or train on one of them with "
-            raise InputError(images, found, expected, f"{fix}--data.image-pattern '{pattern}'")
-    pictures, drawn = list_files(images, pattern), Listing((), (), False)
-    if masks is None and config.mask_pattern != "*":
-        masks = images
-    if masks:
-        drawn = list_files(masks, config.mask_pattern)
-    if masks and masks.resolve() == images.resolve():
-        same = set(drawn.paths)
-        pictures = replace(pictures, paths=tuple(path for path in pictures.paths if path not in same))
-        unfit = tuple(path for path in pictures.unfit if path not in same)
-        pictures, drawn = replace(pictures, unfit=unfit), replace(drawn, others=(), folders=(), unfit=())
-    private = pictures.private or drawn.private
-    return _Files(layout, images, masks, replace(pictures, private=private), replace(drawn, private=private))
+    layout, image_folder, mask_folder = _folders(root, config)
+    if config.mask_pattern != "*" and not mask_folder.is_dir():
+        mask_folder = image_folder
+    images, masks = list_files(image_folder, config.image_pattern), list_files(mask_folder, config.mask_pattern)
+    if mask_folder.resolve() == image_folder.resolve():
+        paths, unfit = (tuple(sorted({*part} - {*masks.paths})) for part in (images.paths, images.unfit))
+        images, masks = replace(images, paths=paths, unfit=unfit), replace(masks, others=(), folders=(), unfit=())
+    private = images.private or masks.private
+    return layout, replace(images, private=private), replace(masks, private=private)
 
 
-def _is_utf8(path: Path) -> bool:
-    return not re.search("[\ud800-\udfff]", str(path))
-
-
-def _folders(root: Path, config: DataConfig) -> tuple[Layout, Path, Path | None]:
-    """Layout, folder of images, and folder of masks if there is one."""
+def _folders(root: Path, config: DataConfig) -> tuple[Layout, Path, Path]:
+    """Layout, folder of images, and folder of masks, which need not exist."""
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
         raise InputError(root, found, "a folder with images/ and masks/", "check the path")
     decathlon = (root / "imagesTr").is_dir()
-    usual = [root / name for name in (("imagesTr", "labelsTr") if decathlon else ("images", "masks"))]
+    images, masks = (root / name for name in (("imagesTr", "labelsTr") if decathlon else ("images", "masks")))
     if config.images or config.masks:
-        images, masks = (config.images or usual[0]), (config.masks or usual[1])
+        images, masks = config.images or images, config.masks or masks
         for flag, given, folder in (("images", True, images), ("masks", config.masks, masks)):
             if given and not folder.is_dir():
                 raise InputError(folder, "no such folder", f"a folder of {flag}", f"correct --data.{flag}")
-        return "folders", images, masks if masks.is_dir() else None
-    images, masks = usual
-    if not images.is_dir():
-        raise _no_layout(root)
-    if not decathlon:
-        return "images+masks", images, masks if masks.is_dir() else None
-    names, drawn = ({stem(path) for path in list_files(folder).paths} for folder in usual)
-    numbered = all(re.search(r"_\d{4}$", name) for name in names) and drawn and not drawn & names
-    return "nnU-Net" if numbered else "decathlon", images, masks if masks.is_dir() else None
-
-
-def _no_layout(root: Path) -> InputError:
-    """Say what lies in a folder that has none of the known layouts, and which flags would read it."""
-    whole = list_files(root)
-    inside = {path: list_files(path) for path in whole.folders}
-    private = whole.private or any(listing.private for listing in inside.values())
-    parts = [counted(len(whole.paths), "image")] if whole.paths else []
-    names = [f"{path.name} ({counted(len(listing.paths), 'image')})" for path, listing in inside.items()]
-    parts += [f"folders {', '.join(names[:8])}"] if names and not private else []
-    found = ", ".join(parts) or "no folder inside"
+        return "folders", images, masks
+    if images.is_dir():
+        return "decathlon" if decathlon else "images+masks", images, masks
+    here = list_files(root)
+    private = here.private or any(list_files(folder).private for folder in here.folders)
+    names = "of DICOM" if private else ", ".join(folder.name for folder in here.folders[:8])
+    found = f"folders {names}" if here.folders else "no folder inside"
+    found += f", and {counted(len(here.paths), 'image')}" if here.paths else ""
     fix = "arrange the files so, or name the folders with --data.images and --data.masks"
-    return InputError(root, found, "images/ and masks/ (or imagesTr/, labelsTr/ and dataset.json)", fix)
+    raise InputError(root, found, "images/ and masks/ (or imagesTr/, labelsTr/ and dataset.json)", fix)
 
 
-def _no_images(found: _Files) -> InputError:
-    listing = found.images
-    left = f", but {listing.left_out}" if listing.left_out else ""
-    fix = TOGETHER if listing.folders else "name the folder with --data.images; DICOM files need the suffix .dcm"
-    return InputError(found.image_folder, f"no images{left}", f"files of kind {' '.join(SUFFIXES)}", fix)
-
-
-def _by_id(files: Listing, place: str, findings: list[Finding]) -> dict[str, Path]:
-    """Files by id in lower case and without spaces around it; two files of one id are a finding.
+def _by_id(files: Listing, findings: list[Finding]) -> dict[str, Path]:
+    """Files by id in lower case, without spaces at its ends; two files of one id are a finding.
 
     Upper and lower case count as equal, since the outputs would overwrite each other on many file systems.
     """
@@ -229,96 +173,83 @@ def _by_id(files: Listing, place: str, findings: list[Finding]) -> dict[str, Pat
         same[files.id(path).casefold().strip()].append(path)
     for twins in same.values():
         if len(twins) > 1:
-            names = ", ".join(files.position(path) if files.private else path.name for path in twins)
+            said = f"the same id in {', '.join(files.position(path) if files.private else path.name for path in twins)}"
             where = files.alias(twins[1]) or str(twins[1])
-            expected = "one file for each id (upper and lower case count as equal, and spaces at the end do not count)"
-            findings.append(
-                Finding("error", where, f"the same id in {names}", expected, "rename or remove all but one")
-            )
+            expected = "one file for each id (upper and lower case count as equal, spaces at its ends do not count)"
+            findings.append(Finding("error", where, said, expected, "rename or remove all but one"))
     return {key: twins[0] for key, twins in same.items()}
 
 
-def _left_out(found: _Files) -> Iterator[Finding]:
+def _left_out(images: Listing, masks: Listing) -> Iterator[Finding]:
     """What lies beside images and masks and is not read; masks that are taken for images."""
-    expected = f"files of kind {' '.join(SUFFIXES)}"
-    for listing, place in ((found.images, found.place), (found.masks, found.mask_place)):
-        if listing.paths and listing.left_out:
-            fix = TOGETHER if listing.folders else "convert or rename them if they should be used"
-            yield Finding("warning", place, f"not read: {listing.left_out}", expected, fix)
-    names = {stem(path) for path in found.images.paths}
-    added = [match for name in names if (match := ADDED.fullmatch(name)) and match[1] in names]
-    if added:
-        usual, count = Counter(match[2] for match in added).most_common(1)[0]
-        said = f"{counted(count, 'file')} called like another image and `{usual}`, which are read as images"
-        fix = f"if they are masks, add --data.mask-pattern '*{usual}'; else rename them"
-        yield Finding("error", found.place, said, "images alone", fix)
+    for files in (images, masks):
+        if files.paths and files.left_out:
+            fix = TOGETHER if files.folders else "convert or rename them if they should be used"
+            yield Finding("warning", files.place, f"not read: {files.left_out}", KINDS, fix)
+    names = {stem(path) for path in images.paths}
+    added = Counter(match[2] for name in names if (match := ADDED.fullmatch(name)) and match[1] in names)
+    for ending, count in added.items():
+        said = f"{counted(count, 'image')} called like another one and `{ending}`"
+        fix = f"if they are masks, add --data.mask-pattern '*{ending}'; else rename them"
+        yield Finding("error", images.place, said, "images alone", fix)
 
 
-def _empty_folder(found: _Files) -> Finding:
-    """State what a folder of masks holds in which no mask can be read, and how to export it."""
-    listing = found.masks
-    here = {path.suffix.lower() for path in listing.others}
-    fixes = [fix for kinds, fix in EXPORTS.items() if here & set(kinds)]
-    if listing.folders:
-        fixes.append("bring the files of each subfolder, such as one for each object, into one mask for each image")
-    holds = f"no mask but {listing.left_out}" if listing.left_out else "an empty mask folder"
-    fix = "; ".join(fixes) or "put the masks there, name their folder with --data.masks, or remove the empty folder"
-    return Finding("error", found.mask_place, holds, f"one mask or more, of kind {' '.join(SUFFIXES)}", fix)
+def _no_masks(masks: Listing) -> Iterator[Finding]:
+    """What a folder of masks holds in which none can be read, and how to export it."""
+    if masks.folder.is_dir():
+        fixes = [fix for kinds, fix in EXPORTS.items() if {path.suffix.lower() for path in masks.others} & {*kinds}]
+        if masks.folders:
+            fixes.append("bring the files of each subfolder, such as one for each object, into one mask for each image")
+        said = f"no mask but {masks.left_out}" if masks.left_out else "an empty mask folder"
+        fix = "; ".join(fixes) or "put the masks there, name their folder with --data.masks, or remove the empty folder"
+        yield Finding("error", masks.place, said, f"one mask or more, {KINDS}", fix)
 
 
-def _masks_elsewhere(root: Path, found: _Files, images: Collection[str]) -> Iterator[Finding]:
-    """The folder beside the images whose files have the names of images."""
+def _masks_elsewhere(root: Path, images: Listing, ids: Collection[str]) -> Iterator[Finding]:
+    """The folder beside the images whose files have the names of images, as they are or with an addition."""
     hits: dict[Path, int] = {}
     for folder in list_files(root).folders:
-        if folder.resolve() != found.image_folder.resolve():
-            listing = replace(list_files(folder), private=found.images.private)
-            ids = {listing.id(path).casefold() for path in listing.paths}
-            hits[folder] = len(ids.intersection(images)) or len(ids) * bool(_guess_patterns(images, sorted(ids)))
+        if folder.samefile(images.folder):
+            continue
+        files = replace(list_files(folder), private=images.private)
+        names = {files.id(path).casefold() for path in files.paths}
+        hits[folder] = len(names.intersection(ids)) or len(names) * bool(_guess_patterns(ids, sorted(names)))
     best = max(hits, key=lambda folder: hits[folder], default=root)
     if hits.get(best):
-        name = "another folder" if found.images.private else f"{best.name}/"
-        said = f"no masks, but {name} holds {counted(hits[best], 'file')} with the names of images"
-        fix = f"add --data.images {found.image_folder} --data.masks {best}, if these are the masks"
-        fix = "add --data.images and --data.masks, if these are the masks" if found.images.private else fix
-        yield Finding("warning", found.place, said, "a folder of masks", fix)
+        shown, other = ("DIR", "another folder") if images.private else (str(best), f"{best.name}/")
+        said = f"no masks, but {other} holds {counted(hits[best], 'file')} with the names of images"
+        flags = f"--data.masks {shown}" + ("" if images.folder.name == "images" else f" --data.images {images.place}")
+        yield Finding("warning", images.place, said, "a folder of masks", f"add {flags}, if these are the masks")
 
 
-def _unpaired(found: _Files, image_files: Mapping[str, Path], mask_files: Mapping[str, Path]) -> Iterator[Finding]:
+def _unpaired(masks: Listing, free: Mapping[str, Path], lone: Mapping[str, Path]) -> Iterator[Finding]:
     """Masks without image: one finding where a pattern of names would pair them, else one for each."""
-    lone = sorted(mask_files.keys() - image_files.keys())
-    drawn = found.masks
-    if lone:
-        free = [stem(path) for key, path in image_files.items() if key not in mask_files]
-        patterns = _guess_patterns(free, [stem(mask_files[key]) for key in lone])
-        if patterns:
-            flags = zip(("--data.image-pattern", "--data.mask-pattern"), patterns, strict=True)
-            given = " ".join(f"{flag} '{pattern}'" for flag, pattern in flags if pattern != "*")
-            given = "--data.image-pattern and --data.mask-pattern, which say so" if drawn.private else given
-            named = "" if drawn.private else f", such as {mask_files[lone[0]].name}"
-            said = f"{counted(len(lone), 'mask')} whose names add something to those of images, or lack it{named}"
-            yield Finding("error", found.mask_place, said, "masks with the names of images", f"add {given}")
-            return
-    spelt = {key: path for key, path in image_files.items() if key not in mask_files}
-    for key in lone:
-        path = mask_files[key]
-        where = f"mask {drawn.alias(path)}" if drawn.private else str(path)
-        near = "" if drawn.private else suggest(key, spelt)
-        said = f"a mask without image{f' ({near})' if near else ''}"
-        expected = f"an image of that name in {found.place}"
+    patterns = _guess_patterns([stem(path) for path in free.values()], [stem(path) for path in lone.values()])
+    if patterns:
+        flags = zip(("--data.image-pattern", "--data.mask-pattern"), patterns, strict=True)
+        given = " ".join(f"{flag} {'...' if masks.private else repr(text)}" for flag, text in flags if text != "*")
+        named = "" if masks.private else f", such as {next(iter(lone.values())).name}"
+        said = f"{counted(len(lone), 'mask')} whose names add something to those of images, or lack it{named}"
+        fix = f"add {given}{NNUNET if patterns[0] == '*_0000' else ''}"
+        yield Finding("error", masks.place, said, "masks with the names of images", fix)
+        return
+    for key, path in lone.items():
+        where = f"mask {masks.alias(path)}" if masks.private else str(path)
+        near = "" if masks.private else suggest(key, free)
+        said, expected = f"a mask without image {near and f'({near})'}".rstrip(), "masks with the names of images"
         yield Finding("error", where, said, expected, "give the image the name of its mask, or remove the mask")
 
 
 def _guess_patterns(images: Collection[str], masks: Sequence[str]) -> tuple[str, str] | None:
     """Patterns of the names of images and of masks that pair most of the masks; None where there are none."""
-    tally: Counter[tuple[str, str]] = Counter({(_common(images), _common(masks)): 1})
-    for mask in masks[:SAMPLE]:
-        for image in images:
-            if image in mask:
-                tally["*", mask.replace(image, "*", 1)] += 1
-            elif mask in image:
-                tally[image.replace(mask, "*", 1), "*"] += 1
+    tally = Counter([(_common(images), _common(masks))])
+    for mask, image in product(masks[:SAMPLE], images):
+        if image in mask:
+            tally["*", mask.replace(image, "*", 1)] += 1
+        elif mask in image:
+            tally[image.replace(mask, "*", 1), "*"] += 1
     for patterns, _ in tally.most_common(SAMPLE):
-        if all(pattern.count("*") == 1 for pattern in patterns) and patterns != ("*", "*"):
+        if patterns[0].count("*") == patterns[1].count("*") == 1 and patterns != ("*", "*"):
             ids = {core(image, patterns[0]) for image in images} - {None}
             if 2 * sum(core(mask, patterns[1]) in ids for mask in masks) > len(masks) > 1:
                 return patterns
@@ -333,29 +264,27 @@ def _common(names: Collection[str]) -> str:
     return f"{start}*{end[::-1]}"
 
 
-def _names_of_groups(pictures: Listing, place: str) -> Iterator[Finding]:
+def _names_of_groups(images: Listing) -> Iterator[Finding]:
     """Names that begin as those of several others, as slices of a patient do, where no group is known."""
-    names = [re.sub(r"^([^\W\d]+\d+)([^\W\d]+\d+)$", r"\1_\2", stem(path)) for path in pictures.paths]
+    names = [re.sub(r"\W*[\[(].*", "_tile", stem(path)) for path in images.paths]  # as QuPath names them
+    names = [re.sub(r"^([^\W\d]+\d+)([^\W\d]+\d+)$", r"\1_\2", name) for name in names]
     parts = [re.findall(r"[^\W_]+", name) for name in names]
-    for length in range(1, max(map(len, parts), default=0)):
-        starts = Counter(" ".join(words[:length]) for words in parts)
-        if len(starts) > 1:
-            break
-    else:
-        return
-    if 3 <= len(starts) <= len(names) / 2 and max(starts.values()) <= len(names) / 2:
-        example = "" if pictures.private else f", such as {pictures.paths[0].name}"
+    lengths = range(1, max(map(len, parts)))
+    counts = (Counter(" ".join(words[:length]) for words in parts) for length in lengths)
+    starts = next((found for found in counts if len(found) > 1), Counter())
+    if 3 <= len(starts) <= len(names) / 2 >= max(starts.values()):
+        example = "" if images.private else f", such as {images.paths[0].name}"
         said = f"the names of {len(names)} images begin in {len(starts)} ways, as if they were groups{example}"
         fix = "name patients, animals or slides as groups in cases.csv; else they may be both in training and in test"
-        yield Finding("warning", place, said, "the group of each image in cases.csv", fix)
+        yield Finding("warning", images.place, said, "the group of each image in cases.csv", fix)
 
 
-def _label_map(root: Path, layout: str, config: DataConfig, findings: list[Finding]) -> LabelMap:
+def _label_map(root: Path, layout: Layout, config: DataConfig, findings: list[Finding]) -> LabelMap:
     if config.label_map:
         return LabelMap.parse(config.label_map)
     description = root / "dataset.json"
     try:
-        return default_map(description if layout in ("decathlon", "nnU-Net") and description.is_file() else None)
+        return default_map(description if layout == "decathlon" and description.is_file() else None)
     except DataError as error:
         findings.append(Finding.of(error))
         return default_map(None)

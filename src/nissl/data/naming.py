@@ -19,6 +19,8 @@ from nissl.imageio.formats import plain_name, stem, suffix
 
 DATA_FOLDER = "the data folder"
 """What a folder with DICOM in it is called."""
+KIND = re.compile(r"\.[A-Za-z]\w{0,4}|\.geojson")
+"""Suffixes that may be shown: DICOM files without one end in a part of an identifier."""
 LITTER = ("thumbs.db", "desktop.ini", "__macosx", "cases.csv")
 """Neither images nor left out: what systems leave behind, and the table, which `nissl.data.table` finds."""
 
@@ -56,6 +58,8 @@ def core(name: str, pattern: str) -> str | None:
 class Listing:
     """Images or masks of one folder, sorted by name: files of a known kind, and subfolders of DICOM slices."""
 
+    folder: Path
+    """Where they lie, or the single file."""
     paths: tuple[Path, ...]
     others: tuple[Path, ...]
     """Files of no known kind."""
@@ -87,15 +91,20 @@ class Listing:
     def _numbers(self) -> dict[Path, int]:
         return {path: number for number, path in enumerate(self.paths, start=1)}
 
+    @property
+    def place(self) -> str:
+        """What findings call the folder."""
+        return DATA_FOLDER if self.private else str(self.folder)
+
     @cached_property
     def left_out(self) -> str:
-        """What lies there and is not read, such as `2 files of kind .gif and 1 subfolder with 5 images`; or nothing."""
+        """What lies there and is not read, such as `2 files of another kind (.gif) and 1 subfolder with 5 images`."""
         parts = []
         if self.others:
-            kinds = " ".join(sorted({kind(path) for path in self.others} - {""}))
+            kinds = " ".join(sorted({path.suffix.lower() for path in self.others if KIND.fullmatch(path.suffix)}))
             example = "" if self.private else f", such as {plain_name(self.others[0].name)}"
-            kinds = f"of kind {kinds}" if kinds and not self.private else "of another kind"
-            parts.append(f"{counted(len(self.others), 'file')} {kinds}{example}")
+            kinds = f" ({kinds})" if kinds and not self.private else ""
+            parts.append(f"{counted(len(self.others), 'file')} of another kind{kinds}{example}")
         if self.unfit:
             parts.append(f"{counted(len(self.unfit), 'file')} whose names do not fit `{self.pattern}`")
         if self.folders:
@@ -124,17 +133,12 @@ def list_files(folder: Path, pattern: str = "*") -> Listing:
     rest = sorted(set(visible) - set(known))
     others, folders = (tuple(path for path in rest if path.is_dir() is wanted) for wanted in (False, True))
     unfit = tuple(sorted(set(known) - set(paths)))
-    return Listing(paths, others, any(map(is_dicom, known)), folders, pattern, unfit)
+    return Listing(folder, paths, others, any(map(is_dicom, known)), folders, pattern, unfit)
 
 
 def is_dicom(path: Path) -> bool:
     """Whether a path is a DICOM file or a series of them, by names alone."""
     return suffix(path) in dicom.SUFFIXES or dicom.is_series(path)
-
-
-def kind(path: Path) -> str:
-    """The suffix of a file of no known kind; empty where it may be a part of an identifier, as DICOM files have it."""
-    return path.suffix.lower() if re.fullmatch(r"\.[A-Za-z]\w{0,4}|\.geojson", path.suffix) else ""
 
 
 def counted(count: int, what: str) -> str:

@@ -24,7 +24,7 @@ Fault = Callable[[int, str, str, str], None]
 
 
 def read_table(
-    root: Path, folders: Sequence[Path | None], cases: Mapping[str, CaseFile], findings: list[Finding], private: bool
+    root: Path, folders: Sequence[Path], cases: Mapping[str, CaseFile], findings: list[Finding], private: bool
 ) -> dict[str, CaseFile]:
     """Cases with the group and split that cases.csv gives; faults are added to the findings, with their line.
 
@@ -65,12 +65,12 @@ def read_table(
     return named
 
 
-def _find(root: Path, folders: Sequence[Path | None], findings: list[Finding], private: bool) -> Path | None:
+def _find(root: Path, folders: Sequence[Path], findings: list[Finding], private: bool) -> Path | None:
     """The table of a folder, whether its name is written large or small; others that are not read are findings."""
-    places = dict.fromkeys(folder.resolve() for folder in (root, *folders) if folder)
+    places = dict.fromkeys(folder.resolve() for folder in (root, *folders) if folder.is_dir())
     tables = [path for place in places for path in sorted(place.iterdir()) if path.name.lower() == NAME]
     beside = [path for path in tables if path.parent == root.resolve() and path.is_file()]
-    table = next((path for path in beside if path.name == NAME), beside[0] if beside else None)
+    table = max(beside, default=None)  # of two, cases.csv rather than Cases.csv
     for path in tables:
         if path != table:
             where, fix = NAME if private else str(path), f"move it to {'DATA' if private else root}, or remove it"

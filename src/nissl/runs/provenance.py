@@ -23,9 +23,10 @@ from nissl.config import Config, load_config, to_tree
 from nissl.data.batches import NORMALISATION, Store
 from nissl.data.cases import Dataset, Scan
 from nissl.data.duplicates import file_hash
-from nissl.data.split import Split
+from nissl.data.split import Split, named_ids
 from nissl.errors import DataError, InputError
 from nissl.files import write_whole
+from nissl.imageio.formats import stem
 from nissl.progress import warn
 from nissl.runs.folder import choose_device, read_json, write_json
 
@@ -143,8 +144,9 @@ def describe(out: Path, config: Config, dataset: Dataset, split: Split, class_pi
 def without_names(config: Config, scan: Scan) -> Config:
     """The settings of a run on DICOM: no folder of the data, and cases by their ids only."""
     labels = config.split.labels
-    if not re.fullmatch(r"\s*\d+(\.\d+)?\s*%?\s*", labels):
-        labels = ",".join(scan.id_of(name.strip()) for name in labels.split(",") if name.strip())
+    if not re.fullmatch(r" *\d+(\.\d+)?\s*%? *", labels):
+        stems = {stem(case.image) for case in scan.cases} | {case.id for case in scan.cases}
+        labels = ",".join(scan.id_of(name) for name in named_ids(labels, stems))
     data = dataclasses.replace(config.data, images=None, masks=None)
     return dataclasses.replace(config, data=data, split=dataclasses.replace(config.split, labels=labels))
 
