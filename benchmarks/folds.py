@@ -14,7 +14,8 @@ from pathlib import Path
 import tyro
 
 from nissl.config import DataConfig, SplitConfig
-from nissl.data.cases import CaseFile, list_cases
+from nissl.data.cases import CaseFile
+from nissl.data.discovery import list_cases
 from nissl.data.split import make_split
 
 

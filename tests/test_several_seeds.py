@@ -12,7 +12,7 @@ from tests.tiny_data import FLAGS, tiny_config
 
 from nissl import several_seeds
 from nissl.config import SplitConfig
-from nissl.data.cases import find_cases
+from nissl.data.discovery import find_cases
 from nissl.data.split import make_split
 from nissl.errors import InputError
 from nissl.runs.folder import holds_seeds

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nissl.api import check, compare, evaluate, predict, report, train
     from nissl.config import Config
-    from nissl.data.cases import find_cases
+    from nissl.data.discovery import find_cases
     from nissl.runs.format import load_config
 
     __version__: str
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "Config": ("nissl.config", "Config"),
     "load_config": ("nissl.runs.format", "load_config"),
-    "find_cases": ("nissl.data.cases", "find_cases"),
+    "find_cases": ("nissl.data.discovery", "find_cases"),
     "check": ("nissl.api", "check"),
     "compare": ("nissl.api", "compare"),
     "train": ("nissl.api", "train"),

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import UInt8
 
 from nissl.config import Config, DataConfig, from_tree, to_tree
-from nissl.data.cases import CaseFile, find_cases, list_cases, load_case, look, scan
+from nissl.data.cases import CaseFile, load_case
 from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
+from nissl.data.discovery import find_cases, inspect_header, list_cases, scan
 from nissl.data.duplicates import name_copies
 from nissl.data.split import Split, caveats, lock_test_cases, make_split
 from nissl.errors import InputError
@@ -62,7 +63,7 @@ def train(
     """Train a model on a folder of images with a few masks; returns the run folder.
 
     Args:
-        data: the folder (see `nissl.data.cases.find_cases` for its layouts).
+        data: the folder (see `nissl.data.discovery.find_cases` for its layouts).
         out: the run folder: new or empty, or an interrupted run with `resume`.
         config: the settings; None takes the defaults, or those of the run with `resume`.
         resume: resume an interrupted run of the same settings and data; `"changed"` accepts other settings or data
@@ -87,7 +88,8 @@ def train(
     if scanned.private:
         config = without_names(config, scanned)
     split = make_split(scanned.cases, config.split, config.seed)
-    whole = look(data, scanned, config.data, split.labelled + split.unlabelled)  # not even a header of a test image
+    seen = split.labelled + split.unlabelled  # not even the header of a test image is read
+    whole = inspect_header(data, scanned, config.data, seen)
     dataset = lock_test_cases(whole, split)
     device = choose_device(config.device)
     config = resolve_settings(config, dataset, split, device)

@@ -4,6 +4,7 @@ Nothing heavy is imported before a verb runs, so that `--help` answers at once.
 """
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Segment biomedical images when there are many images and few masks."
 DATA_FAULTS = 3
+LISTED = 3
+"""Files that `check` prints of one fault."""
 Settings = Annotated[Config, tyro.conf.arg(name="")]
 Folder = Annotated[Path, tyro.conf.Positional]
 MEMBERS: dict[str, Members[Any]] = {"net": NETWORKS, "pretrain": PRETRAININGS, "method": METHODS}
@@ -67,6 +70,8 @@ class Check:
     """Copies of an image on both sides of the split are a warning, not an error."""
     json: bool = False
     """Print one JSON object instead of text."""
+    all: bool = False
+    """List every file of a fault, not the first three."""
 
     def __call__(self) -> int:
         """Run the verb."""
@@ -75,7 +80,7 @@ class Check:
 
         accepted = Accepted(self.allow_shared_groups, self.allow_shared_images)
         report = api.check(self.folder, self.data, accepted)
-        print(json.dumps(_check_tree(report), indent=1, ensure_ascii=False) if self.json else _check_text(report))
+        _print(_check_tree(report) if self.json else _check_text(report, None if self.all else LISTED))
         return DATA_FAULTS if report.errors else 0
 
 
@@ -234,7 +239,8 @@ class Predict:
         result = api.predict(self.run, self.images, self.out, self.device)
         for error in result.failed:
             print(f"error: {error}", file=sys.stderr)
-        print(f"{len(result.written)} masks written to {self.out}, {len(result.failed)} images failed")
+        left = f"; not read: {result.left_out}" if result.left_out else ""
+        print(f"{len(result.written)} masks written to {self.out}, {len(result.failed)} images failed{left}")
         for text in unfinished(result.steps, result.planned_steps):
             print(f"warning: {text}")
         return DATA_FAULTS if result.failed else 0
@@ -309,6 +315,8 @@ Verb = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that the console has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     # As with Ctrl-C, what is open is closed and what was begun is removed; training has an answer of its own.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
@@ -386,16 +394,18 @@ def _check_tree(report: "Report") -> dict[str, Any]:
     return {"findings": [asdict(finding) for finding in report.findings], "facts": report.facts}
 
 
-def _check_text(report: "Report") -> str:
-    """Write all findings, those with one mend together, then the facts."""
+def _check_text(report: "Report", listed: int | None = LISTED) -> str:
+    """Write all findings, those of one cause together with the first of their files, then the facts."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for finding in report.findings:
         line = f"{finding.where}\n    found: {finding.found}"
         alike.setdefault((finding.level, finding.expected, finding.fix), []).append(line)
-    blocks = [
-        "\n".join([f"{level}: {where}" for where in places] + [f"  expected: {expected}", f"  next step: {fix}"])
-        for (level, expected, fix), places in alike.items()
-    ]
+    blocks = []
+    for (level, expected, fix), places in alike.items():
+        lines = [f"{level}: {where}" for where in places[:listed]]
+        more = len(places) - len(lines)
+        lines += [f"    and {more} more, {len(places)} in all (--all or --json lists them)"] if more else []
+        blocks.append("\n".join([*lines, f"  expected: {expected}", f"  next step: {fix}"]))
     facts = "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in report.facts.items())
     faults = len(report.errors)
     ending = f"{faults} faults to mend" if faults else "no fault"
@@ -403,4 +413,4 @@ def _check_text(report: "Report") -> str:
 
 
 def _print(content: dict[str, Any] | str) -> None:
-    print(content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False))
+    print(content if isinstance(content, str) else json.dumps(content, indent=1))

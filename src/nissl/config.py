@@ -35,6 +35,10 @@ class DataConfig:
     """Folder of images, when it is not DATA/images: in DATA, or else from the working folder."""
     masks: Path | None = None
     """Folder of masks, when it is not DATA/masks; likewise."""
+    image_pattern: str = "*"
+    """What the names of images are made of, without their kind: `*` is the id, as in `*_0000`."""
+    mask_pattern: str = "*"
+    """The same for masks, such as `*_mask`. Where there is no folder of masks, these files lie among the images."""
     label_map: Annotated[str, short("label-map")] = ""
     """How mask values become classes: `binary` (0 is background, all else foreground: 0/255 and instance ids),
     `0,1,2` or `0=background,1=head,2=body`, or colours `#000000=background,#ff0000=gland`. Empty: the map in
@@ -61,6 +65,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(all(s >= 16 for s in self.size), "data.size", self.size, "16 or more along each axis")
+        for key in ("images", "masks"):
+            stored = str(getattr(self, key)).encode(errors="replace").decode()
+            require(stored == str(getattr(self, key)), f"data.{key}", stored, "a folder whose name is UTF-8")
+        for key in ("image_pattern", "mask_pattern"):
+            require(getattr(self, key).count("*") == 1, f"data.{key}", getattr(self, key), "one `*`, as in '*_mask'")
         require(0 <= self.foreground <= 1, "data.foreground", self.foreground, "a share from 0 to 1")
         require(self.cache_gib >= 0, "data.cache_gib", self.cache_gib, "0 or more")
         require(self.limit_gib > 0, "data.limit_gib", self.limit_gib, "more than 0")
@@ -75,8 +84,8 @@ class SplitConfig:
     """Which cases are for testing and which masks the training may see."""
 
     labels: Annotated[str, short("labels")] = "all"
-    """The label budget: `all` training masks, a fraction of them (`10%`), a number (`8`), or case ids separated by
-    commas. It counts every mask that the training sees."""
+    """The label budget: `all` training masks, a fraction of them (`10%`), a number (`8`), case ids separated by
+    commas, or `@FILE`, a text file with an id on each line. It counts every mask that the training sees."""
     test_fraction: float = 0.2
     """Share of the masked cases (or of the groups) kept for testing, where cases.csv gives no split."""
     allow_shared_groups: Annotated[bool, short("allow-shared-groups")] = False
@@ -88,6 +97,14 @@ class SplitConfig:
     """Let training look at the test images, never at their masks; the report then carries a warning."""
 
     def __post_init__(self) -> None:
+        if self.labels.startswith("@"):  # the ids stand in the settings of the run, which outlive the file
+            try:
+                text = Path(self.labels[1:]).read_text(encoding="utf-8-sig")
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    "--labels", self.labels, f"a text file that can be read ({error})", "check it"
+                ) from None
+            object.__setattr__(self, "labels", text.rstrip() + "\n")
         require(0 < self.test_fraction < 1, "split.test_fraction", self.test_fraction, "a share between 0 and 1")
         require(self.seed is None or self.seed >= 0, "split.seed", self.seed, "0 or more")
 

@@ -18,7 +18,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
         ResourceError: the disk is full; the old file is untouched.
 
     """
-    data = content.encode() if isinstance(content, str) else content
+    # A folder whose name is not UTF-8 becomes an escape, which JSON gives back.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with whole_file(path, len(data)) as file:
         file.write(data)
 

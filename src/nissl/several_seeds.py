@@ -17,7 +17,7 @@ import tomli_w
 
 from nissl import api
 from nissl.config import Config
-from nissl.data.cases import list_cases
+from nissl.data.discovery import list_cases
 from nissl.data.duplicates import file_hash
 from nissl.errors import InputError
 from nissl.evaluation.compare_runs import differing

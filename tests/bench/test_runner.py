@@ -17,7 +17,7 @@ from nissl.bench.run.cell import alike, make
 from nissl.bench.run.results import folder_of, is_done, result_of
 from nissl.bench.runner import _held, bench
 from nissl.config import to_tree
-from nissl.data.cases import find_cases
+from nissl.data.discovery import find_cases
 from nissl.data.split import Split
 from nissl.errors import InputError
 from nissl.runs.folder import read_json

@@ -18,7 +18,8 @@ from nissl.data.batches import (
     resize_mask,
     resolve,
 )
-from nissl.data.cases import Case, CaseFile, find_cases
+from nissl.data.cases import Case, CaseFile
+from nissl.data.discovery import find_cases
 from nissl.errors import DataError, InputError
 from nissl.imageio.formats import write_image, write_mask
 from nissl.imageio.label_map import LabelMap

@@ -8,7 +8,8 @@ import pytest
 from tests.shared import shared
 
 from nissl.config import DataConfig
-from nissl.data.cases import CaseFile, find_cases, load_case, scan
+from nissl.data.cases import CaseFile, load_case
+from nissl.data.discovery import find_cases, scan
 from nissl.errors import DataError, InputError
 from nissl.imageio.formats import write_image, write_mask
 from nissl.imageio.label_map import LabelMap
@@ -114,9 +115,12 @@ def test_an_empty_mask_folder_is_refused(tmp_path):
     assert error.where == str(tmp_path / "masks") and "empty" in error.found
 
 
-def test_f18_a_mask_without_image_is_named_with_the_nearest_image(tmp_path):
-    error = only_error(folder(tmp_path, ["case_1", "case_2"], ["case_1", "case_22"]))
-    assert error.where.endswith("case_22.png") and "without image" in error.found and "`case_2`" in error.fix
+def test_f18_a_mask_without_image_is_named_and_no_image_of_another_case_is_suggested(tmp_path):
+    error = only_error(folder(tmp_path / "other", ["case_1", "case_2"], ["case_1", "case_22"]))
+    assert error.where.endswith("case_22.png") and "without image" in error.found
+    assert "case_2`" not in str(error)
+    error = only_error(folder(tmp_path / "written", ["case_1", "case_2"], ["case_1", "Case 02"]))
+    assert "did you mean `case_2`" in error.found
 
 
 @pytest.mark.parametrize("twin", ["a.tif", "A.png"])

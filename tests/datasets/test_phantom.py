@@ -6,8 +6,9 @@ import pytest
 from scipy import ndimage
 
 from nissl.config import DataConfig
-from nissl.data.cases import find_cases, load_case
+from nissl.data.cases import load_case
 from nissl.data.check import check
+from nissl.data.discovery import find_cases
 from nissl.datasets.phantom import PhantomConfig, phantom, write_phantoms
 from nissl.errors import InputError
 from nissl.imageio.formats import read_raster

@@ -13,8 +13,9 @@ from PIL import Image
 from tests.server import Server
 
 from nissl.config import DataConfig
-from nissl.data.cases import find_cases, load_case
+from nissl.data.cases import load_case
 from nissl.data.check import Accepted, check
+from nissl.data.discovery import find_cases
 from nissl.datasets import download, public
 from nissl.datasets.public import PUBLIC, fetch, read_nrrd
 from nissl.errors import DataError, InputError, ResourceError

@@ -369,7 +369,7 @@ def test_f48_a_pickle_given_as_a_model_or_image_is_never_opened(suffix, plain, t
     for folder in ("images", "masks"):
         pickled(copy / folder / f"field000{suffix}", marker)
         pickled(copy / folder / f"other{suffix}.png", marker)
-    assert "files of another kind" in shell("check", copy, code=3)
+    assert "file of another kind" in shell("check", copy, code=3)
     shell("predict", run, copy / "images", "--out", out, code=3)
     assert not marker.exists()
 

@@ -15,7 +15,8 @@ from tests.tiny_data import FLAGS, opened_files, tiny_config, write_tiny
 from nissl import api, cli, errors
 from nissl.config import DataConfig, SplitConfig
 from nissl.data.batches import Store, resize_image, resolve
-from nissl.data.cases import CaseFile, find_cases, load_case, read_image
+from nissl.data.cases import CaseFile, load_case, read_image
+from nissl.data.discovery import find_cases
 from nissl.data.duplicates import NEAR, small_picture
 from nissl.data.split import lock_test_cases, make_split
 from nissl.errors import InputError

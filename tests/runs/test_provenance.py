@@ -12,7 +12,7 @@ import torch
 from tests.training.tiny import NET, TRAIN, write_files
 
 from nissl.config import Config, DataConfig, SplitConfig
-from nissl.data.cases import find_cases
+from nissl.data.discovery import find_cases
 from nissl.data.split import Split, make_split
 from nissl.errors import InputError
 from nissl.runs.folder import read_json

@@ -14,7 +14,7 @@ from nissl import api
 from nissl.nets import factory
 from nissl.config import Config, DataConfig, MethodConfig, NetConfig, PretrainConfig, TrainConfig
 from nissl.data.batches import Store, resolve
-from nissl.data.cases import find_cases
+from nissl.data.discovery import find_cases
 from nissl.errors import DataError, InputError
 from nissl.methods import METHODS
 from nissl.metrics.overlap import Overlap

@@ -1,10 +1,6 @@
-"""Cases: one image each, with or without a mask, found in a folder."""
+"""Cases: one image each, with or without a mask; their types, and how one is read."""
 
-import csv
-import difflib
-import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -16,12 +12,13 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from nissl.config import DataConfig
-from nissl.data.naming import DATA_FOLDER, Listing, is_dicom, list_files, pseudonym
-from nissl.errors import DataError, InputError, NisslError, TestSplitLocked
-from nissl.imageio.formats import SUFFIXES, Raster, open_raster, read_header, read_raster
-from nissl.imageio.label_map import LabelMap, default_map
+from nissl.data.naming import DATA_FOLDER, is_dicom, pseudonym
+from nissl.errors import DataError, NisslError, TestSplitLocked
+from nissl.imageio.formats import Raster, open_raster, read_raster
+from nissl.imageio.label_map import LabelMap
 from nissl.imageio.tiff_regions import Recoloured, row_strips, shown
 
+Layout = Literal["images+masks", "folders", "decathlon"]
 SPACING_TOLERANCE = 1e-4
 """Largest relative difference of two spacings that counts as rounding."""
 PLACE_TOLERANCE = 0.1
@@ -91,7 +88,7 @@ class Finding:
 class Scan:
     """What a folder holds by its names alone, with every fault that the names show."""
 
-    layout: Literal["images+masks", "folders", "decathlon"]
+    layout: Layout
     cases: tuple[CaseFile, ...]
     label_map: LabelMap
     findings: tuple[Finding, ...]
@@ -121,216 +118,6 @@ class Dataset:
     def place(self) -> str:
         """What messages call the folder."""
         return DATA_FOLDER if self.private else str(self.root)
-
-
-def find_cases(root: Path | str, config: DataConfig = DataConfig()) -> Dataset:
-    """Find the images and masks of a folder: `images/` and `masks/`, two folders by flags, or the Decathlon's.
-
-    An image and its mask have the same name but for the suffix; images without a mask are the unlabelled ones.
-
-    Raises:
-        InputError: no such folder, no images in it, or a label map that cannot be read.
-        DataError: the names alone show a fault that makes the set unusable, or no image can be read.
-
-    """
-    root = Path(root)
-    return look(root, list_cases(root, config), config)
-
-
-def list_cases(root: Path, config: DataConfig) -> Scan:
-    """List the cases of a folder by their names alone; no image is opened.
-
-    Raises:
-        InputError: no such folder, no images in it, or a label map that cannot be read.
-        DataError: the names show a fault that makes the set unusable.
-
-    """
-    scan_ = scan(root, config)
-    errors = [finding for finding in scan_.findings if finding.level == "error"]
-    if errors:
-        first, others = errors[0], len(errors) - 1
-        place = "DATA" if scan_.private else root
-        listing = f"; run `nissl check {place}` to list all {len(errors)} faults" if others else ""
-        raise DataError(first.where, first.found, first.expected, first.fix + listing)
-    return scan_
-
-
-def look(root: Path, scan_: Scan, config: DataConfig, ids: Collection[str] | None = None) -> Dataset:
-    """Read dimensions and channels from the header of the first image that can be read, among `ids` where given.
-
-    Raises:
-        DataError: no image can be read.
-
-    """
-    unreadable: DataError | None = None
-    for case in scan_.cases:
-        if ids is not None and case.id not in ids:
-            continue
-        try:
-            header = read_header(case.image, case.alias, config.axes)
-        except DataError as error:
-            unreadable = unreadable or error
-            continue
-        channels = channels_in(config, header.channels)
-        return Dataset(root, scan_.cases, scan_.label_map, len(header.shape), channels, scan_.layout, scan_.private)
-    assert unreadable is not None  # there is at least one case, and none was readable
-    raise unreadable
-
-
-def scan(root: Path, config: DataConfig) -> Scan:
-    """List the cases of a folder and every fault that shows without opening an image.
-
-    Raises:
-        InputError: no such folder, no images in it, or a label map that cannot be read.
-
-    """
-    layout, images, masks = _folders(root, config)
-    findings: list[Finding] = []
-    pictures, drawn = list_files(images), list_files(masks) if masks else Listing((), (), False)
-    private = pictures.private or drawn.private
-    pictures, drawn = replace(pictures, private=private), replace(drawn, private=private)
-    image_files = _by_id(pictures, images, findings)
-    if not image_files:
-        # DICOM files without suffix end in a part of an identifier.
-        kinds = {path.suffix for path in pictures.others if re.fullmatch(r"\.[A-Za-z]\w{0,4}", path.suffix)}
-        found = f"no images{f', only files of kind {chr(32).join(sorted(kinds))}' if kinds else ''}"
-        fix = "name the folder with --data.images; DICOM files need the suffix .dcm"
-        raise InputError(images, found, f"files of kind {' '.join(SUFFIXES)}", fix)
-    mask_files = _by_id(drawn, masks, findings) if masks else {}
-    if masks and not mask_files:
-        fix = "put the masks there, name their folder with --data.masks, or remove the empty folder"
-        where = "the folder of masks" if private else str(masks)
-        findings.append(Finding("error", where, "an empty mask folder", "one mask or more", fix))
-    for key in sorted(mask_files.keys() - image_files.keys()):
-        path = mask_files[key]
-        where = f"mask {drawn.alias(path)}" if private else str(path)
-        expected = "an image of that name" if private else f"{drawn.id(path)}.* in {images}"
-        fix = f"give the image the name of its mask, or remove the mask{'' if private else _nearest(key, image_files)}"
-        findings.append(Finding("error", where, "a mask without image", expected, fix))
-    found_cases = [
-        CaseFile(pictures.id(path), path, mask_files.get(key), alias=pictures.alias(path))
-        for key, path in image_files.items()
-    ]
-    cases = {case.id: case for case in sorted(found_cases, key=lambda case: case.id)}
-    table = root / "cases.csv"
-    if table.is_file():
-        cases |= _read_table(table, cases, findings, private)
-    return Scan(layout, tuple(cases.values()), _label_map(root, layout, config, findings), tuple(findings), private)
-
-
-def _folders(
-    root: Path, config: DataConfig
-) -> tuple[Literal["images+masks", "folders", "decathlon"], Path, Path | None]:
-    """Layout, folder of images, and folder of masks if there is one."""
-    if not root.is_dir():
-        found = "a file" if root.exists() else "no such folder"
-        raise InputError(root, found, "a folder with images/ and masks/", "check the path")
-    if config.images or config.masks:
-        images, masks = located(root, config.images or Path("images")), located(root, config.masks or Path("masks"))
-        for flag, given, folder in (("images", True, images), ("masks", config.masks, masks)):
-            if given and not folder.is_dir():
-                raise InputError(folder, "no such folder", f"a folder of {flag}", f"correct --data.{flag}")
-        return "folders", images, masks if masks.is_dir() else None
-    if (root / "imagesTr").is_dir():
-        return "decathlon", root / "imagesTr", root / "labelsTr" if (root / "labelsTr").is_dir() else None
-    if (root / "images").is_dir():
-        return "images+masks", root / "images", root / "masks" if (root / "masks").is_dir() else None
-    inside = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = f"folders {', '.join(inside[:8])}" if inside else "no folder inside"
-    fix = "arrange the files so, or name the folders with --data.images and --data.masks"
-    raise InputError(root, found, "images/ and masks/ (or imagesTr/, labelsTr/ and dataset.json)", fix)
-
-
-def located(root: Path, folder: Path) -> Path:
-    """Where a folder of images or masks is that the settings name: in the data root, else from the working folder."""
-    return root / folder if (root / folder).is_dir() else folder
-
-
-def _by_id(files: Listing, folder: Path, findings: list[Finding]) -> dict[str, Path]:
-    """Files by id in lower case; two files of one id are a finding.
-
-    Upper and lower case count as equal, since the outputs would overwrite each other on many file systems.
-    """
-    same: dict[str, list[Path]] = defaultdict(list)
-    for path in files.paths:
-        same[files.id(path).casefold()].append(path)
-    for twins in same.values():
-        if len(twins) > 1:
-            names = ", ".join(files.position(path) if files.private else path.name for path in twins)
-            where = files.alias(twins[1]) or str(twins[1])
-            expected = "one file for each id (upper and lower case count as equal)"
-            findings.append(
-                Finding("error", where, f"the same id in {names}", expected, "rename or remove all but one")
-            )
-    strange = [path.name for path in files.others if path.suffix]
-    if files.paths and strange:
-        example = "" if files.private else f", such as {strange[0]}"
-        found = f"{len(strange)} files of another kind{example}"
-        where, expected = DATA_FOLDER if files.private else str(folder), f"files of kind {' '.join(SUFFIXES)}"
-        findings.append(Finding("warning", where, found, expected, "convert them if they should be used"))
-    return {key: twins[0] for key, twins in same.items()}
-
-
-def _read_table(
-    table: Path, cases: Mapping[str, CaseFile], findings: list[Finding], private: bool
-) -> dict[str, CaseFile]:
-    """Cases with the group and split that cases.csv gives; faults are added to the findings, with their line.
-
-    Among private files, an id may be the name of a file or its pseudonym, and groups get pseudonyms as well: they are
-    most often the numbers of patients.
-    """
-    where = table.name if private else str(table)
-
-    def fault(line: int, found: str, expected: str, fix: str) -> None:
-        findings.append(Finding("error", f"{where}, line {line}", found, expected, fix))
-
-    named: dict[str, CaseFile] = {}
-    try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "" if private else f": {error}"
-        findings.append(Finding("error", where, f"unreadable{reason}", "CSV in UTF-8", "save it as UTF-8"))
-        return named
-    reader = csv.DictReader(lines, skipinitialspace=True)
-    columns = reader.fieldnames or ()
-    if "id" not in columns:
-        shown = "with other names" if private else ", ".join(columns) or "none"
-        fault(1, f"columns {shown}", "id, group, split with commas between", "name the columns")
-        return named
-    for row in reader:
-        id_, group, split = ((row.get(key) or "").strip() for key in ("id", "group", "split"))
-        if private:
-            id_ = id_ if id_ in cases else pseudonym(id_)
-            group = group and pseudonym(group, "group")
-        side = "test" if split.lower().startswith("test") else split.lower() or None
-        if id_ not in cases:
-            fix = f"correct the id, or remove the line{'' if private else _nearest(id_, cases)}"
-            fault(reader.line_num, f"id `{id_}`, which no image has", "file names without suffix", fix)
-        elif id_ in named:
-            fault(reader.line_num, f"id `{id_}` a second time", "each id once", "remove one of the lines")
-        elif side not in ("train", "test", None):
-            fix = "correct it; masks for choosing settings are training masks (train)"
-            shown = "another word as split" if private else f"split `{split}`"
-            fault(reader.line_num, shown, "train, or test (testA, testB count as test), or empty", fix)
-        else:
-            named[id_] = replace(cases[id_], group=group or None, split=side)  # type: ignore[arg-type]
-    return named
-
-
-def _label_map(root: Path, layout: str, config: DataConfig, findings: list[Finding]) -> LabelMap:
-    if config.label_map:
-        return LabelMap.parse(config.label_map)
-    description = root / "dataset.json"
-    try:
-        return default_map(description if layout == "decathlon" and description.is_file() else None)
-    except DataError as error:
-        findings.append(Finding.of(error))
-        return default_map(None)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean `{near[0]}`?)" if near else ""
 
 
 LUMA = (0.299, 0.587, 0.114)

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from nissl.config import DataConfig
-from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image, scan
-from nissl.data.duplicates import digest, nearest, small_picture
+from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image
+from nissl.data.discovery import scan
+from nissl.data.duplicates import FEW, digest, nearest, small_picture
 from nissl.data.naming import DATA_FOLDER
 from nissl.data.split import groups_on_sides, shared_fault, sides
 from nissl.errors import DataError
@@ -91,8 +92,9 @@ def check(
             progress(done, len(scanned.cases))
     findings += _odd_ones(observations)
     findings += _duplicates(observations, accepted)
-    findings += _near_copies(observations)
-    findings += _class_faults(observations, scanned.label_map, DATA_FOLDER if scanned.private else str(root))
+    place = DATA_FOLDER if scanned.private else str(root)
+    findings += _near_copies(observations, place)
+    findings += _class_faults(observations, scanned.label_map, place)
     findings += _leaks(scanned.cases, accepted)
     return Report(tuple(findings), {"layout": scanned.layout} | _facts(observations, scanned.label_map))
 
@@ -186,7 +188,7 @@ def _called(file: CaseFile) -> str:
     return file.id if file.alias else file.image.name
 
 
-def _near_copies(observations: Sequence[_Observation]) -> Iterator[Finding]:
+def _near_copies(observations: Sequence[_Observation], place: str) -> Iterator[Finding]:
     """Images that look the same and are, or in a random split may be, one in training and one in test."""
     together, tested = sides([seen.file for seen in observations])
     numbers = {unit: number for number, unit in enumerate(dict.fromkeys(together))}
@@ -200,11 +202,17 @@ def _near_copies(observations: Sequence[_Observation]) -> Iterator[Finding]:
         members = list(comparable)
         units = np.array([numbers[together[index]] for index in members])
         can_test = np.array([tested[index] for index in members])
-        for one, other, alike in nearest(np.stack(list(comparable.values())), units, can_test):
+        found = nearest(np.stack(list(comparable.values())), units, can_test)
+        if len(found) > max(FEW, len(members) / 3):
+            said = f"{len(found)} of {len(members)} images look the same as another one at low resolution"
+            fix = "compare some of them; if they are of one patient or film, give them one group in cases.csv"
+            yield Finding("warning", place, said, "images that differ, so that copies can be told", fix)
+            continue
+        for one, other, alike in found:
             file, like = (observations[members[index]].file for index in (one, other))
-            found = f"it looks the same as {_called(like)} (correlation {alike:.3f})"
+            said = f"it looks the same as {_called(like)} (correlation {alike:.3f})"
             expected = "test images that are no copies of training images"
-            yield Finding("warning", file.image_name, found, expected, f"look at both; if it is a copy, {ONE_SIDE}")
+            yield Finding("warning", file.image_name, said, expected, f"look at both; if it is a copy, {ONE_SIDE}")
 
 
 def _leaks(cases: Sequence[CaseFile], accepted: Accepted) -> Iterator[Finding]:

@@ -26,6 +26,9 @@ correlate by 0.979 or more. The usual 64-bit hash (signs of a cosine transform o
 does not part them: different hippocampi differ in as few as 6 bits, copies in as many as 8.
 """
 
+FEW = 3
+"""Pairs of images alike that are not yet a sign that all are alike."""
+
 LISTED = 10
 """Copies that a message names."""
 
@@ -82,6 +85,7 @@ def nearest(
     pictures: Float32[np.ndarray, "images values"],
     together: Int[np.ndarray, "images"],
     tested: Bool[np.ndarray, "images"],
+    centred: bool = False,
 ) -> list[tuple[int, int, float]]:
     """For each image that can be tested, the one most like it that can be trained on, if it is a near copy.
 
@@ -89,9 +93,11 @@ def nearest(
         pictures: small picture of each image.
         together: number of what a split keeps together; images of one number are not compared.
         tested: whether the image can be a test image.
+        centred: what all images share is away from the pictures.
 
     Returns:
-        Index of the tested image, of the other one, and their correlation; no pair twice.
+        Index of the tested image, of the other one, and their correlation; no pair twice. Where these are more than
+        `FEW` and a tenth of all, what all images share (a frame, the illumination) is taken away first.
 
     """
     found: dict[frozenset[int], tuple[int, int, float]] = {}
@@ -104,6 +110,10 @@ def nearest(
         for row, other, value in zip(block, best, alike[np.arange(len(block)), best], strict=True):
             if value >= NEAR:
                 found.setdefault(frozenset((int(row), int(other))), (int(row), int(other), float(value)))
+    if not centred and len(found) > max(FEW, len(pictures) / 10):
+        rest = pictures - pictures.mean(axis=0)
+        rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-6)
+        return nearest(rest, together, tested, centred=True)
     return list(found.values())
 
 

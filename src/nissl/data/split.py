@@ -1,7 +1,6 @@
 """Who trains and who tests: by group, with a label budget that is nested and follows from the seed alone."""
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from nissl.config import SplitConfig
 from nissl.data.cases import CaseFile, Dataset
+from nissl.data.naming import suggest
 from nissl.errors import DataError, InputError
 
 TEST_DRAW, BUDGET_DRAW = 1, 2
@@ -194,7 +194,7 @@ def shared_fault(shared: Sequence[str], groups: int) -> InputError:
 
 def _budget(labels: str, train: Sequence[str], test: Collection[str], seed: int) -> tuple[str, ...]:
     """Ids of the masks that the training sees; `10%` and `8` are prefixes of one permutation, hence nested."""
-    text = "100%" if labels.strip() == "all" else labels.strip()
+    text = "100%" if labels.strip() == "all" else labels.strip(" ")  # a file of ids ends with a new line
     percentage, number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text), re.fullmatch(r"\d+", text)
     if not percentage and not number:
         return _listed(text, train, test)
@@ -209,7 +209,7 @@ def _budget(labels: str, train: Sequence[str], test: Collection[str], seed: int)
 
 def _listed(text: str, train: Sequence[str], test: Collection[str]) -> tuple[str, ...]:
     """The ids of a list; a single id that is a number is written with a comma behind it."""
-    ids = tuple(sorted({part.strip() for part in text.split(",")} - {""}))
+    ids = tuple(sorted(set(named_ids(text, {*train, *test}))))
     expected = f"all, a percentage (10%), a number from 1 to {len(train)}, or ids of masked training cases with commas"
     if not ids:
         raise _refused(f"`{text}`", expected, "state the budget, for instance --labels 10%")
@@ -217,10 +217,17 @@ def _listed(text: str, train: Sequence[str], test: Collection[str]) -> tuple[str
         if id_ in test:
             raise _refused(f"`{id_}`, a test case", expected, "remove it: the training must not see its mask")
         if id_ not in train:
-            near = difflib.get_close_matches(id_, train, n=1, cutoff=0.4)
-            fix = f"did you mean `{near[0]}`?" if near else "choose from the ids, which are file names without suffix"
+            fix = suggest(id_, train) or "choose from the ids, which are file names without suffix"
             raise _refused(f"`{id_}`, which is no masked training case", expected, fix)
     return ids
+
+
+def named_ids(text: str, known: Collection[str]) -> list[str]:
+    """Cut a list of ids at its line ends, or else at those of its commas that are not in a known id."""
+    for id_ in sorted((id_ for id_ in known if "," in id_), key=len, reverse=True):
+        text = text.replace(id_, id_.replace(",", "\0"))
+    parts = text.splitlines() if "\n" in text else text.split(",")
+    return [part.replace("\0", ",").strip() for part in parts if part.strip()]
 
 
 def _refused(found: str, expected: str, fix: str) -> InputError:

@@ -4,6 +4,7 @@ Every array is `(channels, *space)`. Whatever goes wrong while a file is read be
 """
 
 import io
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -41,7 +42,12 @@ def stem(path: Path) -> str:
 
     Unicode is composed (NFC), because some file systems store accents as separate characters.
     """
-    return unicodedata.normalize("NFC", path.name[: len(path.name) - len(suffix(path))])
+    return unicodedata.normalize("NFC", plain_name(path.name[: len(path.name) - len(suffix(path))]))
+
+
+def plain_name(name: str) -> str:
+    """A name whose bytes that are no UTF-8 are written as `%E4`, so that it can be printed and stored."""
+    return re.sub("[\ud800-\udfff]", lambda byte: f"%{ord(byte[0]) & 0xFF:02X}", name)
 
 
 def read_header(path: Path, alias: str | None = None, axes: str = "") -> Header:

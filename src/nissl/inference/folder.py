@@ -14,7 +14,7 @@ from nissl.data.duplicates import file_hash
 from nissl.data.naming import Listing, list_files
 from nissl.errors import DataError, InputError, NisslError, ResourceError, out_of_memory
 from nissl.imageio.dicom import is_series
-from nissl.imageio.formats import GIB, SUFFIXES, TIFF, mask_suffix, read_header, stem, suffix, write_mask
+from nissl.imageio.formats import GIB, SUFFIXES, TIFF, mask_suffix, plain_name, read_header, stem, suffix, write_mask
 from nissl.imageio.tiff_regions import write_mask_tiff
 from nissl.inference.memory import MemoryFallback, lines_needed, network_bytes, resident_bytes, tile_size, total_bytes
 from nissl.inference.tiles import bands, predict_mask, require_fit
@@ -34,6 +34,8 @@ class FolderResult:
     """Steps that the weights have behind them."""
     planned_steps: int
     """With fewer, the run is unfinished."""
+    left_out: str = ""
+    """What else lies in the folder, such as `2 files of another kind (.gif) and 1 subfolder with 5 images`."""
 
 
 def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tracker: Tracker = track) -> FolderResult:
@@ -59,8 +61,8 @@ def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tra
     _require_free(out)
     model = load_model(run, device)
     if model.dims == 3 and is_series(images):  # one volume, of which these files are the slices
-        files = Listing((images,), (), private=True)
-    skipped = [files.id(path) if files.private else path.name for path in files.others]
+        files = Listing(images, (images,), (), private=True)
+    skipped = [files.id(path) if files.private else plain_name(path.name) for path in files.others + files.folders]
     record = _record(run, model) | {"skipped": skipped, "failed": {}, "images": {}}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,7 @@ def _predict_all(model: Model, files: Listing, out: Path, record: dict[str, Any]
                 record["images"][name] = entry | ({"position": files.position(path)} if files.private else {})
                 written.append(target)
             advance(name)
-    return FolderResult(tuple(written), tuple(failed), model.steps, model.planned_steps)
+    return FolderResult(tuple(written), tuple(failed), model.steps, model.planned_steps, files.left_out)
 
 
 def _targets(files: Listing) -> dict[Path, str]:
@@ -129,7 +131,8 @@ def _find(images: Path) -> Listing:
     """The images of a folder, or a single one."""
     files = list_files(images)
     if not files.paths:
-        found = "no image" if images.exists() else "no such file or folder"
+        left = f", but {files.left_out}" if files.left_out else ""
+        found = f"no image{left}" if images.exists() else "no such file or folder"
         raise InputError(
             images, found, f"files of kind {' '.join(SUFFIXES)}", "check the path; subfolders do not count"
         )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nissl.config import Config, DataConfig, from_tree
-from nissl.data.cases import CaseFile, find_cases, load_case
+from nissl.data.cases import CaseFile, load_case
+from nissl.data.discovery import find_cases
 from nissl.errors import DataError, NisslError
 from nissl.evaluation.table import CaseScore
 from nissl.imageio.formats import read_raster, stem

@@ -21,11 +21,13 @@ import torch
 
 from nissl.config import Config, to_tree
 from nissl.data.batches import NORMALISATION, Store
-from nissl.data.cases import CaseFile, Dataset, Scan, located
+from nissl.data.cases import CaseFile, Dataset, Scan
+from nissl.data.discovery import located
 from nissl.data.duplicates import file_hash
-from nissl.data.split import Split
+from nissl.data.split import Split, named_ids
 from nissl.errors import DataError, InputError
 from nissl.files import write_whole
+from nissl.imageio.formats import stem
 from nissl.progress import warn
 from nissl.runs.folder import choose_device, read_json, write_json
 from nissl.runs.format import load_config, stamped
@@ -158,8 +160,9 @@ def stored_tree(config: Config, root: Path) -> dict[str, Any]:
 def without_names(config: Config, scan: Scan) -> Config:
     """The settings of a run on DICOM: no folder of the data, and cases by their ids only."""
     labels = config.split.labels
-    if not re.fullmatch(r"\s*(all|\d+(\.\d+)?\s*%?)\s*", labels):
-        labels = ",".join(scan.id_of(name.strip()) for name in labels.split(",") if name.strip())
+    if not re.fullmatch(r" *(all|\d+(\.\d+)?\s*%?) *", labels):
+        stems = {stem(case.image) for case in scan.cases} | {case.id for case in scan.cases}
+        labels = ",".join(scan.id_of(name) for name in named_ids(labels, stems))
     data = dataclasses.replace(config.data, images=None, masks=None)
     return dataclasses.replace(config, data=data, split=dataclasses.replace(config.split, labels=labels))
 

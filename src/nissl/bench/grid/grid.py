@@ -33,7 +33,8 @@ from typing import Any
 
 from nissl.bench.grid.lines import Keys, line_of
 from nissl.config import Config, DataConfig, from_tree
-from nissl.data.cases import CaseFile, list_cases
+from nissl.data.cases import CaseFile
+from nissl.data.discovery import list_cases
 from nissl.data.split import make_split
 from nissl.errors import InputError
 from nissl.methods import METHODS

@@ -25,7 +25,7 @@ from nissl.bench.run.processes import start
 from nissl.bench.run.results import one_line
 from nissl.config import Config, TrainConfig
 from nissl.data.batches import Batch
-from nissl.data.cases import list_cases
+from nissl.data.discovery import list_cases
 from nissl.data.split import make_split
 from nissl.errors import NisslError
 from nissl.inference.memory import resident_bytes

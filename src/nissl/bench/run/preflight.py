@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.results import folder_of
-from nissl.data.cases import list_cases, look
+from nissl.data.discovery import inspect_header, list_cases
 from nissl.data.duplicates import file_hash, name_copies
 from nissl.data.split import make_split
 from nissl.errors import DataError, InputError
@@ -31,7 +31,7 @@ def require_fit(todo: Sequence[Cell], here: bool) -> None:
         scanned = list_cases(cell.path, cell.config.data)
         split = make_split(scanned.cases, cell.config.split, cell.seed)
         try:
-            dataset = look(cell.path, scanned, cell.config.data, split.labelled + split.unlabelled)
+            dataset = inspect_header(cell.path, scanned, cell.config.data, split.labelled + split.unlabelled)
         except DataError:  # of the files: the cells that read them fail, and say which it is
             continue
         try:
