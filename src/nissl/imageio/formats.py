@@ -32,6 +32,8 @@ from nissl.imageio.tiff_segments import largest_segment, require_bounded
 GIB, MOST_EXTENSIONS = 2**30, 2**24
 LOSSY = (".jpg", ".jpeg")
 TIFF = (".tif", ".tiff")
+JPEG = (6, 7, 34892)
+"""Compressions of TIFF that are JPEG."""
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "nm": 1e-6, "m": 1e3}
 MILLIMETRES |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00B5m", "micron", "microns"), 1e-3)
 
@@ -197,7 +199,10 @@ def _open_pillow(path: Path) -> Iterator[Opened]:
                 palette[: len(stored)] = stored
             whole = image if len(bands) in (1, 3) else image.convert("RGB")
             pixels = np.asarray(whole).reshape(image.height, image.width, -1)[..., :colours]
-            return Raster(plain(np.moveaxis(pixels, -1, 0)), palette=palette)
+            lossy = isinstance(image, JpegImagePlugin.JpegImageFile)
+            clear = np.asarray(image.getchannel("A")) < 128 if "A" in image.getbands() else None
+            clear = None if clear is None or not clear.any() else clear
+            return Raster(plain(np.moveaxis(pixels, -1, 0)), palette=palette, lossy=lossy, clear=clear)
 
         yield Header((image.height, image.width), colours, type_name(dtype), None, size), decode
 
@@ -235,7 +240,7 @@ def _open_tiff(path: Path) -> Iterator[Opened]:
         def decode() -> Raster:
             palette = None if colormap is None else (np.asarray(colormap).T >> 8).astype(np.uint8)
             pixels = whole() if regions is None else cast(np.ndarray, regions)  # an array to whoever takes slices of it
-            return Raster(pixels, spacing, palette=palette)
+            return Raster(pixels, spacing, palette=palette, lossy=int(page.compression) in JPEG)
 
         if readable(series):
             at = [index for index, (axis, size) in enumerate(sizes) if axis in "YXSC" or size > 1]
