@@ -19,6 +19,8 @@ from nissl.data.cases import CaseFile, Dataset, find_cases, list_cases, load_cas
 from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
 from nissl.data.duplicates import name_copies
+from nissl.data.orientation import differences
+from nissl.data.resizing import loss
 from nissl.data.split import Split, caveats, make_split, seal
 from nissl.errors import DataError, InputError, TestSplitLocked
 from nissl.evaluation.compare import Comparison
@@ -382,6 +384,10 @@ def _stores(job: _Job, whole: Dataset) -> _Stores:
                     found, expected = f"{channels} channels", f"{dataset.channels}, as the first image"
                     raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
+    told = [*differences({name: place for part in read for name, place in part.places.items()})]
+    told += [lost] if (lost := loss(stores.labelled.kept.values())) else []
+    for found, _, fix in told:
+        warn(f"{found}: {fix}")
     return stores
 
 

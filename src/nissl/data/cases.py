@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from nissl.config import DataConfig
-from nissl.data.naming import DATA_FOLDER, Listing, is_dicom, list_files, pseudonym
+from nissl.data.naming import DATA_FOLDER, Listing, list_files, pseudonym
+from nissl.data.orientation import direction_of
 from nissl.errors import DataError, InputError, NisslError, TestSplitLocked
 from nissl.imageio.formats import SUFFIXES, Raster, open_raster, read_header, read_raster
 from nissl.imageio.label_map import LabelMap, default_map
@@ -69,6 +70,8 @@ class Case:
     mask: UInt8[np.ndarray, "*space"] | None = None
     group: str | None = None
     spacing: tuple[float, ...] | None = None
+    direction: str = ""
+    """Where the axes point, such as RAS; empty where the file does not state it."""
 
 
 @dataclass(frozen=True)
@@ -398,7 +401,7 @@ def load_case(file: CaseFile, label_map: LabelMap, config: DataConfig = DataConf
     for finding in (*image_faults(file, image), *(pair_faults(file, image, mask) if mask else ())):
         raise DataError(finding.where, finding.found, finding.expected, finding.fix)
     labels = label_map.apply(mask, file.mask, file.mask_alias) if mask and file.mask else None
-    return Case(file.id, image.pixels, labels, file.group, image.spacing)
+    return Case(file.id, image.pixels, labels, file.group, image.spacing, direction_of(image.affine))
 
 
 def image_faults(file: CaseFile, image: Raster) -> Iterator[Finding]:
@@ -419,16 +422,16 @@ def pair_faults(file: CaseFile, image: Raster, mask: Raster) -> Iterator[Finding
     where = file.mask_name if file.alias else f"{file.mask} and {file.image}"
     fix = "export the mask again in the geometry of its image"
     shapes = [raster.pixels.shape[1:] for raster in (image, mask)]
-    if shapes[0] != shapes[1]:
-        found = f"image {_by(shapes[0])}, mask {_by(shapes[1])}"
-        yield Finding("error", where, found, "equal shapes", fix)
-    elif (image.affine is None) != (mask.affine is None) and file.mask and any(map(is_dicom, (file.image, file.mask))):
+    if (image.affine is None) != (mask.affine is None):
         # Only files that state their place have the axes x, y, z; all others have rows first, as pictures do.
         states = "states its place in space and the"
         found = f"the image {states} mask does not" if mask.affine is None else f"the mask {states} image does not"
         fix = "write the mask as NIfTI or DICOM in the geometry of the image"
         fix = fix if mask.affine is None else "write the mask as PNG, TIFF or DICOM, rows first as the image"
         yield Finding("error", where, found, "the same order of axes in both, which cannot be known", fix)
+    elif shapes[0] != shapes[1]:
+        found = f"image {_by(shapes[0])}, mask {_by(shapes[1])}"
+        yield Finding("error", where, found, "equal shapes", "export the mask again in the geometry of its image")
     elif image.spacing and mask.spacing and not np.allclose(image.spacing, mask.spacing, SPACING_TOLERANCE, atol=0):
         found = f"spacing of the image {_by(image.spacing)} mm, of the mask {_by(mask.spacing)} mm"
         yield Finding("error", where, found, f"equal spacing, to {SPACING_TOLERANCE:g} of its value", fix)
