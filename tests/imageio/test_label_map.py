@@ -211,7 +211,7 @@ def packed_ids(cells, side=96, seed=0):
     "damage",
     [*(partial(through_jpeg, quality=q) for q in (30, 75, 95, 100)), *(partial(smoothed, radius=r) for r in (0.5, 2))],
 )
-def test_f63_grays_at_edges_are_refused_as_binary_and_read_by_the_threshold_that_is_named(count, damage):
+def test_f71_grays_at_edges_are_refused_as_binary_and_read_by_the_threshold_that_is_named(count, damage):
     truth = discs(count)
     damaged = damage(truth * 255)
     for text in ("binary", "0=background,255=cell"):
@@ -222,7 +222,7 @@ def test_f63_grays_at_edges_are_refused_as_binary_and_read_by_the_threshold_that
     np.testing.assert_array_equal(LabelMap.parse("threshold=0").apply(raster(damaged), MASK), damaged > 0)
 
 
-def test_f63_edges_of_a_rectangle_that_was_scaled_with_smoothing_are_grays_too():
+def test_f71_edges_of_a_rectangle_that_was_scaled_with_smoothing_are_grays_too():
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40, 10:50] = 255
     for size in (96, 256):
@@ -230,14 +230,14 @@ def test_f63_edges_of_a_rectangle_that_was_scaled_with_smoothing_are_grays_too()
 
 
 @pytest.mark.parametrize("cells", [10, 100, 500])
-def test_f63_numbers_of_structures_are_no_grays_even_where_they_touch(cells):
+def test_f71_numbers_of_structures_are_no_grays_even_where_they_touch(cells):
     ids = packed_ids(cells)
     for mask in (ids, ids * discs(30), np.stack([ids] * 3)):
         assert not has_gray_edges(mask)
         np.testing.assert_array_equal(LabelMap.parse("binary").apply(raster(mask, np.uint16), MASK), mask > 0)
 
 
-def test_f63_values_that_binary_cannot_mean_are_refused():
+def test_f71_values_that_binary_cannot_mean_are_refused():
     for values in ([[1, 2, 2, 1]], [[-1, 0, 1, 1]]):
         error = refusal("binary", raster(values, np.int16))
         assert "background" in error.fix
@@ -245,7 +245,7 @@ def test_f63_values_that_binary_cannot_mean_are_refused():
         assert LabelMap.parse(suggested.rstrip(";")).apply(raster(values, np.int16), MASK).shape == (1, 4)
 
 
-def test_f63_jpeg_under_another_name_is_refused_unless_it_changed_nothing(tmp_path):
+def test_f71_jpeg_under_another_name_is_refused_unless_it_changed_nothing(tmp_path):
     truth = discs(3) * 255
     Image.fromarray(truth).save(tmp_path / "a.png", format="JPEG", quality=75)
     tifffile.imwrite(tmp_path / "a.tif", truth, compression="jpeg", compressionargs={"level": 75}, rowsperstrip=96)
@@ -260,14 +260,14 @@ def test_f63_jpeg_under_another_name_is_refused_unless_it_changed_nothing(tmp_pa
     assert LabelMap.parse("0,255").apply(read_raster(tmp_path / "c.jpg"), tmp_path / "c.jpg").sum() == 128
 
 
-def test_f63_colours_that_jpeg_has_changed_are_refused(tmp_path):
+def test_f71_colours_that_jpeg_has_changed_are_refused(tmp_path):
     colours = np.stack([discs(4) * 255, discs(4, seed=1) * 255, discs(4) * 0], -1)
     Image.fromarray(colours).save(tmp_path / "a.png", format="JPEG", quality=90)
     error = refusal("#000000=background,#ff0000=a,#00ff00=b,#ffff00=c", read_raster(tmp_path / "a.png"))
     assert "JPEG" in error.found and "PNG" in error.fix
 
 
-def test_f63_floats_and_truth_values_are_read_as_they_are(tmp_path):
+def test_f71_floats_and_truth_values_are_read_as_they_are(tmp_path):
     truth = discs(3)
     tifffile.imwrite(tmp_path / "float.tif", truth.astype(np.float32))
     tifffile.imwrite(tmp_path / "soft.tif", smoothed(truth * 255, 2).astype(np.float32) / 255)
@@ -280,7 +280,7 @@ def test_f63_floats_and_truth_values_are_read_as_they_are(tmp_path):
     assert "NaN" in refusal("threshold=0.5", raster([[0, np.nan]], np.float32)).found
 
 
-def test_f63_palettes_whose_positions_mislead_are_refused_with_their_colours():
+def test_f71_palettes_whose_positions_mislead_are_refused_with_their_colours():
     for colours in ([[255, 255, 255], [0, 0, 0]], [[255, 0, 0], [0, 0, 0]]):  # black is position 1
         mask = raster([[1, 1, 0, 1]], palette=np.array(colours, np.uint8))
         for text in ("binary", "0,1"):
@@ -293,7 +293,7 @@ def test_f63_palettes_whose_positions_mislead_are_refused_with_their_colours():
     assert LabelMap.parse("threshold=127").apply(gray, MASK).tolist() == [[0, 1, 0, 1]]
 
 
-def test_f63_transparency_that_says_something_else_than_the_values_is_refused(tmp_path):
+def test_f71_transparency_that_says_something_else_than_the_values_is_refused(tmp_path):
     truth = discs(3)
     for name, values in (("white", truth * 0 + 255), ("black", truth * 0), ("both", truth * 255)):
         Image.fromarray(np.stack([values, truth * 255], -1), "LA").save(tmp_path / f"{name}.png")

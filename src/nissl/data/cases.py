@@ -19,6 +19,7 @@ from nissl.config import DataConfig
 from nissl.data.naming import DATA_FOLDER, Listing, list_files, pseudonym
 from nissl.data.orientation import direction_of
 from nissl.errors import DataError, InputError, NisslError, TestSplitLocked
+from nissl.imageio.dicom import SEGMENTS_FIX
 from nissl.imageio.formats import SUFFIXES, Raster, open_raster, read_header, read_raster
 from nissl.imageio.label_map import LabelMap, default_map
 from nissl.imageio.tiff_regions import Recoloured, row_strips
@@ -404,6 +405,21 @@ def load_case(file: CaseFile, label_map: LabelMap, config: DataConfig = DataConf
     return Case(file.id, image.pixels, labels, file.group, image.spacing, direction_of(image.affine))
 
 
+def mask_values(files: Iterable[CaseFile], label_map: LabelMap, config: DataConfig) -> tuple[int | str, ...]:
+    """What stands for each class in the user's masks, as of `LabelMap.written`.
+
+    In masks of 0 and one other value that is the value of the first that shows any, and 255 where it shows several.
+    """
+    if label_map.codes or label_map.threshold is not None:
+        return label_map.written()
+    for file in files:
+        pixels = read_raster(file.mask, config.limit_gib, file.mask_alias).pixels if file.mask else np.zeros(1)
+        if top := int(pixels.max(initial=0)):
+            alone = top < 2**16 and ((pixels == 0) | (pixels == top)).all()
+            return label_map.written(top if alone else 255)
+    return label_map.written()
+
+
 def image_faults(file: CaseFile, image: Raster) -> Iterator[Finding]:
     """Pixels that no network can learn from."""
     shape = image.pixels.shape
@@ -422,16 +438,18 @@ def pair_faults(file: CaseFile, image: Raster, mask: Raster) -> Iterator[Finding
     where = file.mask_name if file.alias else f"{file.mask} and {file.image}"
     fix = "export the mask again in the geometry of its image"
     shapes = [raster.pixels.shape[1:] for raster in (image, mask)]
-    if (image.affine is None) != (mask.affine is None):
+    if (image.affine is None) != (mask.affine is None) and not (mask.segments and shapes[0] != shapes[1]):
         # Only files that state their place have the axes x, y, z; all others have rows first, as pictures do.
         states = "states its place in space and the"
         found = f"the image {states} mask does not" if mask.affine is None else f"the mask {states} image does not"
-        fix = "write the mask as NIfTI or DICOM in the geometry of the image"
-        fix = fix if mask.affine is None else "write the mask as PNG, TIFF or DICOM, rows first as the image"
-        yield Finding("error", where, found, "the same order of axes in both, which cannot be known", fix)
+        write = "write the mask as NIfTI or DICOM in the geometry of the image"
+        write = write if mask.affine is None else "write the mask as PNG, TIFF or DICOM, rows first as the image"
+        yield Finding("error", where, found, "the same order of axes in both, which cannot be known", write)
     elif shapes[0] != shapes[1]:
         found = f"image {_by(shapes[0])}, mask {_by(shapes[1])}"
-        yield Finding("error", where, found, "equal shapes", "export the mask again in the geometry of its image")
+        if mask.segments:
+            found += " (a segmentation object that leaves out slices)"
+        yield Finding("error", where, found, "equal shapes", SEGMENTS_FIX if mask.segments else fix)
     elif image.spacing and mask.spacing and not np.allclose(image.spacing, mask.spacing, SPACING_TOLERANCE, atol=0):
         found = f"spacing of the image {_by(image.spacing)} mm, of the mask {_by(mask.spacing)} mm"
         yield Finding("error", where, found, f"equal spacing, to {SPACING_TOLERANCE:g} of its value", fix)

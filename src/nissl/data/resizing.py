@@ -53,9 +53,8 @@ def loss(masks: Iterable[Kept | None]) -> tuple[str, str, str] | None:
     dice = float(np.mean([mask.dice for mask in measured])) if measured else 1.0
     if seen >= LEAST_SEEN * structures and dice >= LEAST_DICE:
         return None
-    found = (
-        f"{structures - seen} of {structures} structures in {len(measured)} masks cannot be seen at "
-        f"{' x '.join(map(str, measured[0].size))} pixels, and a perfect mask of that size has Dice {dice:.2f} at full size"
-    )
+    found = f"{structures - seen} of {structures} structures in {len(measured)} masks cannot be seen at "
+    found += f"{' x '.join(map(str, measured[0].size))} pixels, and a perfect mask of that size has Dice {dice:.2f} "
+    found += "at full size"
     fix = "add --data.sampling patches, or a larger --size"
     return found, "structures of two pixels or more at the network's size", fix

@@ -3,13 +3,10 @@
 Every array is `(channels, *space)`. Whatever goes wrong while a file is read becomes one `DataError` that names it.
 """
 
-import gzip
-import hashlib
 import io
 import logging
 import threading
 import unicodedata
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -23,6 +20,8 @@ from jaxtyping import Integer, Num
 from nissl.errors import DataError, InputError, NisslError
 from nissl.files import write_whole
 from nissl.imageio import dicom
+from nissl.imageio.encoding import encode_nifti, encode_tiff
+from nissl.imageio.mask_values import MaskValues
 from nissl.imageio.raster import BoundedFile, Opened, UnusableError, known_spacing, plain, type_name
 from nissl.imageio.raster import Header as Header
 from nissl.imageio.raster import Raster as Raster
@@ -32,6 +31,7 @@ from nissl.imageio.tiff_segments import largest_segment, require_bounded
 GIB, MOST_EXTENSIONS = 2**30, 2**24
 LOSSY = (".jpg", ".jpeg")
 TIFF = (".tif", ".tiff")
+NIFTI = (".nii", ".nii.gz")
 JPEG = (6, 7, 34892)
 """Compressions of TIFF that are JPEG."""
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "nm": 1e-6, "m": 1e3}
@@ -375,25 +375,33 @@ def mask_suffix(image: Path) -> str:
     return kind if kind in (".tif", ".tiff", ".nii", ".nii.gz") else ".png"
 
 
-def write_mask(path: Path, labels: Integer[np.ndarray, "*space"], like: Raster | None = None, note: str = "") -> None:
-    """Write labels (0 or more) in the smallest of uint8, uint16 and uint32 that holds them, by the suffix.
+def write_mask(
+    path: Path,
+    labels: Integer[np.ndarray, "*space"],
+    like: Raster | None = None,
+    note: str = "",
+    values: MaskValues | None = None,
+) -> None:
+    """Write labels (0 or more) by the suffix: as `values` states, or in the smallest of uint8, uint16 and uint32.
 
     `like` is the image that the mask belongs to: NIfTI takes its affine and spacing, TIFF its spacing. The note goes
-    into the file's description, of which NIfTI holds 79 letters.
+    into the file's description, of which NIfTI holds 79 letters. Colours become a palette, and channels in NIfTI.
 
     Raises:
         InputError: the format is lossy or cannot hold that many labels or axes.
         ResourceError: the disk is full.
 
     """
-    smallest = np.min_scalar_type(int(labels.max(initial=0)))
+    values = values or MaskValues(np.min_scalar_type(int(labels.max(initial=0))))
     spacing, affine = (like.spacing, like.affine) if like else (None, None)
     if suffix(path) in LOSSY:
         raise InputError(path, "JPEG, which changes labels", "a lossless format", "write masks as .png or .tif")
     if suffix(path) in TIFF:
-        write_mask_tiff(path, labels.shape, [labels], smallest, spacing, note)
+        write_mask_tiff(path, labels.shape, [labels], values, spacing, note)
+    elif suffix(path) in NIFTI and values.palette is not None:
+        write_whole(path, _encode(path, np.moveaxis(values.palette[labels], -1, 0), spacing, affine, note))
     else:
-        write_whole(path, _encode(path, labels.astype(smallest)[None], spacing, affine, note))
+        write_whole(path, _encode(path, values.drawn(labels)[None], spacing, affine, note, values.palette))
 
 
 def write_image(
@@ -412,13 +420,18 @@ def write_image(
 
 
 def _encode(
-    path: Path, pixels: np.ndarray, spacing: tuple[float, ...] | None, affine: np.ndarray | None, note: str
+    path: Path,
+    pixels: np.ndarray,
+    spacing: tuple[float, ...] | None,
+    affine: np.ndarray | None,
+    note: str,
+    palette: np.ndarray | None = None,
 ) -> bytes:
     kind = suffix(path)
-    if kind in (".nii", ".nii.gz"):
-        return _encode_nifti(kind, pixels, spacing, affine, note)
+    if kind in NIFTI:
+        return encode_nifti(kind, pixels, spacing, affine, note)
     if kind in TIFF:
-        return _encode_tiff(pixels, spacing)
+        return encode_tiff(pixels, spacing)
     held = {(1, "uint8"), (3, "uint8")} | ({(1, "uint16")} if kind == ".png" else set())
     if kind in ("", *dicom.SUFFIXES) or pixels.ndim != 3 or (len(pixels), pixels.dtype.name) not in held:
         raise InputError(
@@ -431,54 +444,11 @@ def _encode(
 
     buffer = io.BytesIO()
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1).copy())
+    if palette is not None:
+        image.putpalette(palette.tobytes())
     described = PngImagePlugin.PngInfo()
     if note:
         described.add_text("Description", note)
     options = {"pnginfo": described} if kind == ".png" else {}
     image.save(buffer, {".jpg": "JPEG", ".jpeg": "JPEG"}.get(kind, kind[1:].upper()), **options)
     return buffer.getvalue()
-
-
-def _encode_tiff(pixels: np.ndarray, spacing: tuple[float, ...] | None) -> bytes:
-    """TIFF with named axes; OME metadata where there is a spacing, since they hold it for every type of pixel."""
-    import tifffile
-
-    rgb = pixels.shape[0] == 3 and pixels.dtype == np.uint8 and pixels.ndim == 3
-    axes = "ZYX"[-(pixels.ndim - 1) :]
-    data, names = (np.moveaxis(pixels, 0, -1), axes + "S") if rgb else (pixels, "C" + axes)
-    metadata: dict[str, Any] = {"axes": names}
-    if spacing is not None:
-        # The identifier follows from the content, so that the same mask is the same file.
-        digest = hashlib.blake2b(np.ascontiguousarray(data).tobytes(), digest_size=16).digest()
-        metadata["UUID"] = f"urn:uuid:{uuid.UUID(bytes=digest)}"
-        for axis, length in zip(axes, spacing, strict=True):
-            metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "mm"}
-    buffer = io.BytesIO()
-    tifffile.imwrite(
-        buffer,
-        data,
-        ome=spacing is not None,
-        photometric="rgb" if rgb else "minisblack",
-        compression="zlib",
-        metadata=metadata,
-    )
-    return buffer.getvalue()
-
-
-def _encode_nifti(
-    kind: str, pixels: np.ndarray, spacing: tuple[float, ...] | None, affine: np.ndarray | None, note: str
-) -> bytes:
-    """NIfTI with channels on the fourth axis; the affine, or one made of the spacing."""
-    import nibabel
-
-    data = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
-    if len(pixels) > 1 and pixels.ndim == 3:
-        data = data[:, :, None]  # the third axis of a single slice, so that channels are the fourth
-    steps = (*(spacing or ()), 1.0, 1.0, 1.0)[:3]
-    image: Any = nibabel.Nifti1Image(data, np.diag([*steps, 1.0]) if affine is None else affine, dtype=data.dtype)
-    if spacing is not None:
-        image.header.set_zooms((*spacing, *([1.0] * (data.ndim - len(spacing)))))
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = note.encode("ascii", "replace")[:79]
-    content: bytes = image.to_bytes()
-    return gzip.compress(content, mtime=0) if kind == ".nii.gz" else content

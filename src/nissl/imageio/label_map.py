@@ -99,6 +99,28 @@ class LabelMap:
             raise _refused(f"{len(label_map.names)} classes in `{text}`")
         return label_map
 
+    def written(self, foreground: int = 255) -> tuple[int | str, ...]:
+        """What stands for each class in a mask that this map reads: its first value, or its first colour `#rrggbb`.
+
+        A binary mask has `foreground`. Empty, which means class numbers, where masks cannot hold the values.
+        """
+        if not self.codes:
+            top = 0 if self.threshold is None else self.threshold
+            high = next((value for value in (foreground, 255, 65535) if value > top), None)
+            return () if high is None else (0, high)
+        first = {index: code for code, index in reversed(self.codes)}
+        codes = [first[index] for index in range(len(self.names))]
+        if self.colours:
+            return tuple(_written(code, True) for code in codes)
+        return tuple(codes) if min(codes) >= 0 and max(codes) < 2**16 else ()
+
+    @classmethod
+    def reading(cls, names: Sequence[str], written: Sequence[int | str]) -> "LabelMap":
+        """The map that reads masks in which `written` stands for the classes; if it is empty, class numbers do."""
+        codes = [int(value[1:], 16) if isinstance(value, str) else value for value in written or range(len(names))]
+        pairs = tuple((code, index) for index, code in enumerate(codes))
+        return cls(tuple(names), pairs, any(isinstance(value, str) for value in written))
+
     def apply(self, raster: Raster, path: Path, alias: str | None = None) -> UInt8[np.ndarray, "*space"]:
         """Class of each pixel of a mask; a colour map reads palettes and gray values as colours.
 

@@ -65,6 +65,8 @@ class Raster:
     """The file says that text is drawn into its pixels."""
     lossy: bool = False
     """The pixels were compressed by JPEG, whatever the file is called."""
+    segments: bool = False
+    """The file is a DICOM segmentation object, in which slices without structures may be left out."""
     clear: Bool[np.ndarray, "*space"] | None = None
     """Pixels that are shown as transparent rather than opaque, where an alpha channel was dropped and has some."""
 

@@ -48,6 +48,8 @@ class Model:
     weights: str
     """SHA-256 of the weights."""
     device: torch.device
+    values: tuple[int | str, ...] = ()
+    """What stands for each class in masks: a value, or a colour `#rrggbb`. Class numbers where it is empty."""
 
 
 def checkpoint_of(run: Path, network: int) -> Path:
@@ -162,4 +164,5 @@ def load_model(run: Path, device: str = "auto") -> Model:
         tuple(data["classes"]),
         facts["sha256"],
         place,
+        tuple(data.get("values", ())),  # older runs have none
     )

@@ -21,7 +21,7 @@ import torch
 
 from nissl.config import Config, load_config, to_tree
 from nissl.data.batches import NORMALISATION, Store
-from nissl.data.cases import Dataset, Scan
+from nissl.data.cases import Dataset, Scan, mask_values
 from nissl.data.duplicates import file_hash
 from nissl.data.split import Split
 from nissl.errors import DataError, InputError
@@ -133,7 +133,8 @@ def describe(out: Path, config: Config, dataset: Dataset, split: Split, class_pi
         "test_images_in_pool": len(split.transductive),
     }
     write_whole(out / "split.json", split.to_json())
-    write_json(out / "data.json", data)
+    labelled = [case for case in dataset.cases if case.id in set(split.labelled)]
+    write_json(out / "data.json", data | {"values": mask_values(labelled, dataset.label_map, config.data)})
     if not (out / "env.json").exists():  # of a run that goes on, it tells how it began
         write_json(out / "env.json", _environment(config, dataset.private))
     write_json(out / "budget.json", budget)
