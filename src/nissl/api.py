@@ -26,13 +26,14 @@ from nissl.evaluation.compare_runs import compare_runs
 from nissl.evaluation.table import Summary, score_case, scores_to_csv, summarise, unfinished
 from nissl.files import write_whole
 from nissl.imageio.formats import mask_suffix, read_raster, write_mask
+from nissl.imageio.mask_values import MaskValues
 from nissl.inference.folder import FolderResult, predict_folder
 from nissl.inference.memory import MemoryFallback
 from nissl.inference.tiles import predict_mask
 from nissl.learner import BOOTSTRAP
 from nissl.progress import Advance, track, warn
 from nissl.reporting.run_page import write_report
-from nissl.runs.folder import choose_device, find_root, load_model, read_json, write_json
+from nissl.runs.folder import Model, choose_device, find_root, load_model, read_json, write_json
 from nissl.runs.format import load_config
 from nissl.runs.provenance import (
     changes,
@@ -161,9 +162,15 @@ def place(data: Path, config: Config) -> str:
         return str(data)
 
 
-def predict(run: Path | str, images: Path | str, out: Path | str, device: str = "auto") -> FolderResult:
+def predict(
+    run: Path | str,
+    images: Path | str,
+    out: Path | str,
+    device: str = "auto",
+    values: Literal["own", "classes"] = "own",
+) -> FolderResult:
     """Write a mask for every image of a folder, in its geometry and format (see `predict_folder`)."""
-    return predict_folder(Path(run), Path(images), Path(out), device)
+    return predict_folder(Path(run), Path(images), Path(out), device, values=values)
 
 
 def report(run: Path | str, data: Path | str | None = None) -> Path:
@@ -200,6 +207,9 @@ def evaluate(
     facts = read_json(run / "data.json")
     split = Split.from_tree(read_json(run / "split.json"), run / "split.json")
     dataset = find_cases(find_root(run, facts, data), model.config.data)
+    if dataset.label_map.names != model.classes:
+        found, fix = f"the classes {', '.join(dataset.label_map.names)}", "state the label map of the run's data"
+        raise InputError(dataset.place, found, f"those of the run: {', '.join(model.classes)}", fix)
     cases = chosen(dataset, split.test if on == "test" else split.labelled)
     copies = name_copies(cases, facts["cases"]) if on == "test" else ""
     if copies and not allow_shared_images:
@@ -214,7 +224,7 @@ def evaluate(
             if case.mask is None:
                 raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
             prediction = predict_mask(model, case.image, fallback)
-            _write_prediction(folder, file, prediction, model.config.data)
+            _write_prediction(folder, file, prediction, model)
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
             advance(case.id)
     pixels = read_json(run / "budget.json").get("class_pixels", {})
@@ -229,12 +239,10 @@ def evaluate(
     return summary
 
 
-def _write_prediction(
-    folder: Path, file: CaseFile, prediction: UInt8[np.ndarray, "*space"], config: DataConfig
-) -> None:
+def _write_prediction(folder: Path, file: CaseFile, prediction: UInt8[np.ndarray, "*space"], model: Model) -> None:
     kind = mask_suffix(file.image)
-    like = read_raster(file.image, config.limit_gib, file.alias) if kind.startswith(".nii") else None
-    write_mask(folder / f"{file.id}{kind}", prediction, like)
+    like = read_raster(file.image, model.config.data.limit_gib, file.alias) if kind.startswith(".nii") else None
+    write_mask(folder / f"{file.id}{kind}", prediction, like, values=MaskValues.of(model.values))
 
 
 @contextmanager

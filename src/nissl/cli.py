@@ -228,6 +228,8 @@ class Predict:
     """Folder of images, or one image."""
     out: Path
     """Folder for the masks: new or empty."""
+    values: Literal["own", "classes"] = "own"
+    """What masks hold: the values or colours of the run's own masks, or the numbers of the classes."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
 
@@ -236,13 +238,14 @@ class Predict:
         from nissl import api
         from nissl.evaluation.table import unfinished
 
-        result = api.predict(self.run, self.images, self.out, self.device)
+        result = api.predict(self.run, self.images, self.out, self.device, self.values)
         for error in result.failed:
             print(f"error: {error}", file=sys.stderr)
         left = f"; not read: {result.left_out}" if result.left_out else ""
         print(f"{len(result.written)} masks written to {self.out}, {len(result.failed)} images failed{left}")
         for text in unfinished(result.steps, result.planned_steps):
             print(f"warning: {text}")
+        print(f"in the masks: {', '.join(f'{value} is {name}' for name, value in result.values.items())}")
         return DATA_FAULTS if result.failed else 0
 
 

@@ -15,11 +15,11 @@ from nissl.data.batches import (
     loader,
     normalised,
     resize_image,
-    resize_mask,
     resolve,
 )
 from nissl.data.cases import Case, CaseFile
 from nissl.data.discovery import find_cases
+from nissl.data.resizing import resize_mask
 from nissl.errors import DataError, InputError
 from nissl.imageio.formats import write_image, write_mask
 from nissl.imageio.label_map import LabelMap

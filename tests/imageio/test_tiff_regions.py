@@ -13,6 +13,7 @@ from nissl.data.cases import open_image, read_image
 from nissl.errors import DataError
 from nissl.imageio import tiff_regions as regions
 from nissl.imageio.formats import open_raster, read_header, read_raster, write_image, write_mask
+from nissl.imageio.mask_values import MaskValues
 from nissl.imageio.tiff_regions import TiffRegions, row_strips, write_mask_tiff
 
 
@@ -242,8 +243,8 @@ def test_a_mask_written_by_bands_is_the_mask_written_at_once(tmp_path_factory, d
     spacing = None if length is None else (length,) * len(shape)
     side, regions.TILE = regions.TILE, 32
     try:
-        write_mask_tiff(folder / "bands.tif", shape, bands, labels.dtype, spacing, "made by a test")
-        write_mask_tiff(folder / "whole.tif", shape, [labels], labels.dtype, spacing, "made by a test")
+        write_mask_tiff(folder / "bands.tif", shape, bands, MaskValues(labels.dtype), spacing, "made by a test")
+        write_mask_tiff(folder / "whole.tif", shape, [labels], MaskValues(labels.dtype), spacing, "made by a test")
     finally:
         regions.TILE = side
     assert (folder / "bands.tif").read_bytes() == (folder / "whole.tif").read_bytes()
@@ -258,7 +259,7 @@ def test_a_mask_written_by_bands_is_the_mask_written_at_once(tmp_path_factory, d
 def test_masks_of_other_content_have_another_identifier(tmp_path):
     found = set()
     for value in (0, 1):
-        write_mask_tiff(tmp_path / "a.tif", (20, 20), [np.full((20, 20), value)], np.dtype(np.uint8), (1.0, 1.0))
+        write_mask_tiff(tmp_path / "a.tif", (20, 20), [np.full((20, 20), value)], MaskValues(), (1.0, 1.0))
         with tifffile.TiffFile(tmp_path / "a.tif") as file:
             found.add(file.ome_metadata.split("UUID=")[1][:50])
     assert len(found) == 2

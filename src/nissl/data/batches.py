@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, Integer, Num, UInt8
+from jaxtyping import Float, Float32, Int, Integer, Num
 from torch import Tensor
 from torch.nn import functional
 from torch.utils import data as torch_data
@@ -23,6 +23,8 @@ from torch.utils import data as torch_data
 from nissl.config import AugmentConfig, DataConfig
 from nissl.data import augmentation
 from nissl.data.cases import Case, CaseFile, load_case
+from nissl.data.orientation import Place
+from nissl.data.resizing import Kept, kept, resize_mask
 from nissl.errors import DataError, InputError, NisslError, ResourceError
 from nissl.imageio.label_map import LabelMap
 
@@ -137,13 +139,6 @@ def resize_image(
     return np.ascontiguousarray(pixels.numpy())
 
 
-def resize_mask(mask: UInt8[np.ndarray, "*space"], size: Sequence[int]) -> UInt8[np.ndarray, "*size"]:
-    """Resize by taking the nearest pixel."""
-    picks = [((np.arange(new) + 0.5) * old / new).astype(np.intp) for old, new in zip(mask.shape, size, strict=True)]
-    resized: UInt8[np.ndarray, "*size"] = mask[np.ix_(*picks)]
-    return resized
-
-
 def moments(image: Num[np.ndarray, "channels *space"]) -> Float32[np.ndarray, "two channels *ones"]:
     """Mean and standard deviation of each channel of one case; a constant channel counts as deviation 1."""
     axes = tuple(range(1, image.ndim))
@@ -215,6 +210,10 @@ class Store:
         self._kind: tuple[int, int] | None = None
         self._moments: dict[int, Float32[np.ndarray, "two channels *ones"]] = {}
         self._counts: dict[int, Int[np.ndarray, "classes"]] = {}
+        self.kept: dict[int, Kept | None] = {}
+        """What the size keeps of each mask that was read, in `resize` sampling."""
+        self.places: dict[str, Place] = {}
+        """How each case that was read lies in space, in `patches` sampling."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -265,8 +264,12 @@ class Store:
         image, mask = case.image, case.mask
         image = image if image.dtype in KEPT else image.astype(np.float32)
         if self.config.sampling == "resize":
+            if mask is not None and index not in self.kept:
+                self.kept[index] = kept(mask, self.config.size)
             image = resize_image(image, self.config.size)
             mask = None if mask is None else resize_mask(mask, self.config.size)
+        else:
+            self.places[case.id] = Place(case.spacing, case.direction)
         self._moments[index] = moments(image)
         short = [max(0, want - have) for want, have in zip(self.config.size, image.shape[1:], strict=True)]
         if any(short):

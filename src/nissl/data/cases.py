@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from nissl.config import DataConfig
-from nissl.data.naming import DATA_FOLDER, is_dicom, pseudonym
+from nissl.data.naming import DATA_FOLDER, pseudonym
+from nissl.data.orientation import direction_of
 from nissl.errors import DataError, NisslError, TestSplitLocked
+from nissl.imageio.dicom import SEGMENTS_FIX
 from nissl.imageio.formats import Raster, open_raster, read_raster
 from nissl.imageio.label_map import LabelMap
 from nissl.imageio.tiff_regions import Recoloured, row_strips, shown
@@ -66,6 +68,8 @@ class Case:
     mask: UInt8[np.ndarray, "*space"] | None = None
     group: str | None = None
     spacing: tuple[float, ...] | None = None
+    direction: str = ""
+    """Where the axes point, such as RAS; empty where the file does not state it."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,22 @@ def load_case(file: CaseFile, label_map: LabelMap, config: DataConfig = DataConf
     for finding in (*image_faults(file, image), *(pair_faults(file, image, mask) if mask else ())):
         raise DataError(finding.where, finding.found, finding.expected, finding.fix)
     labels = label_map.apply(mask, file.mask, file.mask_alias) if mask and file.mask else None
-    return Case(file.id, image.pixels, labels, file.group, image.spacing)
+    return Case(file.id, image.pixels, labels, file.group, image.spacing, direction_of(image.affine))
+
+
+def mask_values(files: Iterable[CaseFile], label_map: LabelMap, config: DataConfig) -> tuple[int | str, ...]:
+    """What stands for each class in the user's masks, as of `LabelMap.written`.
+
+    In masks of 0 and one other value that is the value of the first that shows any, and 255 where it shows several.
+    """
+    if label_map.codes or label_map.threshold is not None:
+        return label_map.written()
+    for file in files:
+        pixels = read_raster(file.mask, config.limit_gib, file.mask_alias).pixels if file.mask else np.zeros(1)
+        if top := int(pixels.max(initial=0)):
+            alone = top < 2**16 and ((pixels == 0) | (pixels == top)).all()
+            return label_map.written(top if alone else 255)
+    return label_map.written()
 
 
 def image_faults(file: CaseFile, image: Raster) -> Iterator[Finding]:
@@ -212,19 +231,21 @@ def pair_faults(file: CaseFile, image: Raster, mask: Raster) -> Iterator[Finding
     where = file.mask_name if file.alias else f"{file.mask} and {file.image}"
     fix = "export the mask again in the geometry of its image"
     shapes = [raster.pixels.shape[1:] for raster in (image, mask)]
-    if shapes[0] != shapes[1]:
-        for axes, space in (("CYX", shapes[0][1:]), ("YXC", shapes[0][:-1])):
-            if len(image.pixels) == 1 and len(shapes[0]) == 3 and space == shapes[1]:
-                fix = f"if the image is flat and has {prod(shapes[0]) // prod(space)} channels, add --data.axes {axes}"
-        found = f"image {_by(shapes[0])}, mask {_by(shapes[1])}"
-        yield Finding("error", where, found, "equal shapes", fix)
-    elif (image.affine is None) != (mask.affine is None) and file.mask and any(map(is_dicom, (file.image, file.mask))):
+    for axes, space in (("CYX", shapes[0][1:]), ("YXC", shapes[0][:-1])):
+        if len(image.pixels) == 1 and len(shapes[0]) == 3 and space == shapes[1]:
+            fix = f"if the image is flat and has {prod(shapes[0]) // prod(space)} channels, add --data.axes {axes}"
+    if (image.affine is None) != (mask.affine is None) and not (mask.segments and shapes[0] != shapes[1]):
         # Only files that state their place have the axes x, y, z; all others have rows first, as pictures do.
         states = "states its place in space and the"
         found = f"the image {states} mask does not" if mask.affine is None else f"the mask {states} image does not"
-        fix = "write the mask as NIfTI or DICOM in the geometry of the image"
-        fix = fix if mask.affine is None else "write the mask as PNG, TIFF or DICOM, rows first as the image"
-        yield Finding("error", where, found, "the same order of axes in both, which cannot be known", fix)
+        write = "write the mask as NIfTI or DICOM in the geometry of the image"
+        write = write if mask.affine is None else "write the mask as PNG, TIFF or DICOM, rows first as the image"
+        yield Finding("error", where, found, "the same order of axes in both, which cannot be known", write)
+    elif shapes[0] != shapes[1]:
+        found = f"image {_by(shapes[0])}, mask {_by(shapes[1])}"
+        if mask.segments:
+            found += " (a segmentation object that leaves out slices)"
+        yield Finding("error", where, found, "equal shapes", SEGMENTS_FIX if mask.segments else fix)
     elif image.spacing and mask.spacing and not np.allclose(image.spacing, mask.spacing, SPACING_TOLERANCE, atol=0):
         found = f"spacing of the image {_by(image.spacing)} mm, of the mask {_by(mask.spacing)} mm"
         yield Finding("error", where, found, f"equal spacing, to {SPACING_TOLERANCE:g} of its value", fix)

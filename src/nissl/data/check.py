@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +10,13 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from nissl.config import DataConfig
+from nissl.data.batches import resolve
 from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image
 from nissl.data.discovery import scan
 from nissl.data.duplicates import FEW, digest, nearest, small_picture
 from nissl.data.naming import DATA_FOLDER
+from nissl.data.orientation import Place, differences, direction_of
+from nissl.data.resizing import Kept, kept, loss
 from nissl.data.split import groups_on_sides, shared_fault, sides
 from nissl.errors import DataError
 from nissl.imageio.formats import Raster, read_raster
@@ -63,6 +66,8 @@ class _Observation:
     digest: bytes = b""
     picture: Float32[np.ndarray, "values"] | None = None
     pixels_of_class: Int[np.ndarray, "classes"] | None = None
+    kept: Kept | None = None
+    place: Place | None = None
 
 
 def check(
@@ -96,6 +101,7 @@ def check(
     findings += _near_copies(observations, place)
     findings += _class_faults(observations, scanned.label_map, place)
     findings += _leaks(scanned.cases, accepted)
+    findings += _geometry(observations, DATA_FOLDER if scanned.private else str(root))
     return Report(tuple(findings), {"layout": scanned.layout} | _facts(observations, scanned.label_map))
 
 
@@ -111,6 +117,8 @@ def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observ
         seen.channels = len(image.pixels)
         seen.digest, seen.picture = digest(image.pixels), small_picture(image.pixels)
         seen.findings += _image_findings(file, image)
+        if _settled(config, image.pixels.ndim - 1).sampling == "patches":
+            seen.place = Place(image.spacing, direction_of(image.affine))
     if image and mask:
         seen.findings += pair_faults(file, image, mask)
     if mask and mask_path:
@@ -120,7 +128,14 @@ def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observ
             seen.findings.append(Finding.of(error))
         else:
             seen.pixels_of_class = np.bincount(labels.ravel(), minlength=len(label_map.names))
+            if (settled := _settled(config, labels.ndim)).sampling == "resize":
+                seen.kept = kept(labels, settled.size)
     return seen
+
+
+def _settled(config: DataConfig, dims: int) -> DataConfig:
+    """Sampling and size for a file of so many axes, which need not be those of the set."""
+    return resolve(config if len(config.size) in (1, dims) else replace(config, size=()), dims)
 
 
 def _found(read: Callable[[], Raster], findings: list[Finding]) -> Raster | None:
@@ -223,6 +238,14 @@ def _leaks(cases: Sequence[CaseFile], accepted: Accepted) -> Iterator[Finding]:
         fault = shared_fault(shared, groups)
         level: Level = "warning" if accepted.shared_groups else "error"
         yield Finding(level, fault.where, fault.found, fault.expected, fault.fix)
+
+
+def _geometry(observations: Sequence[_Observation], place: str) -> Iterator[Finding]:
+    """Structures that are too small for the network's size, and cases that lie in space in several ways."""
+    for told in differences({seen.file.id: seen.place for seen in observations if seen.place}):
+        yield Finding("warning", place, *told)
+    if lost := loss(seen.kept for seen in observations):
+        yield Finding("warning", place, *lost)
 
 
 def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, place: str) -> Iterator[Finding]:

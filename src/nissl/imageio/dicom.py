@@ -30,9 +30,26 @@ PLACE = (
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
-ELEMENTS = (*LAYOUT, *PLACE, "PlanarConfiguration", "SeriesInstanceUID", "BurnedInAnnotation", "ModalityLUTSequence")
+ELEMENTS = (
+    *(*LAYOUT, *PLACE, "PlanarConfiguration", "SOPClassUID", "SegmentationType"),
+    *("SeriesInstanceUID", "BurnedInAnnotation", "ModalityLUTSequence"),
+)
+    *LAYOUT,
+    *PLACE,
+    "PlanarConfiguration",
+    "SOPClassUID",
+    "SegmentationType",
+    "SeriesInstanceUID",
+    "BurnedInAnnotation",
+    "ModalityLUTSequence",
+)
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""Storage classes of segmentation objects: frames of one segment each, and label maps."""
+SEGMENTS_FIX = "export the segmentation as NIfTI in the geometry of the image, a number for each segment"
+LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+"""Transfer syntaxes of JPEG baseline and extended."""
 DEFLATED = "1.2.840.10008.1.2.1.99"
 GRAY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -84,7 +101,10 @@ def open_dicom(path: Path) -> Iterator[Opened]:
                     done += 1
         affine = source.grid.affine if source.grid else None
         inverted = source.head.PhotometricInterpretation == "MONOCHROME1"
-        return Raster(_laid_out(stack, source.grid), spacing, affine, None, inverted, source.burned_in)
+        segments = _is_segmentation(source.head)
+        laid = _laid_out(stack, source.grid)
+        lossy = str(source.head.file_meta.get("TransferSyntaxUID", "")) in LOSSY
+        return Raster(laid, spacing, affine, None, inverted, source.burned_in, lossy, segments)
 
     size = math.prod(shape) * channels * dtype.itemsize
     yield Header(shape, channels, dtype.name, spacing, size, source.grid is not None), decode
@@ -123,6 +143,8 @@ def _examine(path: Path) -> _Source:
     for head, (_, place) in zip(heads, files, strict=True):
         with _blaming(place):
             _require_usable(head, place)
+            if _is_segmentation(head):
+                _require_one_segment(head)
     _require_one_kind(heads, [place for _, place in files])
     planes: list[Slice] = []
     for head, (_, place) in zip(heads, files, strict=True):
@@ -131,7 +153,10 @@ def _examine(path: Path) -> _Source:
     if series and len(planes) < 2:
         fix = "add the other slices, or put the file itself among the images if it is 2-D"
         raise UnusableError("a series of one slice, so that the distance of slices is unknown", EXPECTED, fix)
-    grid = stacked(planes) if len(planes) > 1 else None
+    try:
+        grid = stacked(planes) if len(planes) > 1 else None
+    except UnusableError as error:
+        raise (_partial_segments(str(error)) if _is_segmentation(heads[0]) else error) from None
     if len(files) > 1 and grid is None:
         raise UnusableError("slices that state no position", EXPECTED, "convert the series to a TIFF stack")
     burned_in = any(str(head.get("BurnedInAnnotation", "")).upper() == "YES" for head in heads)
@@ -248,6 +273,30 @@ def _require_usable(head: Any, place: str) -> None:
         raise refuse("values that do not end at the lowest bit", "High Bit one below Bits Stored", "convert it")
     if not 0 < int(head.Rows) <= 65535 or not 0 < int(head.Columns) <= 65535 or not 0 < _frames(head) <= 2**20:
         raise _damaged(place)
+
+
+def _is_segmentation(head: Any) -> bool:
+    return str(head.get("SOPClassUID", "")) in SEGMENTATIONS
+
+
+def _partial_segments(why: str) -> UnusableError:
+    return UnusableError(
+        f"a segmentation object whose frames are no whole volume: {why}",
+        "a frame for every slice of the image",
+        SEGMENTS_FIX,
+    )
+
+
+def _require_one_segment(head: Any) -> None:
+    """Refuse a segmentation object of which the frames alone do not tell the class of a pixel."""
+    own, shared = (head.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("PerFrame", "Shared"))
+    parts = [part[0] for groups in (*own, *shared) if (part := groups.get("SegmentIdentificationSequence"))]
+    numbers = {int(part.ReferencedSegmentNumber) for part in parts}
+    found = f"a segmentation object with {len(numbers)} segments, each in frames of its own" if len(numbers) > 1 else ""
+    if str(head.get("SegmentationType", "")).upper() == "FRACTIONAL":
+        found = "a segmentation object of fractions"
+    if found:
+        raise UnusableError(found, "a segmentation object of one segment, yes or no for each pixel", SEGMENTS_FIX)
 
 
 def _frames(head: Any) -> int:

@@ -18,6 +18,7 @@ from jaxtyping import Integer, Num
 from nissl.errors import DataError, InputError, NisslError
 from nissl.files import write_whole
 from nissl.imageio import dicom
+from nissl.imageio.mask_values import MaskValues
 from nissl.imageio.nifti import encode_nifti, open_nifti
 from nissl.imageio.pictures import open_picture
 from nissl.imageio.raster import Header as Header
@@ -29,6 +30,7 @@ from nissl.imageio.tiff_regions import TiffRegions, write_mask_tiff
 GIB = 2**30
 LOSSY = (".jpg", ".jpeg")
 TIFF = (".tif", ".tiff")
+NIFTI = (".nii", ".nii.gz")
 
 
 def suffix(path: Path) -> str:
@@ -197,25 +199,33 @@ def mask_suffix(image: Path) -> str:
     return kind if kind in (".tif", ".tiff", ".nii", ".nii.gz") else ".png"
 
 
-def write_mask(path: Path, labels: Integer[np.ndarray, "*space"], like: Raster | None = None, note: str = "") -> None:
-    """Write labels (0 or more) in the smallest of uint8, uint16 and uint32 that holds them, by the suffix.
+def write_mask(
+    path: Path,
+    labels: Integer[np.ndarray, "*space"],
+    like: Raster | None = None,
+    note: str = "",
+    values: MaskValues | None = None,
+) -> None:
+    """Write labels (0 or more) by the suffix: as `values` states, or in the smallest of uint8, uint16 and uint32.
 
     `like` is the image that the mask belongs to: NIfTI takes its affine and spacing, TIFF its spacing. The note goes
-    into the file's description, of which NIfTI holds 79 letters.
+    into the file's description, of which NIfTI holds 79 letters. Colours become a palette, and channels in NIfTI.
 
     Raises:
         InputError: the format is lossy or cannot hold that many labels or axes.
         ResourceError: the disk is full.
 
     """
-    smallest = np.min_scalar_type(int(labels.max(initial=0)))
+    values = values or MaskValues(np.min_scalar_type(int(labels.max(initial=0))))
     spacing, affine = (like.spacing, like.affine) if like else (None, None)
     if suffix(path) in LOSSY:
         raise InputError(path, "JPEG, which changes labels", "a lossless format", "write masks as .png or .tif")
     if suffix(path) in TIFF:
-        write_mask_tiff(path, labels.shape, [labels], smallest, spacing, note)
+        write_mask_tiff(path, labels.shape, [labels], values, spacing, note)
+    elif suffix(path) in NIFTI and values.palette is not None:
+        write_whole(path, _encode(path, np.moveaxis(values.palette[labels], -1, 0), spacing, affine, note))
     else:
-        write_whole(path, _encode(path, labels.astype(smallest)[None], spacing, affine, note))
+        write_whole(path, _encode(path, values.drawn(labels)[None], spacing, affine, note, values.palette))
 
 
 def write_image(
@@ -234,10 +244,15 @@ def write_image(
 
 
 def _encode(
-    path: Path, pixels: np.ndarray, spacing: tuple[float, ...] | None, affine: np.ndarray | None, note: str
+    path: Path,
+    pixels: np.ndarray,
+    spacing: tuple[float, ...] | None,
+    affine: np.ndarray | None,
+    note: str,
+    palette: np.ndarray | None = None,
 ) -> bytes:
     kind = suffix(path)
-    if kind in (".nii", ".nii.gz"):
+    if kind in NIFTI:
         return encode_nifti(kind, pixels, spacing, affine, note)
     if kind in TIFF:
         return encode_tiff(pixels, spacing)
@@ -253,6 +268,8 @@ def _encode(
 
     buffer = io.BytesIO()
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1).copy())
+    if palette is not None:
+        image.putpalette(palette.tobytes())
     described = PngImagePlugin.PngInfo()
     if note:
         described.add_text("Description", note)

@@ -14,6 +14,12 @@ from nissl.imageio.formats import LOSSY, Raster, suffix
 
 MANY = 8
 LISTED = 10
+ALIKE = 2.25
+"""Of the four neighbours of a pixel, how many have its value: 2.4 or more in instance ids of four pixels across, and
+2.1 or less in grays at edges (smoothed by up to 10 pixels, JPEG of any quality)."""
+APART = 64
+"""Difference of two values that JPEG leaves apart where it has changed nothing else."""
+BACKGROUND, IGNORED = "background", ("ignore", "ignored")
 
 
 @dataclass(frozen=True)
@@ -21,39 +27,59 @@ class LabelMap:
     """Class names, in the order of their index, and the codes that stand for them.
 
     A code is a pixel value, or a colour packed as 0xRRGGBB where `colours` is set. Without codes the map is binary:
-    0 is background and everything else is foreground.
+    0 is background and every other value is foreground; or, with a threshold, every value above it.
     """
 
     names: tuple[str, ...]
     codes: tuple[tuple[int, int], ...] = ()
     """Pairs of code and class index."""
     colours: bool = False
+    threshold: float | None = None
 
     def __str__(self) -> str:
         """The text that `parse` reads."""
+        if self.threshold is not None:
+            return f"threshold={self.threshold:.12g}"
         if not self.codes:
             return "binary"
         return ",".join(f"{_written(code, self.colours)}={self.names[index]}" for code, index in self.codes)
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[int, str]], colours: bool = False) -> "LabelMap":
-        """Make a map from codes and names; codes of one name share a class, the first name is the background."""
-        names = tuple(dict.fromkeys(name for _, name in pairs))
-        return cls(names, tuple((code, names.index(name)) for code, name in pairs), colours)
+        """Make a map from codes and names; codes of one name share a class, `background` or else the first is class 0.
+
+        Raises:
+            InputError: no class can be told to be the background, or a value is to be ignored.
+
+        """
+        names = tuple(sorted(dict.fromkeys(name for _, name in pairs), key=lambda name: name.lower() != BACKGROUND))
+        label_map = cls(names, tuple((code, names.index(name)) for code, name in pairs), colours)
+        if ignored := [name for name in names if name.lower() in IGNORED]:
+            fix = "cut the images to what was annotated, or name the class that these pixels belong to"
+            expected = "a class for each value: there is no way yet to leave pixels out of loss and scores"
+            raise InputError("--label-map", f"the name `{ignored[0]}` in `{label_map}`", expected, fix)
+        if names[0].lower() != BACKGROUND and pairs[0][0] != 0:
+            zero = _written(0, colours)
+            expected = f"a class named `{BACKGROUND}`, or {zero} as the first value, which then is the background"
+            raise InputError("--label-map", f"no background in `{label_map}`", expected, f"name it `{BACKGROUND}`")
+        return label_map
 
     @classmethod
     def parse(cls, text: str) -> "LabelMap":
-        """Read `binary`, `0,1,2`, `0=background,255=gland` or `#000000=background,#ff0000=gland`.
+        """Read `binary`, `threshold=127`, `0,1,2`, `0=background,255=gland` or `#000000=background,#ff0000=gland`.
 
-        The first name is class 0, the background; several codes may carry one name. In `0,1,2` the first class is
-        named background and the others by their value.
+        The class named background is class 0, or else that of value 0 (colour #000000), which then comes first; several
+        codes may carry one name. In `0,1,2` value 0 is named background and the others are named by their value.
 
         Raises:
-            InputError: a part cannot be read, a code occurs twice, or there are fewer than two or over 256 classes.
+            InputError: a part cannot be read, a code occurs twice, there are fewer than two or over 256 classes, no
+                class can be told to be the background, or a value is to be ignored.
 
         """
         if text.strip() == "binary":
-            return cls(("background", "foreground"))
+            return cls((BACKGROUND, "foreground"))
+        if found := re.fullmatch(r"threshold=(\d{1,9}(?:\.\d{1,6})?)", text.strip()):
+            return cls((BACKGROUND, "foreground"), threshold=float(found[1]))
         pairs: list[tuple[int, str]] = []
         kinds: set[bool] = set()
         for part in text.split(","):
@@ -65,7 +91,7 @@ class LabelMap:
             if any(code == other for other, _ in pairs):
                 raise _refused(f"`{value or '#' + colour}` twice in `{text}`")
             kinds.add(colour is not None)
-            pairs.append((code, name or (str(value or "#" + colour) if pairs else "background")))
+            pairs.append((code, name or (str(value or "#" + colour) if code else BACKGROUND)))
         label_map = cls.of(pairs, colours=True in kinds)
         if len(kinds) > 1:
             raise _refused(f"values and colours together in `{text}`")
@@ -73,13 +99,36 @@ class LabelMap:
             raise _refused(f"{len(label_map.names)} classes in `{text}`")
         return label_map
 
+    def written(self, foreground: int = 255) -> tuple[int | str, ...]:
+        """What stands for each class in a mask that this map reads: its first value, or its first colour `#rrggbb`.
+
+        A binary mask has `foreground`. Empty, which means class numbers, where masks cannot hold the values.
+        """
+        if not self.codes:
+            top = 0 if self.threshold is None else self.threshold
+            high = next((value for value in (foreground, 255, 65535) if value > top), None)
+            return () if high is None else (0, high)
+        first = {index: code for code, index in reversed(self.codes)}
+        codes = [first[index] for index in range(len(self.names))]
+        if self.colours:
+            return tuple(_written(code, True) for code in codes)
+        return tuple(codes) if min(codes) >= 0 and max(codes) < 2**16 else ()
+
+    @classmethod
+    def reading(cls, names: Sequence[str], written: Sequence[int | str]) -> "LabelMap":
+        """The map that reads masks in which `written` stands for the classes; if it is empty, class numbers do."""
+        codes = [int(value[1:], 16) if isinstance(value, str) else value for value in written or range(len(names))]
+        pairs = tuple((code, index) for index, code in enumerate(codes))
+        return cls(tuple(names), pairs, any(isinstance(value, str) for value in written))
+
     def apply(self, raster: Raster, path: Path, alias: str | None = None) -> UInt8[np.ndarray, "*space"]:
         """Class of each pixel of a mask; a colour map reads palettes and gray values as colours.
 
         With an `alias`, errors call the mask by it.
 
         Raises:
-            DataError: the mask holds values that are not in the map, several channels, or numbers that are no labels.
+            DataError: the mask holds values that are not in the map, several channels, numbers that are no labels,
+                grays at edges where numbers of structures could be, or what lossy compression has changed.
 
         """
         try:
@@ -89,10 +138,12 @@ class LabelMap:
 
     def _classes(self, raster: Raster, path: Path) -> UInt8[np.ndarray, "*space"]:
         values = self._values(raster, path)
+        if self.threshold is not None:
+            return self._opaque(np.asarray(values > self.threshold, np.uint8), raster, path)
+        if _is_lossy(raster, path) and not _two_apart(values):
+            raise self._unexpected(values, np.ones(values.shape, bool), raster, path)
         if not self.codes:
-            if suffix(path) in LOSSY and len(np.unique(values)) > 2:
-                raise self._unexpected(values, np.ones(values.shape, bool), raster, path)
-            return np.asarray(values != 0, np.uint8)
+            return self._foreground(values, raster, path)
         labels = np.zeros(values.shape, np.uint8)
         known = np.zeros(values.shape, bool)
         for code, index in self.codes:
@@ -102,6 +153,23 @@ class LabelMap:
                 labels[hit] = index
         if not known.all():
             raise self._unexpected(values, ~known, raster, path)
+        return self._opaque(labels, raster, path)
+
+    def _foreground(self, values: np.ndarray, raster: Raster, path: Path) -> UInt8[np.ndarray, "*space"]:
+        """Every value but 0, where the values are one, or numbers of structures."""
+        foreground = values != 0
+        low, high = values.min(initial=0), values.max(initial=0)
+        between = foreground & (values != high)
+        if low < 0 or (between.any() and (foreground.all() or has_gray_edges(values))):
+            raise self._unexpected(values, between, raster, path)
+        return self._opaque(np.asarray(foreground, np.uint8), raster, path)
+
+    def _opaque(self, labels: UInt8[np.ndarray, "*space"], raster: Raster, path: Path) -> UInt8[np.ndarray, "*space"]:
+        """The labels, unless the mask says by its transparency something else than by its values."""
+        if raster.clear is not None and (labels[raster.clear].any() or not labels.any()):
+            found = f"{int(raster.clear.sum())} transparent pixels (alpha) that its values do not show as background"
+            fix = "write the mask without transparency, each class in a value or colour of its own"
+            raise DataError(path, found, f"opaque values ({self})", fix)
         return labels
 
     def _values(self, raster: Raster, path: Path) -> Num[np.ndarray, "*space"]:
@@ -110,6 +178,8 @@ class LabelMap:
         if raster.inverted:
             found, fix = "a mask that shows 0 as white (MONOCHROME1, WhiteIsZero)", "write it as PNG or NIfTI"
             raise DataError(path, found, "class numbers as they are stored", fix)
+        if raster.palette is not None and not self.colours:
+            self._require_gray(raster, path)
         if self.colours:
             packed = _packed(raster)
             if packed is None:
@@ -126,36 +196,99 @@ class LabelMap:
                 fix = _colour_fix(codes, counts, path)
             raise DataError(path, found, f"one channel of values ({self})", fix)
         values: Num[np.ndarray, "*space"] = pixels[0]
-        if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.rint(values)).all()):
-            broken = int((~np.isfinite(values)).sum())
-            odd = values[np.isfinite(values) & (values != np.rint(values))]
-            parts = [f"NaN or infinity ({broken} pixels)"] if broken else []
+        if values.dtype.kind == "f":
+            broken = ~np.isfinite(values)
+            odd = values[~broken & (values != np.rint(values))] if self.threshold is None else values[:0]
+            parts = [f"NaN or infinity ({int(broken.sum())} pixels)"] if broken.any() else []
             parts += [f"fractions such as {odd[0]:g} ({odd.size} pixels)"] if odd.size else []
-            fix = "set these pixels to a class" if broken else "threshold the probabilities, or save without smoothing"
-            raise DataError(path, " and ".join(parts), f"whole numbers ({self})", f"{fix}, then write the mask again")
+            fix = f"read them with a threshold: {_threshold_of(values[~broken])}; or write the mask without fractions"
+            fix = "set these pixels to a class, then write the mask again" if broken.any() else fix
+            if parts:
+                raise DataError(path, " and ".join(parts), f"whole numbers ({self})", fix)
         return values
+
+    def _require_gray(self, raster: Raster, path: Path) -> None:
+        """Refuse a palette whose positions, which are the values, say something else than its colours.
+
+        Position 0 must not be a colour where black is another one, and grays are brightness only if they are in order.
+        """
+        packed = _packed(raster)
+        assert packed is not None and raster.palette is not None
+        positions = np.unique(raster.pixels[0])
+        colours = raster.palette[np.minimum(positions, len(raster.palette) - 1)]
+        black = ~colours.any(axis=1)
+        if (colours == positions[:, None]).all() or not (self.threshold is not None or (black & (positions > 0)).any()):
+            return
+        codes, counts = _counted(packed)
+        found = f"a palette with the colours {_listed(codes, counts, colours=True)} at other positions than gray has"
+        expected = f"values ({self}), which are positions in the palette"
+        raise DataError(path, found, expected, _colour_fix(codes, counts, path))
 
     def _unexpected(self, values: np.ndarray, bad: np.ndarray, raster: Raster, path: Path) -> DataError:
         everything = _counted(values)[0]
         codes, counts = _counted(values[bad])
         found = f"unexpected values {_listed(codes, counts, self.colours)}"
-        expected = f"0 and one other value ({self})" if not self.codes else f"only the values of the label map ({self})"
-        if suffix(path) in LOSSY:
-            fix = "JPEG is lossy and changes values at edges: export the mask again as PNG or TIFF"
+        expected = f"only the values of the label map ({self})"
+        if not self.codes:
+            expected = f"0 and one other value, or 0 and a number for each structure ({self})"
+        threshold = f"read what is above the middle as foreground: {_threshold_of(values)}"
+        named = [f"{int(code)}={f'class{n}' if n else BACKGROUND}" for n, code in enumerate(everything)]
+        classes = ",".join(named)
+        gray = everything[0] >= 0 and has_gray_edges(values)
+        if _is_lossy(raster, path):
+            found = f"JPEG compression, and {found}"
+            fix = "JPEG is lossy and changes values: export the mask again as PNG or TIFF without it"
+            fix += "" if self.colours else f", or {threshold}"
         elif self.colours or raster.palette is not None:
             packed = _packed(raster)
             fix = "write the mask as 8-bit RGB PNG" if packed is None else _colour_fix(*_counted(packed), path)
+        elif gray and (not self.codes or len(everything) > MANY):
+            found = f"grays at edges: {found}"
+            fix = f"if edges are smooth or damaged, {threshold}; if all but 0 is foreground: --label-map threshold=0"
+            fix += f"; if each value is a class: --label-map {classes}" if len(everything) <= MANY else ""
+        elif not self.codes:
+            fix = f"name the background: --label-map {classes}" if len(everything) <= MANY else "number it 0"
+            fix += "" if everything[0] < 0 else "; if all of it is foreground: --label-map threshold=0"
         elif len(everything) == 2 and everything[0] == 0:
             fix = "if 0 is background and the other value is foreground, add `--label-map binary`"
         elif len(everything) > MANY:
             fix = "if these are instance ids, add `--label-map binary`; else correct the mask"
         else:
-            classes = ",".join(str(int(code)) for code in everything)
-            fix = (
-                f"if these are instance ids, add `--label-map binary`; if each value is a class, add "
-                f"`--label-map {classes}`; else correct the mask"
-            )
+            listed = ",".join(str(int(code)) for code in everything)
+            fix = f"if these are grays at edges, {threshold}; " if gray else ""
+            fix += "if these are instance ids, add `--label-map binary`; if each value is a class, add "
+            fix += f"`--label-map {listed if 0 in everything else classes}`; else correct the mask"
         return DataError(path, found, expected, fix)
+
+
+def has_gray_edges(values: Num[np.ndarray, "*space"]) -> bool:
+    """Whether the values between 0 and the largest are grays at edges, not pieces of their own as numbers are."""
+    between = (values != 0) & (values != values.max(initial=0))
+    if not between.any():
+        return False
+    alike = np.zeros(values.shape, np.uint8)
+    for axis in (-2, -1):
+        lines, counts = np.moveaxis(values, axis, 0), np.moveaxis(alike, axis, 0)
+        same = lines[1:] == lines[:-1]
+        counts[1:] += same
+        counts[:-1] += same
+    return bool(alike[between].mean() < ALIKE)
+
+
+def _is_lossy(raster: Raster, path: Path) -> bool:
+    return raster.lossy or suffix(path) in LOSSY
+
+
+def _two_apart(values: np.ndarray) -> bool:
+    """Whether there are no more than two values, so far apart that no compression can have mixed them."""
+    low, high = values.min(initial=0), values.max(initial=0)
+    return bool(((values == low) | (values == high)).all() and (low == high or int(high) - int(low) >= APART))
+
+
+def _threshold_of(values: np.ndarray) -> str:
+    """The label map with a threshold in the middle of what is there."""
+    middle = (float(values.min(initial=0)) + float(values.max(initial=0))) / 2
+    return f"--label-map threshold={max(0.0, middle if values.dtype.kind == 'f' else middle // 1):g}"
 
 
 def default_map(dataset_json: Path | None) -> LabelMap:
@@ -180,15 +313,18 @@ def default_map(dataset_json: Path | None) -> LabelMap:
         ) from error
     if len({name for _, name in pairs}) < 2:
         raise DataError(dataset_json, f"labels {labels}", "two classes or more", "correct it, or use --label-map")
-    return LabelMap.of(sorted(pairs))
+    try:
+        return LabelMap.of(sorted(pairs))
+    except InputError as error:
+        raise DataError(dataset_json, error.found, error.expected, f"{error.fix}, or use --label-map") from None
 
 
 def _refused(found: str) -> InputError:
     return InputError(
         "--label-map",
         found,
-        "`binary`, values `0,1,2` or `0=background,255=gland`, or colours `#000000=background,#ff0000=gland`",
-        "correct the part that is named; each value once, two classes or more, the background first",
+        "`binary`, `threshold=127`, values `0,1,2` or `0=background,255=gland`, or colours `#000000=background,...`",
+        "correct the part that is named; each value once, two classes or more",
     )
 
 

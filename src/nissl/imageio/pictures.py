@@ -65,8 +65,14 @@ def open_picture(path: Path) -> Iterator[Opened]:
                 image.load()
                 pixels = np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
             channels = np.moveaxis(pixels.reshape(image.height, image.width, -1), -1, 0)
+            clear = upright(channels[-1:], orientation)[0] <= np.iinfo(channels.dtype).max // 2 if alpha else None
             channels = without_alpha(channels) if alpha else channels[:colours]
-            return Raster(plain(upright(channels, orientation)), palette=palette)
+            return Raster(
+                plain(upright(channels, orientation)),
+                palette=palette,
+                lossy=image.format == "JPEG",
+                clear=clear if clear is not None and clear.any() else None,
+            )
 
         shape = (image.height, image.width)[:: -1 if orientation > 4 else 1]
         size = image.width * image.height * stored * dtype.itemsize

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ class Raster:
     over, so that larger is brighter."""
     burned_in: bool = False
     """The file says that text is drawn into its pixels."""
+    lossy: bool = False
+    """The pixels were compressed by JPEG, whatever the file is called."""
+    segments: bool = False
+    """The file is a DICOM segmentation object, in which slices without structures may be left out."""
+    clear: Bool[np.ndarray, "*space"] | None = None
+    """Pixels that are shown as transparent rather than opaque, where an alpha channel was dropped and has some."""
 
 
 Opened = tuple[Header, Callable[[], Raster]]

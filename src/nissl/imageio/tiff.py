@@ -34,6 +34,8 @@ from nissl.imageio.tiff_segments import largest_segment, require_bounded
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "nm": 1e-6, "m": 1e3}
 MILLIMETRES |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00B5m", "micron", "microns"), 1e-3)
 WHITE_IS_ZERO, RGB, PALETTE, TRANSPARENCY, YCBCR = 0, 2, 3, 4, 6
+JPEG = (6, 7, 34892)
+"""Compressions that are JPEG."""
 KINDS = (WHITE_IS_ZERO, 1, RGB, PALETTE, TRANSPARENCY)
 """Photometric interpretations whose samples are brightness, RGB or indices as they are stored."""
 JPEG, APERIO_YCBCR = (6, 7, 33007, 34892), 33003
@@ -79,6 +81,7 @@ def open_tiff(path: Path, axes: str = "") -> Iterator[Opened]:
         orientation = orientation if orientation in range(1, 9) else 1
         palette, inverted = _palette(file, page), _white_is_zero(page)
         top = 2 ** int(page.bitspersample) - 1
+        lossy = int(page.compression) in JPEG
         regions: TiffRegions | None = None
 
         def finished(pixels: np.ndarray) -> np.ndarray:
@@ -94,7 +97,7 @@ def open_tiff(path: Path, axes: str = "") -> Iterator[Opened]:
 
         def decode() -> Raster:
             pixels = whole() if regions is None else cast(np.ndarray, regions)  # an array to whoever takes slices of it
-            return Raster(pixels, spacing, palette=palette, inverted=inverted and top > 1)
+            return Raster(pixels, spacing, palette=palette, inverted=inverted and top > 1, lossy=lossy)
 
         if orientation == 1 and readable(series):
             used = Axes(tuple(channels), tuple(space), count)

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from nissl.files import whole_file
+from nissl.imageio.mask_values import MaskValues
 from nissl.imageio.raster import Grid, Raster, colours_in
 from nissl.imageio.tiff_segments import require_share
 
@@ -285,11 +286,11 @@ def write_mask_tiff(
     path: Path,
     shape: Sequence[int],
     bands: Iterable[Integer[np.ndarray, "lines *rest"]],
-    dtype: np.dtype[Any],
+    values: MaskValues,
     spacing: tuple[float, ...] | None = None,
     note: str = "",
 ) -> None:
-    """Write a mask from its bands, in order along its first axis: a TIFF of compressed tiles, whole or not at all.
+    """Write a mask from bands of class numbers, in order along its first axis: a TIFF of compressed tiles, or nothing.
 
     With a spacing (mm along each axis) it is an OME-TIFF. The same mask is the same file.
 
@@ -303,11 +304,14 @@ def write_mask_tiff(
 
     def hashed() -> Iterator[np.ndarray]:
         for band in bands:
-            plain = np.ascontiguousarray(band, dtype)
+            plain = np.ascontiguousarray(values.drawn(band))
             digest.update(plain.data)
             yield plain
 
-    axes = "ZYX"[-len(shape) :]
+    axes, dtype, palette = "ZYX"[-len(shape) :], values.dtype, values.palette
+    colormap = np.zeros((3, 256), np.uint16)
+    if palette is not None:
+        colormap[:, : len(palette)] = palette.T * np.uint16(257)
     metadata: dict[str, Any] = {"axes": axes} | ({"Description": note} if note else {})
     blank = str(uuid.UUID(int=0))
     if spacing is not None:
@@ -323,7 +327,8 @@ def write_mask_tiff(
             tile=(TILE, TILE),
             bigtiff=prod(shape) * dtype.itemsize > 2**32 - 2**25,
             ome=spacing is not None,
-            photometric="minisblack",
+            photometric="minisblack" if palette is None else "palette",
+            colormap=None if palette is None else colormap,
             compression="zlib",
             metadata=metadata,
             maxworkers=1,

@@ -3,11 +3,9 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from nissl.data.cases import CaseFile, image_faults, open_image
 from nissl.data.duplicates import file_hash
@@ -15,6 +13,7 @@ from nissl.data.naming import Listing, list_files
 from nissl.errors import DataError, InputError, NisslError, ResourceError, out_of_memory
 from nissl.imageio.dicom import is_series
 from nissl.imageio.formats import GIB, SUFFIXES, TIFF, mask_suffix, plain_name, read_header, stem, suffix, write_mask
+from nissl.imageio.mask_values import MaskValues
 from nissl.imageio.tiff_regions import write_mask_tiff
 from nissl.inference.memory import MemoryFallback, lines_needed, network_bytes, resident_bytes, tile_size, total_bytes
 from nissl.inference.tiles import bands, predict_mask, require_fit
@@ -26,10 +25,12 @@ RECORD = "predictions.json"
 
 @dataclass(frozen=True)
 class FolderResult:
-    """The masks that were written, and one error for each image that has none."""
+    """The masks that were written, one error for each image that has none, and the value of each class in a mask."""
 
     written: tuple[Path, ...]
     failed: tuple[NisslError, ...]
+    values: dict[str, int | str]
+    """What stands for each class in the masks."""
     steps: int
     """Steps that the weights have behind them."""
     planned_steps: int
@@ -38,11 +39,19 @@ class FolderResult:
     """What else lies in the folder, such as `2 files of another kind (.gif) and 1 subfolder with 5 images`."""
 
 
-def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tracker: Tracker = track) -> FolderResult:
+def predict_folder(
+    run: Path,
+    images: Path,
+    out: Path,
+    device: str = "auto",
+    tracker: Tracker = track,
+    values: Literal["own", "classes"] = "own",
+) -> FolderResult:
     """Write a mask for every image of a folder, or for a single file; of subfolders only DICOM series are read.
 
     A mask has the size, the name and the format of its image (PNG for JPEG and BMP), in NIfTI its affine and spacing.
-    Its values are the class numbers, so that it can serve as a training mask: 0 and 1 both look black in most viewers.
+    It holds the values or colours of the masks that the run was trained on (`own`), so that it can serve as a training
+    mask with the same label map, or class numbers (`classes`, and runs of older versions).
     Images whose names differ by suffix or case only keep their suffix: the masks of `a.png` and `a.tif` are
     `a.png.png` and `a.tif.tif`. `predictions.json` names the run, its weights, the classes, the tiling and each mask;
     a mask's own description names run and weights too. In a folder with DICOM in it, masks have pseudonyms for names;
@@ -60,6 +69,7 @@ def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tra
     files = _find(images)
     _require_free(out)
     model = load_model(run, device)
+    model = replace(model, values=() if values == "classes" else model.values)
     if model.dims == 3 and is_series(images):  # one volume, of which these files are the slices
         files = Listing(images, (images,), (), private=True)
     skipped = [files.id(path) if files.private else plain_name(path.name) for path in files.others + files.folders]
@@ -98,7 +108,8 @@ def _predict_all(model: Model, files: Listing, out: Path, record: dict[str, Any]
                 record["images"][name] = entry | ({"position": files.position(path)} if files.private else {})
                 written.append(target)
             advance(name)
-    return FolderResult(tuple(written), tuple(failed), model.steps, model.planned_steps, files.left_out)
+    steps = model.steps, model.planned_steps
+    return FolderResult(tuple(written), tuple(failed), record["values"], *steps, files.left_out)
 
 
 def _targets(files: Listing) -> dict[Path, str]:
@@ -166,7 +177,7 @@ def _record(run: Path, model: Model) -> dict[str, Any]:
         "steps": model.steps,
         "planned_steps": model.planned_steps,
         "classes": dict(enumerate(model.classes)),
-        "values": "class numbers",
+        "values": dict(zip(model.classes, model.values or range(len(model.classes)), strict=True)),
         "sampling": data.sampling,
         "size": data.size,
         "precision": model.config.train.precision,
@@ -226,9 +237,9 @@ class _Work:
             for fault in image_faults(file, raster):
                 raise DataError(fault.where, fault.found, fault.expected, fault.fix)
             require_fit(self.model, raster.pixels, file.image_name)
+            values = MaskValues.of(self.model.values)
             if suffix(target) in TIFF:
                 served = (band for _, band in bands(self.model, raster.pixels, self.fallback))
-                shape, dtype = raster.pixels.shape[1:], np.dtype(np.uint8)
-                write_mask_tiff(target, shape, served, dtype, raster.spacing, self.note)
+                write_mask_tiff(target, raster.pixels.shape[1:], served, values, raster.spacing, self.note)
             else:
-                write_mask(target, predict_mask(self.model, raster.pixels, self.fallback), raster, self.note)
+                write_mask(target, predict_mask(self.model, raster.pixels, self.fallback), raster, self.note, values)

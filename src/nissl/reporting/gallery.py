@@ -83,13 +83,14 @@ def hang(contents: Contents, data: Path | None = None) -> Gallery:
         return Gallery((), (), (f"The data folder cannot be read ({error.found}): overlays are left out.",))
     files = {file.id: file for file in dataset.cases}
     predictions = {stem(path): path for path in (contents.run / "predictions").glob("*")}
+    maps = dataset.label_map, LabelMap.reading(dataset.label_map.names, contents.data.get("values", ()))
     without: dict[str, list[str]] = {}
 
     def cards(ids: Sequence[str]) -> tuple[Card, ...]:
         made = []
         for case in ids:
             try:
-                masks = _load(files.get(case), predictions.get(case), dataset.label_map, config.data)
+                masks = _load(files.get(case), predictions.get(case), maps, config.data)
             except DataError as error:
                 without.setdefault(error.found, []).append(case)
             else:
@@ -100,14 +101,14 @@ def hang(contents: Contents, data: Path | None = None) -> Gallery:
     return Gallery(worst, others, tuple(f"No overlay of {', '.join(ids)}: {why}." for why, ids in without.items()))
 
 
-def _load(file: CaseFile | None, prediction: Path | None, label_map: LabelMap, config: DataConfig) -> Masks:
-    """Read one case with its prediction; a DataError says what is not at hand or does not fit."""
+def _load(file: CaseFile | None, prediction: Path | None, maps: tuple[LabelMap, LabelMap], config: DataConfig) -> Masks:
+    """Read one case and its prediction, each by its map; a DataError says what is not at hand or does not fit."""
     if file is None or file.mask is None:
         raise _absent("the image or its mask is not in the data folder any more")
     if prediction is None:
         raise _absent("no prediction in the run folder")
-    case, raster = load_case(file, label_map, config), read_raster(prediction, config.limit_gib)
-    predicted = raster.pixels[0]
+    case, raster = load_case(file, maps[0], config), read_raster(prediction, config.limit_gib)
+    predicted = maps[1].apply(raster, prediction)
     if case.mask is None or predicted.shape != case.mask.shape:
         raise _absent(f"the prediction is {predicted.shape}, but the image is now {case.image.shape[1:]}")
     return Masks(case.image, case.mask, predicted, case.spacing, turned=raster.affine is not None)

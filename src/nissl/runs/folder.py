@@ -56,6 +56,8 @@ class Model:
     """Steps that the weights have behind them."""
     planned_steps: int
     """Those that the settings state; a run with fewer is unfinished."""
+    values: tuple[int | str, ...] = ()
+    """What stands for each class in masks: a value, or a colour `#rrggbb`. Class numbers where it is empty."""
 
 
 def checkpoint_of(run: Path, network: int) -> Path:
@@ -189,4 +191,5 @@ def load_model(run: Path, device: str = "auto") -> Model:
         place,
         int(facts["step"]),
         config.train.steps,
+        tuple(data.get("values", ())),  # older runs have none
     )

@@ -21,7 +21,7 @@ import torch
 
 from nissl.config import Config, to_tree
 from nissl.data.batches import NORMALISATION, Store
-from nissl.data.cases import CaseFile, Dataset, Scan
+from nissl.data.cases import CaseFile, Dataset, Scan, mask_values
 from nissl.data.discovery import located
 from nissl.data.duplicates import file_hash
 from nissl.data.split import Split, named_ids
@@ -140,7 +140,8 @@ def write_provenance(
         "test_images_in_pool": len(split.transductive),
     }
     write_json(out / "split.json", dataclasses.asdict(split))
-    write_json(out / "data.json", data)
+    labelled = [case for case in dataset.cases if case.id in set(split.labelled)]
+    write_json(out / "data.json", data | {"values": mask_values(labelled, dataset.label_map, config.data)})
     if not (out / "env.json").exists():  # of a run that goes on, it tells how it began
         write_json(out / "env.json", _environment(config, dataset.private))
     write_json(out / "budget.json", budget)

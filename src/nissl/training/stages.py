@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from nissl.config import Config, TrainConfig
 from nissl.data.batches import Cache, Schedule, Store, Stream
 from nissl.data.cases import CaseFile, Dataset
+from nissl.data.orientation import differences
+from nissl.data.resizing import loss
 from nissl.data.split import Split
 from nissl.errors import DataError, InputError, TestSplitLocked
 from nissl.files import write_whole
@@ -23,7 +25,7 @@ from nissl.plasticity import plastic_layers
 from nissl.pretrain import PRETRAININGS
 from nissl.pretrain.pretraining import Pretraining, at_point
 from nissl.pretrain.settings import Gradient, Learning, Stepped
-from nissl.progress import track
+from nissl.progress import track, warn
 from nissl.runs.checkpoint import has_checkpoint
 from nissl.runs.folder import FILTERS, STATE, checkpoint_of, write_json
 from nissl.runs.reuse import note_origin, reuse
@@ -122,6 +124,10 @@ def open_stores(job: Job, whole: Dataset) -> Stores:
                     found, expected = f"{channels} channels", f"{dataset.channels}, as the first image"
                     raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
+    told = [*differences({name: place for part in read for name, place in part.places.items()})]
+    told += [lost] if (lost := loss(stores.labelled.kept.values())) else []
+    for found, _, fix in told:
+        warn(f"{found}: {fix}")
     return stores
 
 

@@ -1,0 +1,60 @@
+"""What is lost where a mask is resized to the network's size: structures, and Dice of even a perfect mask."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+
+LEAST_SEEN, LEAST_DICE = 0.9, 0.9
+"""Fraction of the structures, and mean Dice of perfect masks, below which there is a warning."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the network's size keeps of one mask."""
+
+    size: tuple[int, ...]
+    structures: int
+    """Connected pieces of foreground."""
+    seen: int
+    """Those that have a pixel at the network's size."""
+    dice: float
+    """Dice of the mask with itself after it went to that size and back."""
+
+
+def resize_mask(mask: UInt8[np.ndarray, "*space"], size: Sequence[int]) -> UInt8[np.ndarray, "*size"]:
+    """Resize by taking the nearest pixel."""
+    resized: UInt8[np.ndarray, "*size"] = mask
+    for axis, (old, new) in enumerate(zip(mask.shape, size, strict=True)):
+        picks = ((np.arange(new) + 0.5) * old / new).astype(np.intp)
+        resized = resized.take(picks, axis)
+    return resized
+
+
+def kept(mask: UInt8[np.ndarray, "*space"], size: Sequence[int]) -> Kept | None:
+    """Measure what a size keeps of the foreground of a mask; None where it has none, or no axis becomes shorter."""
+    from scipy import ndimage
+
+    foreground = mask > 0
+    if not foreground.any() or all(new >= old for new, old in zip(size, mask.shape, strict=True)):
+        return None
+    pieces, count = ndimage.label(foreground, np.ones((3,) * mask.ndim))
+    back = resize_mask(resize_mask(foreground, size), mask.shape)
+    dice = 2 * np.count_nonzero(foreground & back) / (np.count_nonzero(foreground) + np.count_nonzero(back))
+    seen = np.unique(resize_mask(pieces, size))
+    return Kept(tuple(size), count, int(np.count_nonzero(seen)), float(dice))
+
+
+def loss(masks: Iterable[Kept | None]) -> tuple[str, str, str] | None:
+    """Say what was found, expected and can be done where much is lost; None where little is."""
+    measured = [mask for mask in masks if mask is not None]
+    structures, seen = (sum(getattr(mask, key) for mask in measured) for key in ("structures", "seen"))
+    dice = float(np.mean([mask.dice for mask in measured])) if measured else 1.0
+    if seen >= LEAST_SEEN * structures and dice >= LEAST_DICE:
+        return None
+    found = f"{structures - seen} of {structures} structures in {len(measured)} masks cannot be seen at "
+    found += f"{' x '.join(map(str, measured[0].size))} pixels, and a perfect mask of that size has Dice {dice:.2f} "
+    found += "at full size"
+    fix = "add --data.sampling patches, or a larger --size"
+    return found, "structures of two pixels or more at the network's size", fix
