@@ -14,7 +14,7 @@ import torch
 from jaxtyping import UInt8
 
 from nissl.config import Config, DataConfig, from_tree, to_tree
-from nissl.data.cases import CaseFile, load_case
+from nissl.data.cases import CaseFile, load_case, mask_values
 from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
 from nissl.data.discovery import find_cases, inspect_header, list_cases, scan
@@ -31,9 +31,10 @@ from nissl.inference.folder import FolderResult, predict_folder
 from nissl.inference.memory import MemoryFallback
 from nissl.inference.tiles import predict_mask
 from nissl.learner import BOOTSTRAP
+from nissl.model import Description, Model
 from nissl.progress import Advance, track, warn
 from nissl.reporting.run_page import write_report
-from nissl.runs.folder import Model, choose_device, find_root, load_model, read_json, write_json
+from nissl.runs.folder import choose_device, find_root, read_json, write_json
 from nissl.runs.format import load_config
 from nissl.runs.provenance import (
     changes,
@@ -107,6 +108,9 @@ def train(
             note_session(out, config, changed)
         if world.first and (changed or not resume):
             write_json(out / "network.json", network)
+            masks = [file for file in dataset.cases if file.id in set(split.labelled)]
+            values = mask_values(masks, dataset.label_map, config.data)
+            Description.of(config, dataset.channels, dataset.label_map.names, values).save(out)
             write_provenance(out, config, dataset, split, class_pixels)
         test_masks = stores.test and parity.Looks(stores.test, config, len(split.labelled), device)
         if test_masks:
@@ -203,10 +207,10 @@ def evaluate(
 
     """
     run = Path(run)
-    model = load_model(run, device)
+    model, config = Model.load(run, device), load_config(run / "config.toml")
     facts = read_json(run / "data.json")
     split = Split.from_tree(read_json(run / "split.json"), run / "split.json")
-    dataset = find_cases(find_root(run, facts, data), model.config.data)
+    dataset = find_cases(find_root(run, facts, data), config.data)
     if dataset.label_map.names != model.classes:
         found, fix = f"the classes {', '.join(dataset.label_map.names)}", "state the label map of the run's data"
         raise InputError(dataset.place, found, f"those of the run: {', '.join(model.classes)}", fix)
@@ -220,7 +224,7 @@ def evaluate(
     rows, fallback = [], MemoryFallback(model)
     with track(len(cases), "measuring") as advance:
         for file in cases:
-            case = load_case(file, dataset.label_map, model.config.data)
+            case = load_case(file, dataset.label_map, config.data)
             if case.mask is None:
                 raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
             prediction = predict_mask(model, case.image, fallback)
@@ -230,8 +234,8 @@ def evaluate(
     pixels = read_json(run / "budget.json").get("class_pixels", {})
     not_trained = [name for name in model.classes[1:] if pixels.get(name) == 0]
     known = [*unfinished(model.steps, model.planned_steps), *caveats(split.shared_groups, split.transductive)]
-    known += [*([copies] if copies else []), *parity.caveats(run, model.config.protocol)]
-    summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]), not_trained, known)
+    known += [*([copies] if copies else []), *parity.caveats(run, config.protocol)]
+    summary = summarise(rows, np.random.default_rng([config.seed, BOOTSTRAP]), not_trained, known)
     summary = dataclasses.replace(summary, steps=model.steps, planned_steps=model.planned_steps)
     name = "metrics" if on == "test" else f"metrics_{on}"
     write_whole(run / f"{name}.csv", scores_to_csv(rows))
@@ -241,7 +245,7 @@ def evaluate(
 
 def _write_prediction(folder: Path, file: CaseFile, prediction: UInt8[np.ndarray, "*space"], model: Model) -> None:
     kind = mask_suffix(file.image)
-    like = read_raster(file.image, model.config.data.limit_gib, file.alias) if kind.startswith(".nii") else None
+    like = read_raster(file.image, model.reading.limit_gib, file.alias) if kind.startswith(".nii") else None
     write_mask(folder / f"{file.id}{kind}", prediction, like, values=MaskValues.of(model.values))
 
 

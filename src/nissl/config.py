@@ -281,7 +281,7 @@ def _member(base: type[Settings], tree: dict[str, Any], where: str) -> Settings:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Bring a TOML value to the type of its field."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kind = options[0]
+    kind = next((option for option in options if isinstance(option, type) and type(value) is option), options[0])
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_tree(typing.cast(type[Any], kind), value, where)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)

@@ -15,15 +15,15 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, Integer, Num
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
-from torch.nn import functional
 from torch.utils import data as torch_data
 
 from nissl.config import AugmentConfig, DataConfig
 from nissl.data import augmentation
 from nissl.data.cases import Case, CaseFile, load_case
 from nissl.data.orientation import Place
+from nissl.data.preprocessing import Preprocessing, Statistics
 from nissl.data.resizing import Kept, kept, resize_mask
 from nissl.errors import DataError, InputError, NisslError, ResourceError
 from nissl.imageio.label_map import LabelMap
@@ -31,8 +31,6 @@ from nissl.imageio.label_map import LabelMap
 # Parts of the seed: two streams, and in each an order of cases and the draws of a sample.
 LABELLED, UNLABELLED = 1, 2
 ORDER, SAMPLE = 1, 2
-NORMALISATION = "each channel of each image to mean 0 and standard deviation 1, by its own pixels"
-KEPT = (np.uint8, np.uint16, np.int16)
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 T = TypeVar("T")
@@ -103,58 +101,6 @@ class Schedule:
             )
 
 
-def resolve(config: DataConfig, dims: int) -> DataConfig:
-    """Settle `sampling` and `size` for 2-D or 3-D data: resize to 128 in 2-D, patches of 32 in 3-D by default.
-
-    Raises:
-        InputError: `size` has neither one number nor one for each axis.
-
-    """
-    sampling = config.sampling if config.sampling != "auto" else ("resize" if dims == 2 else "patches")
-    size = config.size or ((128,) if dims == 2 else (32,))
-    if len(size) not in (1, dims):
-        found, expected = f"{len(size)} numbers for {dims}-D images", f"one number, or {dims}"
-        raise InputError("data.size", found, expected, "give the size again")
-    return dataclasses.replace(config, sampling=sampling, size=size if len(size) == dims else size * dims)
-
-
-def resize_image(
-    image: Num[np.ndarray, "channels *space"], size: Sequence[int]
-) -> Float32[np.ndarray, "channels *size"]:
-    """Resize by linear interpolation, with antialiasing where it shrinks; whole numbers become means that are not.
-
-    Nothing is rounded: of photon counts of 0 and 1 little would be left. The last axis comes first and the first axis
-    last, so that strips of lines can be made narrower one by one (`nissl.inference.tiles` does so) and give the same
-    bits.
-    """
-    pixels = torch.from_numpy(image.astype(np.float32))
-    options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
-    for axis, length in reversed([*enumerate(size, start=1)]):  # linear interpolation is separable, in any dimension
-        if pixels.shape[axis] != length:
-            lines = pixels.movedim(axis, -1)
-            # The axis goes last: torch 2.13 gives wrong values, and no error, where the last axis has length 1.
-            flat = lines.reshape(1, 1, -1, lines.shape[-1])
-            flat = functional.interpolate(flat, size=(flat.shape[2], length), **options)
-            pixels = flat.reshape(*lines.shape[:-1], length).movedim(-1, axis)
-    return np.ascontiguousarray(pixels.numpy())
-
-
-def moments(image: Num[np.ndarray, "channels *space"]) -> Float32[np.ndarray, "two channels *ones"]:
-    """Mean and standard deviation of each channel of one case; a constant channel counts as deviation 1."""
-    axes = tuple(range(1, image.ndim))
-    mean = image.mean(axis=axes, dtype=np.float64, keepdims=True)
-    deviation = image.std(axis=axes, dtype=np.float64, keepdims=True)
-    varies = image.max(axis=axes, keepdims=True) > image.min(axis=axes, keepdims=True)
-    return np.stack([mean, np.where(varies, deviation, 1)]).astype(np.float32)
-
-
-def normalised(case: Case) -> Float32[np.ndarray, "channels *space"]:
-    """Bring each channel to mean 0 and standard deviation 1 by the statistics of this case alone."""
-    mean, deviation = moments(case.image)
-    pixels: Float32[np.ndarray, "channels *space"] = (case.image - mean) / deviation
-    return pixels
-
-
 class Cache:
     """Decoded cases in memory, for all stores of a run together, until `data.cache_gib` is full.
 
@@ -205,10 +151,11 @@ class Store:
             raise ValueError("a store with masks was given a case without one")
         self.files = list(files) if with_masks else [dataclasses.replace(file, mask=None) for file in files]
         self.config = config
+        self.preprocessing = Preprocessing.fitted(config)
         self._label_map = label_map
         self._cache = cache or Cache(config)
         self._kind: tuple[int, int] | None = None
-        self._moments: dict[int, Float32[np.ndarray, "two channels *ones"]] = {}
+        self._moments: dict[int, Statistics] = {}
         self._counts: dict[int, Int[np.ndarray, "classes"]] = {}
         self.kept: dict[int, Kept | None] = {}
         """What the size keeps of each mask that was read, in `resize` sampling."""
@@ -248,7 +195,7 @@ class Store:
             )
         return case
 
-    def moments(self, index: int) -> Float32[np.ndarray, "two channels *ones"]:
+    def moments(self, index: int) -> Statistics:
         """Mean and standard deviation of each channel of a case, before padding."""
         if index not in self._moments:
             self[index]
@@ -262,15 +209,14 @@ class Store:
 
     def _fit(self, index: int, case: Case) -> Case:
         image, mask = case.image, case.mask
-        image = image if image.dtype in KEPT else image.astype(np.float32)
         if self.config.sampling == "resize":
             if mask is not None and index not in self.kept:
                 self.kept[index] = kept(mask, self.config.size)
-            image = resize_image(image, self.config.size)
             mask = None if mask is None else resize_mask(mask, self.config.size)
         else:
             self.places[case.id] = Place(case.spacing, case.direction)
-        self._moments[index] = moments(image)
+        image = self.preprocessing.resized(image)
+        self._moments[index] = self.preprocessing.statistics(image)
         short = [max(0, want - have) for want, have in zip(self.config.size, image.shape[1:], strict=True)]
         if any(short):
             around = [(lack // 2, lack - lack // 2) for lack in short]
@@ -335,10 +281,10 @@ class _Samples:
         images, masks, draws = [], [], []
         for position, index in self.mine(step):
             rng = np.random.default_rng([self.schedule.seed, SAMPLE, self.stream, position])
-            case, (mean, deviation) = self.store[index], self.store.moments(index)
+            case, statistics = self.store[index], self.store.moments(index)
             corner = _corner(self.store, index, rng)
             cut = tuple(slice(at, at + want) for at, want in zip(corner, self.store.config.size, strict=True))
-            images.append((case.image[(slice(None), *cut)] - mean) / deviation)
+            images.append(self.store.preprocessing.normalised(case.image[(slice(None), *cut)], statistics))
             if case.mask is not None:
                 masks.append(case.mask[cut])
             if self.augment is not None:

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from nissl.config import DataConfig
-from nissl.data.batches import resolve
 from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image
 from nissl.data.discovery import scan
 from nissl.data.duplicates import FEW, digest, nearest, small_picture
 from nissl.data.naming import DATA_FOLDER
 from nissl.data.orientation import Place, differences, direction_of
+from nissl.data.preprocessing import resolve
 from nissl.data.resizing import Kept, kept, loss
 from nissl.data.split import groups_on_sides, shared_fault, sides
 from nissl.errors import DataError

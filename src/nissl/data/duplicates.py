@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Num
 
-from nissl.data.batches import resize_image
 from nissl.data.cases import CaseFile
+from nissl.data.preprocessing import resize_image
 from nissl.errors import DataError
 from nissl.imageio.dicom import slices
 

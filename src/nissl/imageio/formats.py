@@ -102,7 +102,7 @@ def open_raster(
             header, decode = stack.enter_context(_open(path, axes))
             size = header.grid.segment if header.grid else header.decoded_bytes
             what = "in one piece that must be decoded at once" if header.grid else "when decoded"
-            allow = f"data.limit_gib = {size / GIB * 1.01:.3g} in the run's config.toml"
+            allow = f"data.limit_gib = {size / GIB * 1.01:.3g} in the run's model.json"
             fix = f"save it as a TIFF in tiles, or allow it with {allow}"
             _require_below(limit_gib, _called(path, alias), header, (size, what, fix))
             raster = decode()

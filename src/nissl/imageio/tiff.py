@@ -34,8 +34,6 @@ from nissl.imageio.tiff_segments import largest_segment, require_bounded
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "nm": 1e-6, "m": 1e3}
 MILLIMETRES |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00B5m", "micron", "microns"), 1e-3)
 WHITE_IS_ZERO, RGB, PALETTE, TRANSPARENCY, YCBCR = 0, 2, 3, 4, 6
-JPEG = (6, 7, 34892)
-"""Compressions that are JPEG."""
 KINDS = (WHITE_IS_ZERO, 1, RGB, PALETTE, TRANSPARENCY)
 """Photometric interpretations whose samples are brightness, RGB or indices as they are stored."""
 JPEG, APERIO_YCBCR = (6, 7, 33007, 34892), 33003

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from nissl.imageio.mask_values import MaskValues
 from nissl.imageio.tiff_regions import write_mask_tiff
 from nissl.inference.memory import MemoryFallback, lines_needed, network_bytes, resident_bytes, tile_size, total_bytes
 from nissl.inference.tiles import bands, predict_mask, require_fit
+from nissl.model import Model
 from nissl.progress import Tracker, track
-from nissl.runs.folder import Model, load_model, write_json
+from nissl.runs.folder import write_json
 
 RECORD = "predictions.json"
 
@@ -68,8 +69,8 @@ def predict_folder(
     """
     files = _find(images)
     _require_free(out)
-    model = load_model(run, device)
-    model = replace(model, values=() if values == "classes" else model.values)
+    model = Model.load(run, device)
+    model = model.with_values(()) if values == "classes" else model
     if model.dims == 3 and is_series(images):  # one volume, of which these files are the slices
         files = Listing(images, (images,), (), private=True)
     skipped = [files.id(path) if files.private else plain_name(path.name) for path in files.others + files.folders]
@@ -169,7 +170,7 @@ def _require_free(out: Path) -> None:
 
 
 def _record(run: Path, model: Model) -> dict[str, Any]:
-    data = model.config.data
+    data = model.preprocessing
     tiling = dict(zip(("tile", "halo"), tile_size(model), strict=True)) if data.sampling == "patches" else {}
     return {
         "run": run.resolve().name,
@@ -180,7 +181,7 @@ def _record(run: Path, model: Model) -> dict[str, Any]:
         "values": dict(zip(model.classes, model.values or range(len(model.classes)), strict=True)),
         "sampling": data.sampling,
         "size": data.size,
-        "precision": model.config.train.precision,
+        "precision": model.description.precision,
         **tiling,
     }
 
@@ -199,7 +200,7 @@ class _Work:
     def needs(self, path: Path) -> int:
         """Most memory that an image takes, in bytes; 0 for one that cannot be used, which is named in its turn."""
         try:
-            header = read_header(path, axes=self.model.config.data.axes)
+            header = read_header(path, axes=self.model.reading.axes)
         except DataError:
             return 0
         if len(header.shape) != self.model.dims:
@@ -233,7 +234,7 @@ class _Work:
             raise DataError(file.image_name, found, expected, "rename the image") from error
 
     def _predict(self, file: CaseFile, target: Path) -> None:
-        with open_image(file.image, self.model.config.data, lines_needed(self.model), file.alias) as raster:
+        with open_image(file.image, self.model.reading, lines_needed(self.model), file.alias) as raster:
             for fault in image_faults(file, raster):
                 raise DataError(fault.where, fault.found, fault.expected, fault.fix)
             require_fit(self.model, raster.pixels, file.image_name)

@@ -15,9 +15,9 @@ from nissl.data.batches import CHANNELS_LAST
 from nissl.errors import ResourceError
 from nissl.imageio.formats import Header
 from nissl.imageio.tiff_regions import STRIP, TILE
+from nissl.model import Model
 from nissl.nets import factory
 from nissl.progress import warn
-from nissl.runs.folder import Model
 from nissl.training.precision import autocast
 
 LIBRARIES = 128 * 2**20
@@ -33,21 +33,21 @@ def tile_size(model: Model) -> tuple[int, int]:
     The settings are for 2-D. In 3-D they are taken to the power 2/3 (512 and 96 become 64 and 32), so that a core has
     as many voxels as it has pixels in 2-D: the same length would need hundreds of times the memory.
     """
-    step = factory.multiple(model.net)
-    setting = model.config.predict
+    step = factory.multiple(model.predictor)
+    setting = model.description.predict
     core, halo = (round(size ** (2 / model.dims), 3) for size in (setting.tile, setting.halo))
     return max(1, int(core // step)) * step, int(-(-halo // step)) * step
 
 
 def padded_shape(model: Model, space: Sequence[int]) -> tuple[int, ...]:
     """Size of an image once it is padded: a training patch at least, and a multiple of what the network needs."""
-    step = factory.multiple(model.net)
-    return tuple(-(-max(pair) // step) * step for pair in zip(space, model.config.data.size, strict=True))
+    step = factory.multiple(model.predictor)
+    return tuple(-(-max(pair) // step) * step for pair in zip(space, model.preprocessing.size, strict=True))
 
 
 def lines_needed(model: Model) -> int:
     """Lines along the first axis of an image that are in use at one time, beyond those of a strip."""
-    if model.config.data.sampling == "resize":
+    if model.preprocessing.sampling == "resize":
         return 1
     core, halo = tile_size(model)
     return core + 2 * halo
@@ -92,12 +92,12 @@ def network_bytes(model: Model) -> int:
 
     They are those of the tensors that are alive at one time, and `KERNELS` times the largest.
     """
-    side = (4 * factory.multiple(model.net),) * model.dims
+    side = (4 * factory.multiple(model.predictor),) * model.dims
     image = torch.zeros(1, model.channels, *side, device=model.device)
-    memory = _Live(model.net)
+    memory = _Live(model.predictor)
     try:
-        with torch.inference_mode(), autocast(model.device, model.config.train.precision):
-            model.net(image.contiguous(memory_format=CHANNELS_LAST[image.ndim]))
+        with torch.inference_mode(), autocast(model.device, model.description.precision):
+            model.predictor(image.contiguous(memory_format=CHANNELS_LAST[image.ndim]))
     finally:
         memory.close()
     return -(-(memory.peak + KERNELS * memory.largest) // prod(side))
@@ -117,8 +117,8 @@ def peak_bytes(model: Model, shape: Sequence[int], per_pixel: int | None = None)
         per_pixel: what `network_bytes` says, where it is known already.
 
     """
-    size, channels, classes = model.config.data.size, model.channels, len(model.classes)
-    if model.config.data.sampling == "resize":
+    size, channels, classes = model.preprocessing.size, model.channels, len(model.classes)
+    if model.preprocessing.sampling == "resize":
         seen, widest = size, tuple(max(pair) for pair in zip(size, shape, strict=True))
         half = channels * shape[0] * prod(size[1:]) + classes * shape[0] * prod(size[1:])
         strip = max(STRIP, max(channels, classes) * max(prod(widest[1:]), size[0]))
@@ -177,8 +177,8 @@ class Attempt:
 def attempts(model: Model) -> list[Attempt]:
     """What is tried in turn: the settings' tile, halved down to the least that the network takes; then on the CPU."""
     cores: list[int | None] = [None]
-    if model.config.data.sampling == "patches":
-        step = factory.multiple(model.net)
+    if model.preprocessing.sampling == "patches":
+        step = factory.multiple(model.predictor)
         core = tile_size(model)[0]
         cores = [core]
         while core > step:
@@ -218,7 +218,7 @@ class MemoryFallback:
     def begin(self) -> None:
         """Start an image with the settings' own tile and device."""
         self._at, self.taken = 0, []
-        self.model.net.to(self.model.device)
+        self.model.predictor.to(self.model.device)
 
     def next_attempt(self) -> None:
         """Take the next attempt, which needs less.
@@ -234,7 +234,7 @@ class MemoryFallback:
             raise ResourceError("image", "out of memory", "memory for the smallest tile", fix)
         before, self._at = self._attempts[self._at], self._at + 1
         after = self._attempts[self._at]
-        self.model.net.to(after.device)
+        self.model.predictor.to(after.device)
         if before.device.type == "cuda":
             torch.cuda.empty_cache()
         self.taken.append(str(after))

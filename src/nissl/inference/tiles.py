@@ -7,7 +7,6 @@ strip; `nissl.inference.memory` states it before work starts.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,12 @@ import torch
 from jaxtyping import Float32, Int, Num, UInt8
 from torch import Tensor
 
-from nissl.data.batches import CHANNELS_LAST, KEPT, moments, resize_image
+from nissl.data.batches import CHANNELS_LAST
+from nissl.data.preprocessing import Preprocessing, Statistics, kept_type, moments_in_strips, resize_image
 from nissl.errors import DataError, out_of_memory
 from nissl.imageio.tiff_regions import STRIP, Pixels, row_strips
 from nissl.inference.memory import MemoryFallback, padded_shape, tile_size
-from nissl.runs.folder import Model
+from nissl.model import Model
 from nissl.training.precision import autocast
 
 Place = tuple[slice, ...]
@@ -90,9 +90,9 @@ def _served(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[t
     require_fit(model, image)
     fallback.begin()
     try:
-        yield from (_resized if model.config.data.sampling == "resize" else _tiled)(model, image, fallback)
+        yield from (_resized if model.preprocessing.sampling == "resize" else _tiled)(model, image, fallback)
     finally:
-        model.net.to(model.device)
+        model.predictor.to(model.device)
 
 
 def require_fit(model: Model, image: Pixels, where: Path | str = "image") -> None:
@@ -136,8 +136,8 @@ def _logits(
 ) -> Float32[np.ndarray, "classes *core"]:
     """Run the network on one normalised image, in the precision that the settings say."""
     images = torch.from_numpy(pixels)[None].to(model.device).contiguous(memory_format=CHANNELS_LAST[pixels.ndim + 1])
-    with torch.inference_mode(), autocast(model.device, model.config.train.precision):
-        logits: Tensor = model.net(images)[0]
+    with torch.inference_mode(), autocast(model.device, model.description.precision):
+        logits: Tensor = model.predictor(images)[0]
     return logits[(slice(None), *kept)].float().cpu().numpy()
 
 
@@ -148,8 +148,8 @@ class _Tiling:
     image: Pixels
     padded: tuple[int, ...]
     before: tuple[int, ...]
-    mean: Float32[np.ndarray, "channels *ones"]
-    deviation: Float32[np.ndarray, "channels *ones"]
+    preprocessing: Preprocessing
+    statistics: Statistics
 
     def pixels(self, window: Place) -> Float32[np.ndarray, "channels *window"]:
         """Normalised pixels of a window of the padded image, mirrored at the borders of the image."""
@@ -161,8 +161,7 @@ class _Tiling:
         region = self.image[(slice(None), *box)]
         if region.shape[1:] != tuple(map(len, picks)) or any((np.diff(pick) != 1).any() for pick in picks):
             region = region[np.ix_(np.arange(len(region)), *picks)]
-        normalised: Float32[np.ndarray, "channels *window"] = (_as_kept(region) - self.mean) / self.deviation
-        return normalised
+        return self.preprocessing.normalised(kept_type(region), self.statistics)
 
     def place(self, core: Place) -> Place:
         """Place in the image of a core in the padded image; empty where it lies in the padding."""
@@ -174,7 +173,7 @@ def _tiled(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tu
     space = image.shape[1:]
     padded = padded_shape(model, space)
     before = tuple((total - have) // 2 for total, have in zip(padded, space, strict=True))
-    tiling = _Tiling(image, padded, before, *_moments_in_strips(image))
+    tiling = _Tiling(image, padded, before, model.preprocessing, moments_in_strips(image))
     for _, row in groupby(plan(padded, *tile_size(model)), key=lambda tile: tile.core[0].start):
         tiles = [tile for tile in row if all(part.start < part.stop for part in tiling.place(tile.core))]
         if tiles:
@@ -246,10 +245,8 @@ def _mirrored(positions: Int[np.ndarray, "n"], size: int) -> Int[np.ndarray, "n"
 
 
 def _resized(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
-    small = _shrunk(image, model.config.data.size)
-    mean, deviation = moments(small)
     space, everything = image.shape[1:], (slice(None),) * model.dims
-    normalised: Float32[np.ndarray, "channels *size"] = (small - mean) / deviation
+    normalised = model.preprocessing(image)
     logits = None
     while logits is None:
         try:
@@ -265,40 +262,3 @@ def _resized(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[
     for rows in row_strips(widest, STRIP):
         strip = resize_image(tall[:, rows], (rows.stop - rows.start, *space[1:]))
         yield rows, iter([((rows, *everything[1:]), strip)])
-
-
-def _shrunk(image: Pixels, size: Sequence[int]) -> Float32[np.ndarray, "channels *size"]:
-    """`resize_image` in strips, with the same bits: the first axis comes last, at once."""
-    channels, lines, *rest = image.shape
-    narrow = np.empty((channels, lines, *size[1:]), np.float32)
-    for rows in row_strips((channels, lines, *map(max, rest, size[1:])), STRIP):
-        part = image[:, rows]
-        narrow[:, rows] = resize_image(part, (part.shape[1], *size[1:]))
-    return resize_image(narrow, size)
-
-
-def _moments_in_strips(image: Pixels) -> Float32[np.ndarray, "two channels *ones"]:
-    """`moments` of an image of any size in one pass over its lines.
-
-    Means and squares of deviations of two parts are joined by Chan, Golub and LeVeque (1979), equation 2.1, in float64.
-    """
-    axes = tuple(range(1, image.ndim))
-    count, mean, squares = 0, np.zeros((image.shape[0], *(1,) * len(axes))), np.zeros(1)
-    lowest: np.ndarray | None = None
-    highest: np.ndarray | None = None
-    for rows in row_strips(image.shape, STRIP):
-        part = _as_kept(image[:, rows])
-        here, more = part.mean(axis=axes, dtype=np.float64, keepdims=True), prod(part.shape[1:])
-        off = here - mean
-        spread = np.square(part - here).sum(axis=axes, keepdims=True)
-        squares = squares + spread + off**2 * (count * more / (count + more))
-        count, mean = count + more, mean + off * (more / (count + more))
-        low, high = part.min(axis=axes, keepdims=True), part.max(axis=axes, keepdims=True)
-        lowest = low if lowest is None else np.minimum(lowest, low)
-        highest = high if highest is None else np.maximum(highest, high)
-    return np.stack([mean, np.where(lowest != highest, np.sqrt(squares / count), 1)]).astype(np.float32)
-
-
-def _as_kept(pixels: np.ndarray) -> np.ndarray:
-    """The type in which the training keeps pixels."""
-    return pixels if pixels.dtype in KEPT else pixels.astype(np.float32)

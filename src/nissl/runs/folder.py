@@ -7,7 +7,6 @@ checkpoints/stage1-0.safetensors   each network after (or in the middle of) its 
 metrics.csv metrics.json predictions/ report.html      after `evaluate`
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,13 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from nissl.config import Config
 from nissl.errors import DataError, InputError, NisslError
 from nissl.files import write_whole
-from nissl.nets import factory
-from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.format import Tree, content_of, load_config, stamped
 
 WEIGHTS = Path("checkpoints") / "last.safetensors"
@@ -36,28 +31,6 @@ FILTERS = Path("filters.npy")
 """Of the first layer of the trained network: the last thing that a training writes."""
 SEEDS, SEEDS_1 = "seeds.json", "series.json"
 """In a folder that holds the runs of several seeds: their list. The second name is that of format 1."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A trained network and what is needed to use it on new images."""
-
-    net: nn.Module
-    """In evaluation mode, on `device`; images `(batch, channels, *space)` to logits `(batch, classes, *space)`."""
-    config: Config
-    """The settings of the run, with what followed from its data."""
-    dims: int
-    channels: int
-    classes: tuple[str, ...]
-    weights: str
-    """SHA-256 of the weights."""
-    device: torch.device
-    steps: int
-    """Steps that the weights have behind them."""
-    planned_steps: int
-    """Those that the settings state; a run with fewer is unfinished."""
-    values: tuple[int | str, ...] = ()
-    """What stands for each class in masks: a value, or a colour `#rrggbb`. Class numbers where it is empty."""
 
 
 def checkpoint_of(run: Path, network: int) -> Path:
@@ -142,7 +115,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _refuse_pickle(path: Path) -> None:
+def refuse_pickle(path: Path) -> None:
     """Refuse a file that is one by its name or its first bytes: opening a pickle runs whatever it holds.
 
     Raises:
@@ -158,38 +131,3 @@ def _refuse_pickle(path: Path) -> None:
     if pickled or path.suffix.lower() in PICKLED:
         found, expected = "a file that may run code when it is opened (pickle): left closed", "weights as safetensors"
         raise InputError(path, found, f"the folder of a run made by `nissl train`, with {expected}", CONVERT)
-
-
-def load_model(run: Path, device: str = "auto") -> Model:
-    """Load the network of a run.
-
-    Raises:
-        InputError: the folder is not a run, or a file that could run code of its own is given in its place.
-        DataError: the weights are missing, damaged, or of another network than the settings state.
-
-    """
-    _refuse_pickle(run)
-    data = read_json(run / "data.json")
-    config = load_config(run / "config.toml")
-    _refuse_pickle(run / WEIGHTS)
-    tensors, facts = load_checkpoint(run / WEIGHTS)
-    net = factory.build(config.net, data["dims"], data["channels"], len(data["classes"]), config.seed)
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError as error:
-        found = f"weights of another network ({str(error).splitlines()[-1].strip()})"
-        fix = "restore config.toml and data.json of this run"
-        raise DataError(run / WEIGHTS, found, f"those of {config.net.name} as in config.toml", fix) from error
-    place = choose_device(device)
-    return Model(
-        net.to(place).eval(),
-        config,
-        data["dims"],
-        data["channels"],
-        tuple(data["classes"]),
-        facts["sha256"],
-        place,
-        int(facts["step"]),
-        config.train.steps,
-        tuple(data.get("values", ())),  # older runs have none
-    )

@@ -20,8 +20,8 @@ import tomli_w
 import torch
 
 from nissl.config import Config, to_tree
-from nissl.data.batches import NORMALISATION, Store
-from nissl.data.cases import CaseFile, Dataset, Scan, mask_values
+from nissl.data.batches import Store
+from nissl.data.cases import CaseFile, Dataset, Scan
 from nissl.data.discovery import located
 from nissl.data.duplicates import file_hash
 from nissl.data.split import Split, named_ids
@@ -55,7 +55,7 @@ FACTS = ("dims", "channels", "classes")
 """Of the data, beside the cases: what fixes the network and the meaning of its output."""
 PLACE = ("nissl", "torch", "device", "threads", "processes")
 """Of the environment: what bits depend on."""
-DESCRIPTION = ("network.json", "split.json", "data.json", "env.json", "budget.json", "config.toml")
+DESCRIPTION = ("network.json", "model.json", "split.json", "data.json", "env.json", "budget.json", "config.toml")
 """What is written before the work starts, in this order."""
 
 
@@ -123,7 +123,7 @@ def _owner(out: Path) -> str:
 def write_provenance(
     out: Path, config: Config, dataset: Dataset, split: Split, class_pixels: Mapping[str, int]
 ) -> None:
-    """Write what the run is made of, before it starts or goes on with changes.
+    """Write what the run is made of, before it starts or continues with changes.
 
     `class_pixels` are those of the labelled masks.
     """
@@ -140,8 +140,7 @@ def write_provenance(
         "test_images_in_pool": len(split.transductive),
     }
     write_json(out / "split.json", dataclasses.asdict(split))
-    labelled = [case for case in dataset.cases if case.id in set(split.labelled)]
-    write_json(out / "data.json", data | {"values": mask_values(labelled, dataset.label_map, config.data)})
+    write_json(out / "data.json", data)
     if not (out / "env.json").exists():  # of a run that goes on, it tells how it began
         write_json(out / "env.json", _environment(config, dataset.private))
     write_json(out / "budget.json", budget)
@@ -200,7 +199,6 @@ def data_of(dataset: Dataset, split: Split) -> dict[str, Any]:
         "dims": dataset.dims,
         "channels": dataset.channels,
         "classes": list(dataset.label_map.names),
-        "normalisation": NORMALISATION,
         "cases": [
             {
                 "id": case.id,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nissl.config import Config
-from nissl.data.batches import resolve
 from nissl.data.cases import Dataset
+from nissl.data.preprocessing import resolve
 from nissl.data.split import Split
 from nissl.errors import InputError
 from nissl.methods import METHODS

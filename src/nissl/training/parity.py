@@ -234,9 +234,9 @@ class Looks:
     ) -> tuple[Float[Tensor, "batch channels *space"], Integer[Tensor, "batch *space"]]:
         images, masks = [], []
         for index in places:
-            case, (mean, deviation) = self.store[index], self.store.moments(index)
+            case = self.store[index]
             assert case.mask is not None
-            images.append((case.image - mean) / deviation)
+            images.append(self.store.preprocessing.normalised(case.image, self.store.moments(index)))
             masks.append(case.mask)
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)).long()
 
