@@ -194,8 +194,8 @@ def mask_suffix(image: Path) -> str:
 def write_mask(path: Path, labels: Integer[np.ndarray, "*space"], like: Raster | None = None, note: str = "") -> None:
     """Write labels (0 or more) in the smallest of uint8, uint16 and uint32 that holds them, by the suffix.
 
-    `like` is the image that the mask belongs to: NIfTI takes its affine and spacing, TIFF its spacing. The note goes
-    into the file's description, of which NIfTI holds 79 letters.
+    `like` is the image that the mask belongs to: NIfTI takes its affine, spacing and unit, TIFF its spacing. The note
+    goes into the file's description, of which NIfTI holds 79 letters.
 
     Raises:
         InputError: the format is lossy or cannot hold that many labels or axes.
@@ -203,13 +203,13 @@ def write_mask(path: Path, labels: Integer[np.ndarray, "*space"], like: Raster |
 
     """
     smallest = np.min_scalar_type(int(labels.max(initial=0)))
-    spacing, affine = (like.spacing, like.affine) if like else (None, None)
+    like = like or Raster(labels[None])
     if suffix(path) in LOSSY:
         raise InputError(path, "JPEG, which changes labels", "a lossless format", "write masks as .png or .tif")
     if suffix(path) in TIFF:
-        write_mask_tiff(path, labels.shape, [labels], smallest, spacing, note)
+        write_mask_tiff(path, labels.shape, [labels], smallest, like.spacing, note)
     else:
-        write_whole(path, _encode(path, labels.astype(smallest)[None], spacing, affine, note))
+        write_whole(path, _encode(path, labels.astype(smallest)[None], like, note))
 
 
 def write_image(
@@ -224,17 +224,15 @@ def write_image(
         ResourceError: the disk is full.
 
     """
-    write_whole(path, _encode(path, pixels, spacing, None, ""))
+    write_whole(path, _encode(path, pixels, Raster(pixels, spacing), ""))
 
 
-def _encode(
-    path: Path, pixels: np.ndarray, spacing: tuple[float, ...] | None, affine: np.ndarray | None, note: str
-) -> bytes:
+def _encode(path: Path, pixels: np.ndarray, like: Raster, note: str) -> bytes:
     kind = suffix(path)
     if kind in (".nii", ".nii.gz"):
-        return encode_nifti(kind, pixels, spacing, affine, note)
+        return encode_nifti(kind, pixels, like, note)
     if kind in TIFF:
-        return encode_tiff(pixels, spacing)
+        return encode_tiff(pixels, like.spacing)
     held = {(1, "uint8"), (3, "uint8")} | ({(1, "uint16")} if kind == ".png" else set())
     if kind in ("", *dicom.SUFFIXES) or pixels.ndim != 3 or (len(pixels), pixels.dtype.name) not in held:
         raise InputError(

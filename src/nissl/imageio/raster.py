@@ -68,6 +68,8 @@ class Raster:
     over, so that larger is brighter."""
     burned_in: bool = False
     """The file says that text is drawn into its pixels."""
+    unit: float = 1.0
+    """Millimetres in the unit of length of the file, in which a mask of it is written."""
 
 
 Opened = tuple[Header, Callable[[], Raster]]
