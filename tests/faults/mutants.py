@@ -64,9 +64,10 @@ def tiff(shape=(40, 48), dtype=np.uint8, **options):
     return buffer.getvalue()
 
 
-def nifti(dtype, shape=(9, 8, 7)):
+def nifti(dtype, shape=(9, 8, 7), scale=(1, 0)):
     image = nibabel.Nifti1Image(noise(*shape, dtype=dtype), np.diag([0.5, 1, 2, 1]))
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"words" * 5))
+    image.header.set_slope_inter(*scale)
     return image.to_bytes()
 
 
@@ -97,7 +98,7 @@ SOUND = {
         tiff(photometric="miniswhite", extratags=[(274, "H", 1, 6, True)]),
         tiff(photometric="palette", colormap=noise(3, 256, dtype=np.uint16) * 300, rowsperstrip=8),
     ],
-    ".nii": lambda: [nifti(np.int16), nifti(np.float32), nifti(np.uint8, (9, 8, 1, 3))],
+    ".nii": lambda: [nifti(np.int16, scale=(1, -1024)), nifti(np.float32), nifti(np.uint8, (9, 8, 1, 3))],
     ".nii.gz": lambda: [nifti(np.int16), nifti(np.float32)],
     ".dcm": lambda: [dicom(kind) for kind in ("plain", "rle", "jpeg", "frames")],
 }

@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -13,7 +14,7 @@ from nissl import cli
 from nissl.config import DataConfig
 from nissl.data.cases import CaseFile, load_case, open_image, read_image
 from nissl.errors import DataError, InputError
-from nissl.imageio.formats import read_header, read_raster
+from nissl.imageio.formats import read_header, read_raster, write_mask
 from nissl.imageio.label_map import LabelMap, default_map
 
 CONFIG = DataConfig()
@@ -418,3 +419,82 @@ def test_f77_files_that_name_other_axes_keep_them(tmp_path):
 def test_f77_axes_that_mean_nothing_are_refused(axes):
     with pytest.raises(InputError, match=r"data\.axes"):
         DataConfig(axes=axes)
+
+
+def save_nifti(path, data, affine, unit="mm", scale=(1, 0)):
+    image = nibabel.Nifti1Image(data, affine)
+    image.header.set_xyzt_units(unit)
+    image.header.set_slope_inter(*scale)
+    nibabel.save(image, path)
+
+
+MICROMETRES = np.array([[5.0, 0, 0, 100], [0, 0, 5, -40], [0, -8, 0, 20], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("micron", 1e-3), ("mm", 1), ("meter", 1e3), ("unknown", 1)])
+def test_f78_unit_pixdim_and_affine_of_a_mask_are_those_of_its_image(tmp_path, unit, factor):
+    save_nifti(tmp_path / "image.nii.gz", noise(9, 8, 7), MICROMETRES, unit)
+    like = read_raster(tmp_path / "image.nii.gz")
+    assert like.spacing == pytest.approx((5 * factor, 8 * factor, 5 * factor))
+    np.testing.assert_allclose(like.affine[:3], MICROMETRES[:3] * factor)
+    write_mask(tmp_path / "mask.nii.gz", noise(9, 8, 7) % 2, like)
+    image, mask = (nibabel.load(tmp_path / f"{name}.nii.gz") for name in ("image", "mask"))
+    np.testing.assert_allclose(mask.affine, image.affine, rtol=1e-6)
+    np.testing.assert_allclose(mask.header.get_zooms(), image.header.get_zooms(), rtol=1e-6)
+    assert mask.header.get_xyzt_units()[0] == (unit if unit != "unknown" else "mm")
+
+
+def test_f78_a_mask_in_mm_lies_on_an_image_in_micrometres_and_one_of_another_size_does_not(tmp_path):
+    save_nifti(tmp_path / "image.nii", noise(9, 8, 7), MICROMETRES, "micron")
+    scale = np.diag([1e-3, 1e-3, 1e-3, 1])
+    save_nifti(tmp_path / "mm.nii", noise(9, 8, 7) % 2, scale @ MICROMETRES)
+    load_case(CaseFile("a", tmp_path / "image.nii", tmp_path / "mm.nii"), default_map(None))
+    save_nifti(tmp_path / "wrong.nii", noise(9, 8, 7) % 2, MICROMETRES)
+    with pytest.raises(DataError, match="spacing"):
+        load_case(CaseFile("a", tmp_path / "image.nii", tmp_path / "wrong.nii"), default_map(None))
+
+
+@pytest.mark.parametrize(
+    ("stored", "ends", "scale", "expected"),
+    [
+        (np.int16, (0, 4095), (1, -1024), np.int16),
+        (np.int16, (-32768, 32767), (1, -1024), np.int32),
+        (np.int16, (-31744, 32767), (1, -1024), np.int16),
+        (np.uint16, (0, 33791), (1, -1024), np.int16),
+        (np.uint16, (1024, 65535), (1, -1024), np.uint16),
+        (np.uint8, (0, 255), (-2, 7), np.int16),
+        (np.int16, (0, 30000), (100000, 0), np.float64),
+        (np.int16, (0, 4095), (0.5, -1024), np.float64),
+        (np.int16, (0, 4095), (1, -0.5), np.float64),
+        (np.float32, (0, 4095), (1, -1024), np.float64),
+        (np.int16, (0, 4095), (np.nan, np.nan), np.int16),
+    ],
+)
+def test_f78_whole_numbers_stay_whole_and_small_where_slope_and_intercept_are(tmp_path, stored, ends, scale, expected):
+    values = np.linspace(*ends, 504).astype(stored).reshape(9, 8, 7)
+    values.ravel()[[0, -1]] = ends
+    save_nifti(tmp_path / "a.nii", values, np.eye(4), scale=scale)
+    image = read_image(tmp_path / "a.nii", CONFIG).pixels
+    assert image.dtype == expected
+    slope, intercept = scale if scale[0] == scale[0] else (1, 0)
+    np.testing.assert_array_equal(image[0], values.astype(np.float64) * slope + intercept)
+
+
+def test_f78_a_body_ct_with_intercept_is_below_the_limit_that_its_float_form_is_above(tmp_path):
+    limit = 512 * 512 * 8 * 2 / 2**30
+    save_nifti(tmp_path / "ct.nii", np.zeros((512, 512, 8), np.int16), np.eye(4), scale=(1, -1024))
+    header, image = read_header(tmp_path / "ct.nii"), read_image(tmp_path / "ct.nii", DataConfig(limit_gib=limit))
+    assert (header.dtype, header.decoded_bytes) == (image.pixels.dtype.name, image.pixels.nbytes) == ("int16", 2**22)
+    assert (image.pixels == -1024).all()
+
+
+def test_f78_colours_lose_their_alpha_and_complex_numbers_are_refused_by_the_header(tmp_path):
+    record = np.zeros((8, 9, 7), [(name, "u1") for name in "RGBA"])
+    for number, name in enumerate("RGBA"):
+        record[name] = noise(8, 9, 7, seed=number)
+    save_nifti(tmp_path / "a.nii", record, np.eye(4))
+    assert_read(tmp_path / "a.nii", np.stack([record[name] for name in "RGB"]))
+    save_nifti(tmp_path / "waves.nii", noise(8, 9, 7).astype(np.complex64), np.eye(4))
+    assert_refused(tmp_path / "waves.nii", "complex64")
+    with pytest.raises(DataError, match="complex64"):
+        read_header(tmp_path / "waves.nii")

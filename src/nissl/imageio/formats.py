@@ -208,8 +208,8 @@ def write_mask(
 ) -> None:
     """Write labels (0 or more) by the suffix: as `values` states, or in the smallest of uint8, uint16 and uint32.
 
-    `like` is the image that the mask belongs to: NIfTI takes its affine and spacing, TIFF its spacing. The note goes
-    into the file's description, of which NIfTI holds 79 letters. Colours become a palette, and channels in NIfTI.
+    `like` is the image that the mask belongs to: NIfTI takes its affine, spacing and unit, TIFF its spacing. The note
+    goes into the file's description, of which NIfTI holds 79 letters. Colours become a palette, and channels in NIfTI.
 
     Raises:
         InputError: the format is lossy or cannot hold that many labels or axes.
@@ -217,15 +217,15 @@ def write_mask(
 
     """
     values = values or MaskValues(np.min_scalar_type(int(labels.max(initial=0))))
-    spacing, affine = (like.spacing, like.affine) if like else (None, None)
+    like = like or Raster(labels[None])
     if suffix(path) in LOSSY:
         raise InputError(path, "JPEG, which changes labels", "a lossless format", "write masks as .png or .tif")
     if suffix(path) in TIFF:
-        write_mask_tiff(path, labels.shape, [labels], values, spacing, note)
+        write_mask_tiff(path, labels.shape, [labels], values, like.spacing, note)
     elif suffix(path) in NIFTI and values.palette is not None:
-        write_whole(path, _encode(path, np.moveaxis(values.palette[labels], -1, 0), spacing, affine, note))
+        write_whole(path, _encode(path, np.moveaxis(values.palette[labels], -1, 0), like, note))
     else:
-        write_whole(path, _encode(path, values.drawn(labels)[None], spacing, affine, note, values.palette))
+        write_whole(path, _encode(path, values.drawn(labels)[None], like, note, values.palette))
 
 
 def write_image(
@@ -240,22 +240,15 @@ def write_image(
         ResourceError: the disk is full.
 
     """
-    write_whole(path, _encode(path, pixels, spacing, None, ""))
+    write_whole(path, _encode(path, pixels, Raster(pixels, spacing), ""))
 
 
-def _encode(
-    path: Path,
-    pixels: np.ndarray,
-    spacing: tuple[float, ...] | None,
-    affine: np.ndarray | None,
-    note: str,
-    palette: np.ndarray | None = None,
-) -> bytes:
+def _encode(path: Path, pixels: np.ndarray, like: Raster, note: str, palette: np.ndarray | None = None) -> bytes:
     kind = suffix(path)
     if kind in NIFTI:
-        return encode_nifti(kind, pixels, spacing, affine, note)
+        return encode_nifti(kind, pixels, like, note)
     if kind in TIFF:
-        return encode_tiff(pixels, spacing)
+        return encode_tiff(pixels, like.spacing)
     held = {(1, "uint8"), (3, "uint8")} | ({(1, "uint16")} if kind == ".png" else set())
     if kind in ("", *dicom.SUFFIXES) or pixels.ndim != 3 or (len(pixels), pixels.dtype.name) not in held:
         raise InputError(

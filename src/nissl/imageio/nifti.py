@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from nissl.imageio.raster import Header, Opened, Raster, UnusableError, known_spacing, plain, type_name
+from nissl.imageio.raster import Header, Opened, Raster, UnusableError, known_spacing, plain, require_real, type_name
 
 MOST_EXTENSIONS = 2**24
+UNITS = {"meter": 1e3, "micron": 1e-3}
+"""Millimetres in a unit of length; an unknown one is mm by convention."""
 
 
 @contextmanager
@@ -28,21 +30,41 @@ def open_nifti(path: Path) -> Iterator[Opened]:
         raise UnusableError(f"shape {proxy.shape}, where 2 or 3 axes of space and one of channels can be used")
     space = shape[:2] if shape[2:3] == (1,) else shape[:3]
     count = shape[3] if len(shape) == 4 else 1
-    scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
-    dtype = np.dtype(np.float64) if scaled else header.get_data_dtype()
-    unit = {"meter": 1e3, "micron": 1e-3}.get(header.get_xyzt_units()[0], 1.0)  # unknown means mm by convention
+    dtype, slope, intercept = header.get_data_dtype(), float(proxy.slope), float(proxy.inter)
+    scaled = (slope, intercept) != (1.0, 0.0)
+    whole = scaled and dtype.kind in "iu" and dtype.itemsize <= 2 and slope.is_integer() and intercept.is_integer()
+    colours = dtype.names and dtype.names[:3]  # without alpha
+    # Most whole values fit 16 bits; those that do not are known only once they are decoded.
+    kind = np.dtype(np.int16 if whole else np.float64 if scaled else np.uint8 if colours else dtype)
+    require_real(kind)
+    unit = UNITS.get(header.get_xyzt_units()[0], 1.0)
     spacing = known_spacing(float(zoom) * unit for zoom in header.get_zooms()[: len(space)])
 
     def decode() -> Raster:
-        stored = np.asanyarray(proxy)
-        if stored.dtype.names:  # RGB as a record
-            stored = np.stack([stored[name] for name in stored.dtype.names], axis=-1)
+        stored = np.asanyarray(proxy if not whole else proxy.get_unscaled())
+        if colours:  # RGB as a record
+            stored = np.stack([stored[name] for name in colours], axis=-1)
+        if whole:
+            stored = _whole_values(stored, int(slope), int(intercept))
         pixels = np.moveaxis(stored.reshape(*space, -1), -1, 0)
-        return Raster(plain(pixels), spacing, np.asarray(header.get_best_affine(), np.float64))
+        affine = np.diag([unit, unit, unit, 1.0]) @ np.asarray(header.get_best_affine(), np.float64)
+        return Raster(plain(pixels), spacing, affine, unit=unit)
 
-    count *= len(dtype.names or "1")
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    yield Header(space, count, "uint8" if dtype.names else type_name(dtype), spacing, size), decode
+    count *= len(colours or "1")
+    size = int(np.prod(shape, dtype=np.int64)) * (dtype if colours else kind).itemsize
+    yield Header(space, count, type_name(kind), spacing, size), decode
+
+
+def _whole_values(stored: np.ndarray, slope: int, intercept: int) -> np.ndarray:
+    """`stored * slope + intercept` in the smallest type that holds the values that there are."""
+    ends = [int(end) * slope + intercept for end in (stored.min(), stored.max())]
+    for kind in (np.int16, np.uint16, np.int32):
+        if np.iinfo(kind).min <= min(ends) and max(ends) <= np.iinfo(kind).max:
+            values: np.ndarray = stored.astype(kind, copy=False)  # what wraps around here is right again at the end
+            np.multiply(values, np.array(slope).astype(kind), out=values)
+            np.add(values, np.array(intercept).astype(kind), out=values)
+            return values
+    return stored * float(slope) + float(intercept)
 
 
 def _nifti_header(path: Path) -> Any:
@@ -65,20 +87,21 @@ def _nifti_header(path: Path) -> Any:
     raise ValueError("its first bytes are not those of NIfTI")
 
 
-def encode_nifti(
-    kind: str, pixels: np.ndarray, spacing: tuple[float, ...] | None, affine: np.ndarray | None, note: str
-) -> bytes:
-    """NIfTI with channels on the fourth axis; the affine, or one made of the spacing."""
+def encode_nifti(kind: str, pixels: np.ndarray, like: Raster, note: str) -> bytes:
+    """NIfTI with channels on the fourth axis; the affine of `like`, or one made of its spacing, in its unit."""
     import nibabel
 
     data = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
     if len(pixels) > 1 and pixels.ndim == 3:
         data = data[:, :, None]  # the third axis of a single slice, so that channels are the fourth
-    steps = (*(spacing or ()), 1.0, 1.0, 1.0)[:3]
-    image: Any = nibabel.Nifti1Image(data, np.diag([*steps, 1.0]) if affine is None else affine, dtype=data.dtype)
-    if spacing is not None:
+    spacing = tuple(length / like.unit for length in like.spacing or ())
+    affine = np.diag([*(*spacing, 1.0, 1.0, 1.0)[:3], 1.0])
+    if like.affine is not None:
+        affine = np.diag([1 / like.unit] * 3 + [1.0]) @ like.affine
+    image: Any = nibabel.Nifti1Image(data, affine, dtype=data.dtype)
+    if spacing:
         image.header.set_zooms((*spacing, *([1.0] * (data.ndim - len(spacing)))))
-    image.header.set_xyzt_units("mm")
+    image.header.set_xyzt_units(next((name for name, unit in UNITS.items() if unit == like.unit), "mm"))
     image.header["descrip"] = note.encode("ascii", "replace")[:79]
     content: bytes = image.to_bytes()
     return gzip.compress(content, mtime=0) if kind == ".nii.gz" else content

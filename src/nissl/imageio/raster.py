@@ -74,6 +74,8 @@ class Raster:
     """The file is a DICOM segmentation object, in which slices without structures may be left out."""
     clear: Bool[np.ndarray, "*space"] | None = None
     """Pixels that are shown as transparent rather than opaque, where an alpha channel was dropped and has some."""
+    unit: float = 1.0
+    """Millimetres in the unit of length of the file, in which a mask of it is written."""
 
 
 Opened = tuple[Header, Callable[[], Raster]]
