@@ -34,15 +34,6 @@ ELEMENTS = (
     *(*LAYOUT, *PLACE, "PlanarConfiguration", "SOPClassUID", "SegmentationType"),
     *("SeriesInstanceUID", "BurnedInAnnotation", "ModalityLUTSequence"),
 )
-    *LAYOUT,
-    *PLACE,
-    "PlanarConfiguration",
-    "SOPClassUID",
-    "SegmentationType",
-    "SeriesInstanceUID",
-    "BurnedInAnnotation",
-    "ModalityLUTSequence",
-)
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
