@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 from tests.five_seeds import command, five_seeds, read, without_split
 from tests.tiny_data import FLAGS, tiny_config
@@ -57,6 +58,32 @@ def test_more_seeds_can_be_added_and_none_dropped(five, data, tmp_path, capsys):
     assert read(copy / "seed-5" / "split.json")["test"] == read(copy / "seed-0" / "split.json")["test"]
     assert command("train", data, "--out", copy, "--resume", "--seeds", "2") == 2
     assert "every run counts" in capsys.readouterr().err
+
+
+def inverted(data, folder):
+    """The same names with other pixels."""
+    copy = shutil.copytree(data, folder)
+    for path in (copy / "images").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    return copy
+
+
+def test_more_seeds_on_changed_data_are_refused_or_accepted_and_said(five, data, tmp_path, capsys):
+    copy, other = shutil.copytree(five, tmp_path / "five"), inverted(data, tmp_path / "inverted")
+    before = contents(copy)
+    resumed = ["train", other, "--out", copy, "--resume", "--seeds", "6"]
+    assert command(*resumed) == 2 and contents(copy) == before
+    shown = capsys.readouterr().err  # no test image was opened, so that ten of twelve are known
+    assert "10 cases have changed since seed-0 began" in shown and "--allow-changed" in shown
+    assert command(*resumed, "--allow-changed") == 0
+    summary = several_seeds.evaluate(copy)
+    assert summary.changed_data == (5,) and any(text.endswith("first seed: 5.") for text in summary.warnings)
+    assert read(copy / "metrics.json")["changed_data"] == [5]
+    assert "other images or masks than the first seed: 5." in several_seeds.report(copy).read_text()
+
+
+def test_seeds_on_the_same_data_are_not_said_to_differ(five):
+    assert read(five / "metrics.json")["changed_data"] == []
 
 
 def test_a_training_of_seeds_has_one_setting(five, data, capsys):
