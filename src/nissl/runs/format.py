@@ -13,7 +13,6 @@ from nissl.errors import DataError, InputError
 
 Tree = dict[str, Any]
 FORMAT = 2
-KEY = "format"
 
 CONTENT: Mapping[str, Mapping[str, type]] = {
     "data.json": {"dims": int, "channels": int, "classes": list, "cases": list},
@@ -35,14 +34,6 @@ def _environment_1(tree: Tree) -> Tree:
     return tree | ({"continued": sessions} if sessions else {})
 
 
-def _cells_1(tree: Tree) -> Tree:
-    return {name: upgraded(settings, 1) for name, settings in tree.items()}
-
-
-UPGRADES: Mapping[str, Callable[[Tree], Tree]] = {"env.json": _environment_1, "cells.json": _cells_1}
-"""From format 1 to 2, of the files that are not the same in both."""
-
-
 def upgraded(tree: Tree, found_format: int) -> Tree:
     """Bring settings of an older format to the newest one.
 
@@ -51,9 +42,16 @@ def upgraded(tree: Tree, found_format: int) -> Tree:
     return tree
 
 
+UPGRADES: Mapping[str, Callable[[Tree], Tree]] = {
+    "env.json": _environment_1,
+    "cells.json": lambda tree: {name: upgraded(settings, 1) for name, settings in tree.items()},
+}
+"""From format 1 to 2, of the JSON files that are not the same in both."""
+
+
 def stamped(tree: Mapping[str, Any]) -> Tree:
     """Put the format in front of what a file is to hold."""
-    return {KEY: FORMAT, **tree}
+    return {"format": FORMAT, **tree}
 
 
 def content_of(tree: Any, path: Path) -> Tree:
@@ -98,10 +96,10 @@ def _split(tree: Any, path: Path) -> tuple[Tree, int]:
     if not isinstance(tree, dict):
         found = f"it holds a {type(tree).__name__}, not an object"
         raise DataError(path, found, "an object", "restore the file from a copy, or train again")
-    found_format = tree.get(KEY, 1)
+    found_format = tree.get("format", 1)
     if type(found_format) is not int or found_format < 1:
         raise InputError(path, f"format {found_format!r}", f"a number from 1 to {FORMAT}", "restore the file")
     if found_format > FORMAT:
         found = f"written by a newer Nissl (format {found_format})"
         raise InputError(path, found, f"format {FORMAT} or older", "update: pip install --upgrade nissl")
-    return {key: value for key, value in tree.items() if key != KEY}, found_format
+    return {key: value for key, value in tree.items() if key != "format"}, found_format
