@@ -1,4 +1,4 @@
-"""A series of five seeds on a small data set, trained, measured and reported."""
+"""Five seeds on a small data set, trained, measured and reported."""
 
 import json
 

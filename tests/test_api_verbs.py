@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from nissl.imageio.formats import read_raster, write_image, write_mask
 from nissl.plasticity import plastic_layers
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS
-from nissl.runs.format import load_config
+from nissl.runs.format import FORMAT, load_config
 from nissl.training.loop import Trainer
 
 RUN_FILES = {
@@ -134,7 +136,7 @@ def test_budgets_of_one_seed_are_nested(data, tmp_path):
 
 def test_evaluate_says_for_each_class_and_overall_what_papers_report(run, measured):
     tree = measured.to_tree()
-    assert read(run / "metrics.json") == tree | {"split": "test", "cases": 2}
+    assert read(run / "metrics.json") == {"format": FORMAT} | tree | {"split": "test", "cases": 2}
     assert set(tree["classes"]) == {"foreground"} and set(tree["classes"]["foreground"]) >= KEYS
     assert tree["overall"] == tree["classes"]["foreground"]
     assert tree["overall"]["n_cases"] == 2 and tree["overall"]["n_groups"] == 2
@@ -356,11 +358,34 @@ def test_check_writes_nothing_and_counts_its_progress(data, capsys):
 
 
 def test_the_deterministic_mode_is_that_of_the_caller_afterwards(data, tmp_path):
-    for before in (True, False):
-        torch.use_deterministic_algorithms(before)
-        api.train(data, tmp_path / str(before), tiny_config(pretrain="none", steps=1))
+    for before, warn_only in ((True, True), (True, False), (False, False)):
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        api.train(data, tmp_path / f"{before} {warn_only}", tiny_config(pretrain="none", steps=1))
         assert torch.are_deterministic_algorithms_enabled() is before
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is warn_only
     torch.use_deterministic_algorithms(False)
+
+
+def test_a_run_with_folders_of_other_names_works_from_another_place_and_with_moved_data(tmp_path, monkeypatch):
+    """Images in the data root, masks beside it, both typed from the working folder."""
+    root = write_tiny(tmp_path / "work" / "data")
+    (root / "images").rename(root / "scans")
+    (root / "masks").rename(tmp_path / "work" / "drawn")
+    monkeypatch.chdir(tmp_path / "work")
+    config = tiny_config(pretrain="none", steps=2)
+    folders = dataclasses.replace(config.data, images=Path("data/scans"), masks=Path("drawn"))
+    api.train("data", "run", dataclasses.replace(config, data=folders))
+    found = api.evaluate("run", device="cpu").overall.dice
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = tmp_path / "work" / "run"
+    assert api.evaluate(run, device="cpu").overall.dice == found
+    moved = shutil.move(tmp_path / "work" / "data", tmp_path / "moved" / "data")
+    shutil.move(tmp_path / "work" / "drawn", tmp_path / "moved" / "drawn")
+    assert api.evaluate(run, device="cpu", data=moved).overall.dice == found
+    assert api.report(run, moved).read_text().count('alt="Outlines of reference and prediction') == 2
+    api.train(moved, run, resume=True)
+    assert read(run / "env.json")["continued"][0]["changed"] == []
 
 
 def test_a_mask_of_several_classes_is_learnt_and_scored_by_class(tmp_path):

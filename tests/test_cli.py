@@ -333,6 +333,29 @@ def test_a_wrong_command_leaves_with_2_and_names_the_mistake(arguments, said, ca
     assert not list(tmp_path.iterdir())
 
 
+def test_the_version_is_told(capsys):
+    import nissl
+
+    assert leave(["--version"]) == 0 and capsys.readouterr().out == f"nissl {nissl.__version__}\n"
+
+
+def test_a_data_set_is_named_and_not_a_path(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(["fetch", "--help"])
+    assert "NAME" not in (shown := capsys.readouterr().out).split() or "PATH PATH" not in shown
+    assert shown.split("fetch", 1)[1].splitlines()[0].count("PATH") == 2  # the folder and --archive
+
+
+def test_of_several_processes_the_first_prints_the_end(tmp_path, capsys, monkeypatch):
+    from nissl import api
+
+    monkeypatch.setattr(api, "train", lambda *others: None)
+    for rank, printed in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert leave(["train", tmp_path, "--out", tmp_path / "run"]) == 0
+        assert bool(capsys.readouterr().out) is printed
+
+
 def test_fetch_without_a_terminal_does_not_wait_for_an_answer(tmp_path, capsys, monkeypatch):
     import io
 

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 from tests.five_seeds import command, five_seeds, read, without_split
 from tests.tiny_data import FLAGS, tiny_config
@@ -33,7 +34,7 @@ def five(data, tmp_path_factory):
     return five_seeds(data, tmp_path_factory.mktemp("runs") / "five")
 
 
-def test_an_interrupted_training_of_seeds_goes_on_and_finished_runs_stay_as_they_are(five, data, tmp_path, capsys):
+def test_interrupted_seeds_are_resumed_and_finished_runs_stay_as_they_are(five, data, tmp_path, capsys):
     copy = shutil.copytree(five, tmp_path / "five")
     shutil.rmtree(copy / "seed-3")
     (copy / "seed-4" / "checkpoints" / "last.safetensors").unlink()
@@ -59,20 +60,46 @@ def test_more_seeds_can_be_added_and_none_dropped(five, data, tmp_path, capsys):
     assert "every run counts" in capsys.readouterr().err
 
 
-def test_a_training_of_seeds_has_one_setting(five, data, capsys):
+def inverted(data, folder):
+    """The same names with other pixels."""
+    copy = shutil.copytree(data, folder)
+    for path in (copy / "images").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    return copy
+
+
+def test_more_seeds_on_changed_data_are_refused_or_accepted_and_said(five, data, tmp_path, capsys):
+    copy, other = shutil.copytree(five, tmp_path / "five"), inverted(data, tmp_path / "inverted")
+    before = contents(copy)
+    resumed = ["train", other, "--out", copy, "--resume", "--seeds", "6"]
+    assert command(*resumed) == 2 and contents(copy) == before
+    shown = capsys.readouterr().err  # no test image was opened, so that ten of twelve are known
+    assert "10 cases have changed since seed-0 began" in shown and "--allow-changed" in shown
+    assert command(*resumed, "--allow-changed") == 0
+    summary = several_seeds.evaluate(copy)
+    assert summary.changed_data == (5,) and any(text.endswith("first seed: 5.") for text in summary.warnings)
+    assert read(copy / "metrics.json")["changed_data"] == [5]
+    assert "other images or masks than the first seed: 5." in several_seeds.report(copy).read_text()
+
+
+def test_seeds_on_the_same_data_are_not_said_to_differ(five):
+    assert read(five / "metrics.json")["changed_data"] == []
+
+
+def test_all_seeds_have_one_setting(five, data, capsys):
     assert command("train", data, "--out", five, "--resume", "--batch", "1") == 2
     shown = capsys.readouterr().err
     assert "train.batch: was 2, is 1" in shown and "one setting for all seeds" in shown
 
 
-def test_a_refused_training_of_seeds_leaves_nothing(data, tmp_path, capsys):
+def test_refused_seeds_leave_nothing(data, tmp_path, capsys):
     assert command("train", data, "--out", tmp_path / "five", *FLAGS, "--seeds", "3", "--labels", "99") == 2
     assert not (tmp_path / "five").exists()
     assert command("train", data, "--out", tmp_path / "five", *FLAGS, "--seeds", "0") == 2
     assert not (tmp_path / "five").exists() and "--seeds 5" in capsys.readouterr().err
 
 
-def test_a_full_folder_or_a_single_run_is_no_place_for_a_series(five, data, capsys):
+def test_a_full_folder_or_a_single_run_is_no_place_for_several_seeds(five, data, capsys):
     assert command("train", data, "--out", five, *FLAGS, "--seeds", "3") == 2
     assert "not empty" in capsys.readouterr().err
     assert command("train", data, "--out", five / "seed-0", "--resume", "--seeds", "3") == 2
@@ -80,12 +107,12 @@ def test_a_full_folder_or_a_single_run_is_no_place_for_a_series(five, data, caps
 
 
 @pytest.mark.parametrize("verb", ["predict"])
-def test_where_one_run_is_meant_a_training_of_seeds_is_refused(five, data, tmp_path, verb, capsys):
+def test_where_one_run_is_meant_several_seeds_are_refused(five, data, tmp_path, verb, capsys):
     assert command(verb, five, data / "images", "--out", tmp_path / "masks") == 2
     assert "several seeds" in (shown := capsys.readouterr().err) and "seed-0" in shown
 
 
-def test_f47_training_of_seeds_are_compared_seed_by_seed(five, data, tmp_path, capsys):
+def test_f47_runs_are_compared_seed_by_seed(five, data, tmp_path, capsys):
     assert command("train", data, "--out", tmp_path / "other", *FLAGS, "--seeds", "5", "--pretrain", "hebbian") == 0
     assert command("compare", five, tmp_path / "other") == 2
     assert "not measured yet" in capsys.readouterr().err
@@ -105,14 +132,14 @@ def test_f47_training_of_seeds_are_compared_seed_by_seed(five, data, tmp_path, c
     assert "holds several seeds" in capsys.readouterr().err
 
 
-def test_training_of_seeds_of_other_seeds_are_refused(five, data, tmp_path, capsys):
+def test_other_seeds_are_refused(five, data, tmp_path, capsys):
     out = tmp_path / "other"
     assert command("train", data, "--out", out, *FLAGS, "--seeds", "2", "--seed", "7", "--split.seed", "0") == 0
     assert command("evaluate", out) == 0 and command("compare", five, out) == 2
     assert "seeds 0, 1, 2, 3, 4 against 7, 8" in capsys.readouterr().err
 
 
-def test_the_labelled_cases_of_a_training_of_seeds_have_no_common_interval(five, tmp_path):
+def test_the_labelled_cases_of_several_seeds_have_no_common_interval(five, tmp_path):
     copy = shutil.copytree(five, tmp_path / "five")
     summary = several_seeds.evaluate(copy, "labelled")
     assert np.isnan(summary.overall.dice_ci_cases).all() and np.isfinite(summary.overall.dice_ci_seeds).all()
@@ -127,7 +154,7 @@ def test_the_draw_of_test_cases_has_a_seed_of_its_own(data):
     assert drawn[0].test == make_split(cases, SplitConfig(labels="2"), 4).test
 
 
-def test_settings_of_a_training_of_seeds_differ_in_the_seed_alone():
+def test_settings_of_several_seeds_differ_in_the_seed_alone():
     config = tiny_config(seed=3)
     settings = settings_of(config, [3, 4])
     assert [one.seed for one in settings.values()] == [3, 4]
@@ -135,7 +162,7 @@ def test_settings_of_a_training_of_seeds_differ_in_the_seed_alone():
     assert settings[3] == dataclasses.replace(settings[4], seed=3)
 
 
-def test_what_is_no_training_of_seeds_is_known(five, tmp_path):
+def test_what_does_not_hold_seeds_is_known(five, tmp_path):
     assert holds_seeds(five) and not holds_seeds(five / "seed-0") and not holds_seeds(tmp_path)
     assert is_finished(five / "seed-0") and not is_finished(tmp_path)
 
@@ -157,6 +184,6 @@ def test_a_run_that_was_killed_before_its_last_file_is_not_finished(five, tmp_pa
     assert not is_finished(run)
 
 
-def test_what_is_no_training_of_seeds_has_no_page(tmp_path):
+def test_what_does_not_hold_seeds_has_no_page(tmp_path):
     with pytest.raises(InputError):
         several_seeds.report(tmp_path)

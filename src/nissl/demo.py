@@ -1,5 +1,6 @@
 """The demo: simulated microscopy, ten masks, the whole job, one page."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -26,16 +27,13 @@ def demo(out: Path) -> Path:
     """
     names = (out, *(out.with_name(f"{out.name}-{number}") for number in range(2, 10**6)))
     out = next(folder for folder in names if not folder.exists())
-    _say(f"simulating {IMAGES} images of fluorescent nuclei in {out / 'phantoms'}")
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    say(f"simulating {IMAGES} images of fluorescent nuclei in {out / 'phantoms'}")
     write_phantoms(out / "phantoms", IMAGES, PhantomConfig(), seed=SETTINGS.seed)
-    _say("training on 10 masks; the rest of the images goes without")
+    say("training on 10 masks; the rest of the images goes without")
     run = api.train(out / "phantoms", out / "run", SETTINGS)
     summary = api.evaluate(run)
     low, high = summary.overall.dice_ci
-    _say(f"Dice {summary.overall.dice:.3f} ({low:.3f} to {high:.3f}) on {summary.overall.n_cases} test images")
+    say(f"Dice {summary.overall.dice:.3f} ({low:.3f} to {high:.3f}) on {summary.overall.n_cases} test images")
     api.predict(run, out / "phantoms" / "images", out / "masks")
     return api.report(run)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -122,6 +122,19 @@ def test_a_list_of_ids_is_the_budget():
     assert len(make_split(cases, SplitConfig(labels="7"), 0).labelled) == 7
 
 
+@pytest.mark.parametrize("config", [SplitConfig(), SplitConfig(labels=" all ")])
+def test_all_training_masks_are_seen_where_nothing_is_said(config):
+    cases = [*many(6, unlabelled=2, split="train"), case("t", split="test")]
+    split = make_split(cases, config, 0)
+    assert split.labelled == tuple(one.id for one in cases if one.mask and one.split == "train")
+    assert len(split.labelled) == 6 and len(split.unlabelled) == 2 and split.test == ("t",)
+
+
+def test_a_case_named_all_is_asked_for_with_a_comma():
+    cases = [case("all", split="train"), *many(3, split="train"), case("t", split="test")]
+    assert make_split(cases, SplitConfig(labels="all,"), 0).labelled == ("all",)
+
+
 @pytest.mark.parametrize(
     ("labels", "found", "fix"),
     [

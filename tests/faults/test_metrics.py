@@ -20,7 +20,7 @@ from tests.tiny_data import FLAGS, write_tiny
 from nissl import cli
 from nissl.evaluation.table import score_case, scores_from_csv, scores_to_csv, summarise
 from nissl.imageio.formats import read_raster, write_image, write_mask
-from nissl.metrics import overlap
+from nissl.metrics.overlap import overlap
 from nissl.metrics.statistics import bootstrap_interval, paired_difference
 from nissl.metrics.surface import surface_distance
 from nissl.runs.checkpoint import load_checkpoint, save_checkpoint

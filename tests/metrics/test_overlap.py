@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tests.references.overlap import count, measures
 
-from nissl.metrics import overlap
-from nissl.metrics.overlap import Overlap, pooled
+from nissl.metrics.overlap import Overlap, overlap, pooled
 
 CLASSES = 4
 MASK_PAIRS = st.sampled_from([(1,), (7,), (5, 6), (3, 4, 2)]).flatmap(

@@ -323,6 +323,48 @@ def test_f09_a_run_continued_under_another_torch_is_not_called_exact(run, monkey
     assert environment["continued"][0]["torch"] == "9.9.9"
 
 
+def test_c37_a_run_continued_under_another_nissl_is_not_called_exact(run, monkeypatch, capsys):
+    began = read_json(run / "env.json")["nissl"]
+    monkeypatch.setattr("nissl.runs.provenance.version", lambda name: "9.9.9")
+    note_session(run, CONFIG, ())
+    environment = read_json(run / "env.json")
+    assert environment["exact"] is False and environment["nissl"] == began
+    assert environment["continued"][0]["nissl"] == "9.9.9"
+    assert began in (shown := capsys.readouterr().err) and "9.9.9" in shown and "warning" in shown
+
+
+def test_a_run_continued_under_the_same_nissl_is_no_matter(run, capsys):
+    note_session(run, CONFIG, ())
+    assert read_json(run / "env.json")["exact"] is True and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/nissl", "C:/Scripts/nissl.exe", "/site-packages/nissl/__main__.py"])
+def test_the_command_of_a_run_is_the_one_that_was_typed(tmp_path, data, monkeypatch, program):
+    monkeypatch.setattr(sys, "argv", [program, "train", "my data", "--out", "run"])
+    write_provenance(tmp_path, CONFIG, *load(data), PIXELS)
+    assert read_json(tmp_path / "env.json")["command"] == "nissl train 'my data' --out run"
+
+
+@pytest.mark.parametrize("program", ["/lib/ipykernel_launcher.py", "train_all.py", "-c", "", "/elsewhere/__main__.py"])
+def test_the_command_of_a_run_from_python_is_one_that_works(tmp_path, data, monkeypatch, program):
+    monkeypatch.setattr(sys, "argv", [program, "-f", "kernel.json"])
+    write_provenance(tmp_path, CONFIG, *load(data), PIXELS)
+    assert read_json(tmp_path / "env.json")["command"] == "nissl train DATA --out RUN --config config.toml"
+
+
+def test_folders_are_stored_as_they_lie_from_the_data(tmp_path, data, monkeypatch):
+    (data / "images").rename(data / "scans")
+    (data / "masks").rename(tmp_path / "drawn")
+    monkeypatch.chdir(tmp_path)
+    for images, masks in ((data / "scans", tmp_path / "drawn"), ("scans", "drawn"), ("data/scans", "data/../drawn")):
+        typed = dataclasses.replace(CONFIG.data, images=Path(images), masks=Path(masks))
+        config = dataclasses.replace(CONFIG, data=typed)
+        write_provenance(tmp_path, config, *load(data, config), PIXELS)
+        stored = load_config(tmp_path / "config.toml").data
+        assert (stored.images, stored.masks) == (Path("scans"), Path("../drawn"))
+        assert not changes(tmp_path, config, *load(data, config))
+
+
 def labelled_and_test(data):
     _, split = load(data)
     return split.labelled[0], split.test[0]

@@ -179,7 +179,9 @@ def test_a_damaged_one_is_refused_by_its_own_name(data, tmp_path, other):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("facts", [{"torch": "1.0"}, {"threads": 64}, {"processes": 2}, {"exact": False}])
+@pytest.mark.parametrize(
+    "facts", [{"nissl": "0"}, {"torch": "1.0"}, {"threads": 64}, {"processes": 2}, {"exact": False}]
+)
 def test_a_run_is_not_called_exact_where_its_stage_1_was_made_elsewhere(data, tmp_path, other, facts):
     changed(other / "env.json", **facts)
     made = api.train(data, tmp_path / "run", tiny_config(), pretrained=other)

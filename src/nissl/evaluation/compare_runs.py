@@ -1,7 +1,6 @@
 """Compare run folders: what their files say, brought to `compare_scores`."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from nissl.evaluation.compare import Comparison, Scored, compare_scores
 from nissl.evaluation.table import CaseScore, scores_from_csv, unfinished
 from nissl.runs.folder import holds_seeds, measured_steps
 from nissl.runs.format import load_config
+from nissl.runs.provenance import flat
 from nissl.runs.seeds import runs_of
 
 DRAWS = 0
@@ -62,19 +62,11 @@ def _settings(folder: Path) -> dict[str, Any]:
     return to_tree(load_config(next(iter(_runs(folder).values())) / "config.toml"))
 
 
-def differing(
-    a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str] = ("A", "B"), prefix: str = ""
-) -> list[str]:
+def differing(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str] = ("A", "B")) -> list[str]:
     """Settings that differ, in words, with the value of each under its name."""
-    found = []
-    for key in sorted(a.keys() | b.keys()):
-        one, other = a.get(key), b.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += differing(one, other, names, f"{prefix}{key}.")
-        elif one != other:
-            found.append(f"{prefix}{key}: {names[0]} {_written(one)}, {names[1]} {_written(other)}")
-    return found
-
-
-def _written(value: Any) -> str:
-    return "left open" if value is None else json.dumps(value, ensure_ascii=False)
+    (one, first), (two, second) = zip(names, (flat(a), flat(b)), strict=True)
+    return [
+        f"{key}: {one} {first.get(key, 'left open')}, {two} {second.get(key, 'left open')}"
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
+    ]

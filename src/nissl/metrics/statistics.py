@@ -197,15 +197,8 @@ def paired_difference(differences: Values, groups: Sequence[str] | None, rng: np
     p_value = sign_flip_test(differences, groups, rng)
     applicable = ~np.isnan(differences)
     n_pairs = int(applicable.reshape(len(differences), -1).any(axis=1).sum())
-    return Difference(
-        mean=mean_over_classes(differences),
-        low=low,
-        high=high,
-        p_value=p_value,
-        n_units=len(_by_unit(differences, groups)[0]),
-        n_pairs=n_pairs,
-        n_left_out=int(applicable.size - applicable.sum()),
-    )
+    n_units, n_left_out = len(_by_unit(differences, groups)[0]), int(applicable.size - applicable.sum())
+    return Difference(mean_over_classes(differences), low, high, p_value, n_units, n_pairs, n_left_out)
 
 
 def paired_t_test(differences: Float[np.ndarray, "seeds"]) -> float:

@@ -44,6 +44,7 @@ def draw_overlay(masks: Masks) -> str:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     plane = _thinned(_slice(masks) if masks.reference.ndim == 3 else masks)
     height, width = np.multiply(plane.reference.shape, plane.spacing or (1.0, 1.0))
@@ -54,19 +55,12 @@ def draw_overlay(masks: Masks) -> str:
     axes.set_axis_off()
     axes.imshow(displayed(plane.image), aspect="auto", cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
     rows, columns = (np.arange(-1, size + 1) for size in plane.reference.shape)
-
-    def outline(
-        classes: UInt8[np.ndarray, "height width"], width: float, colour: str = "", style: Any = "solid"
-    ) -> None:
+    for classes, width, style in ((plane.reference, REFERENCE, "solid"), (plane.prediction, PREDICTION, DASHES)):
         for label in np.unique(classes[classes > 0]):
             inside = np.pad(classes == label, 1).astype(np.float64)
-            look: Any = {"colors": colour or colour_of(label), "linewidths": width, "linestyles": [style]}
-            axes.contour(columns, rows, inside, levels=[0.5], **look)
-
-    outline(plane.reference, REFERENCE + 1.4, RIM)
-    outline(plane.reference, REFERENCE)
-    outline(plane.prediction, PREDICTION, RIM)
-    outline(plane.prediction, PREDICTION, style=DASHES)
+            line: Any = {"colors": colour_of(label), "linewidths": width, "linestyles": [style]}
+            drawn = axes.contour(columns, rows, inside, levels=[0.5], **line)
+            drawn.set_path_effects([withStroke(linewidth=width + 1.4, foreground=RIM)])
     axes.set(xlim=(-0.5, plane.reference.shape[1] - 0.5), ylim=(plane.reference.shape[0] - 0.5, -0.5))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 88, "subsampling": 0})

@@ -14,7 +14,6 @@ from nissl.errors import DataError, InputError
 Tree = dict[str, Any]
 FORMAT = 2
 SEEDS_FILES = ("seeds.json", "series.json")
-KEY = "format"
 
 CONTENT: Mapping[str, Mapping[str, type]] = {
     "data.json": {"dims": int, "channels": int, "classes": list, "cases": list},
@@ -36,22 +35,21 @@ def _environment_1(tree: Tree) -> Tree:
     return tree | ({"continued": sessions} if sessions else {})
 
 
-def _cells_1(tree: Tree) -> Tree:
-    return {name: upgraded(settings, 1) for name, settings in tree.items()}
-
-
-UPGRADES: Mapping[str, Callable[[Tree], Tree]] = {"env.json": _environment_1, "cells.json": _cells_1}
-"""From format 1 to 2, of the files that are not the same in both."""
-
-
 def upgraded(tree: Tree, found_format: int) -> Tree:
     """Bring settings of an older format to the newest one: format 1 stored the options of all members in one."""
     return without_foreign_options(tree) if found_format == 1 else tree
 
 
+UPGRADES: Mapping[str, Callable[[Tree], Tree]] = {
+    "env.json": _environment_1,
+    "cells.json": lambda tree: {name: upgraded(settings, 1) for name, settings in tree.items()},
+}
+"""From format 1 to 2, of the JSON files that are not the same in both."""
+
+
 def stamped(tree: Mapping[str, Any]) -> Tree:
     """Put the format in front of what a file is to hold."""
-    return {KEY: FORMAT, **tree}
+    return {"format": FORMAT, **tree}
 
 
 def content_of(tree: Any, path: Path) -> Tree:
@@ -78,7 +76,7 @@ def current_settings(tree: Tree, path: Path) -> Tree:
 
     """
     content, found = _split(tree, path)
-    by_hand = KEY not in tree and not any((path.parent / name).exists() for name in ("data.json", *SEEDS_FILES))
+    by_hand = "format" not in tree and not any((path.parent / name).exists() for name in ("data.json", *SEEDS_FILES))
     return upgraded(content, FORMAT if by_hand else found)
 
 
@@ -98,10 +96,10 @@ def _split(tree: Any, path: Path) -> tuple[Tree, int]:
     if not isinstance(tree, dict):
         found = f"it holds a {type(tree).__name__}, not an object"
         raise DataError(path, found, "an object", "restore the file from a copy, or train again")
-    found_format = tree.get(KEY, 1)
+    found_format = tree.get("format", 1)
     if type(found_format) is not int or found_format < 1:
         raise InputError(path, f"format {found_format!r}", f"a number from 1 to {FORMAT}", "restore the file")
     if found_format > FORMAT:
         found = f"written by a newer Nissl (format {found_format})"
         raise InputError(path, found, f"format {FORMAT} or older", "update: pip install --upgrade nissl")
-    return {key: value for key, value in tree.items() if key != KEY}, found_format
+    return {key: value for key, value in tree.items() if key != "format"}, found_format

@@ -289,5 +289,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Settings by their dotted names, each value in JSON."""
     found: dict[str, str] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": json.dumps(value)}
+        text = "" if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": text}
     return found
