@@ -129,7 +129,8 @@ def test_the_pages_show_every_verb():
 def flags():
     """Flags of each verb, those included that a method or a pre-training alone has."""
     calls = [[name] for name in ("demo", "check", "evaluate", "compare", "bench", "predict", "report", "fetch")]
-    calls += [["train", "--method", name] for name in METHODS] + [["train", "--pretrain", name] for name in PRETRAININGS]
+    calls += [["train", "--method", name] for name in METHODS]
+    calls += [["train", "--pretrain", name] for name in PRETRAININGS]
     found: dict[str, set[str]] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "400")  # so that no flag is broken over two lines
