@@ -15,19 +15,22 @@ HERE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
 from tests.test_structure import LAYERS, ROOT, SOURCES, imported, package_of, parsed  # noqa: E402
 
-FOUNDATION = ("errors", "files", "progress", "config")
+FOUNDATION = tuple(name for name in ("errors", "files", "progress", "members", "config") if name in LAYERS)
 HIDDEN = ("__init__", "__main__")
+SETTINGS = "settings"
+"""Modules of this name hold settings alone: the tree of settings imports them, and they import no implementation."""
 BOX, GAP, ROW = (200, 58), 20, 104
 Edges = dict[str, set[str]]
 Rows = list[list[str]]
 
 
 def imports() -> Edges:
-    """Which packages each package imports, itself and the foundation left out."""
+    """Which packages each package imports; left out are itself and the foundation, to which all settings belong."""
     edges: Edges = {name: set() for name in LAYERS if name not in (*FOUNDATION, *HIDDEN)}
     for path in SOURCES:
-        if (name := package_of(path)) in edges:
-            edges[name] |= {names[0] for names in imported(parsed(path))} & edges.keys() - {name}
+        if (name := package_of(path)) in edges and path.stem != SETTINGS:
+            found = {names[0] for names in imported(parsed(path)) if SETTINGS not in names[1:2]}
+            edges[name] |= found & edges.keys() - {name}
     return edges
 
 
@@ -163,7 +166,7 @@ def draw() -> str:
             kind = "package" if (ROOT / name).is_dir() else "module"
             shapes.append(box(name, x - BOX[0] / 2, y, kind))
     left, top = (wide - (BOX[0] + GAP) * len(FOUNDATION) + GAP) / 2, 30 + ROW * len(rows) + 14
-    note = "the foundation: every package may import it"
+    note = "the foundation: every package may import it, and the modules of settings"
     shapes.append(
         f'<rect class="band" x="{left - 14:.0f}" y="{top - 26}" width="{wide - 2 * left + 28:.0f}" '
         f'height="{BOX[1] + 40}" rx="8"/><text class="note" x="{wide / 2:.0f}" y="{top - 9}">{note}</text>'
