@@ -120,6 +120,15 @@ def test_every_command_of_the_pages_is_one_of_today(words, monkeypatch, capsys, 
     assert code == 0, said.out + said.err
 
 
+@pages
+def test_every_target_of_make_exists(page):
+    known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = [words for words in commands(page) if words[0] == "make"]
+    named += [code.split() for code in inline(page) if re.match(r"make \w", code)]
+    for words in named:
+        assert {word for word in words[1:] if "=" not in word} <= set(known), words
+
+
 def test_the_pages_show_every_verb():
     shown = {words.values[0][0] for words in COMMANDS}
     assert shown >= {"check", "train", "evaluate", "report", "predict", "compare", "bench", "fetch"}
