@@ -7,6 +7,8 @@ import importlib
 import io
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -219,3 +221,12 @@ def test_verbs_are_dataclasses():
     """What the tests above replace is what the command line calls."""
     assert len(VERBS) >= 9
     assert all(dataclasses.is_dataclass(verb) for verb in VERBS)
+
+
+@pytest.mark.slow
+def test_the_site_with_the_reference_of_the_interface_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "api" / "evaluation" / "index.html").read_text(encoding="utf-8")
+    assert "nissl.evaluation.compare" in reference
