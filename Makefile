@@ -34,3 +34,14 @@ bench: .venv/installed
 
 clean:
 	rm -rf .venv build dist src/*.egg-info
+
+# The pages of docs/ and the reference of the API, in site/. A broken link or a name that is gone is an error.
+.PHONY: docs dist
+docs: .venv/installed
+	$(BIN)/python tools/draw_architecture.py
+	$(BIN)/mkdocs build --strict --quiet
+
+# dist/: a wheel, and the sdist that it is built from.
+dist: .venv/installed
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
