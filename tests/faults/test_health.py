@@ -375,6 +375,7 @@ def test_f38_a_real_limit_of_memory_is_met_by_parts(tmp_path):
 # Processes that are killed
 
 
+@pytest.mark.xdist_group("alone")
 def test_f40_a_killed_worker_ends_the_run_with_the_names_of_its_cases(files, tmp_path):
     def die(step, batch):
         if step == 4:
@@ -395,6 +396,7 @@ def test_f40_a_killed_worker_ends_the_run_with_the_names_of_its_cases(files, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("alone")
 def test_f40_a_killed_process_of_several_ends_the_run_with_a_message_and_the_run_goes_on(tmp_path):
     data, out, env = write_tiny(tmp_path / "data"), tmp_path / "run", environment()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
