@@ -23,11 +23,11 @@ lint: .venv/installed
 
 check: lint test
 
-# Lines that the tests run, in child processes too: 92 % of all, 97 % of the rooms that a number passes through.
+# Lines that the tests run, in child processes too: 92 % of all, 97 % of the packages that a number passes through.
 coverage: .venv/installed
 	$(TEST) --cov --cov-report=
 	$(BIN)/coverage report --skip-covered --fail-under=92
-	for room in data train evaluate; do $(BIN)/coverage report --include="*/nissl/$$room/*" --fail-under=97 || exit 1; done
+	for package in data metrics training evaluation; do $(BIN)/coverage report --include="*/nissl/$$package/*" --fail-under=97 || exit 1; done
 
 bench: .venv/installed
 	for file in benchmarks/*_step.py benchmarks/check_folder.py benchmarks/bench_workers.py; do $(BIN)/python $$file || exit 1; done

@@ -272,8 +272,9 @@ def test_f12_no_worker_process_outlives_an_interrupted_run(files, tmp_path):
 def test_f10_a_full_disk_under_the_log_is_said(files, tmp_path):
     trainer = Recipe(files).trainer(tmp_path / "run")
     (tmp_path / "run" / "log.jsonl").symlink_to("/dev/full")
-    with pytest.raises(ResourceError, match=r"log\.jsonl\n  found: disk full\n.*\n  next step: free some space"):
+    with pytest.raises(ResourceError) as caught:
         trainer.run()
+    assert caught.value.where == str(tmp_path / "run" / "log.jsonl") and caught.value.found == "disk full"
 
 
 # Kills
@@ -400,7 +401,8 @@ def test_f06_a_damaged_checkpoint_of_stage_1_gives_way_to_the_one_before(files, 
     path = tmp_path / "run" / "stage1-0.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
     resumed, again = stage_of(recipe, tmp_path / "run")
-    assert "the checkpoint before it, of step 3, is used" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert path.name in told and "step 3" in told
     assert differing(whole.state_dict(), resumed.state_dict()) == [] and again == report
 
 
@@ -433,7 +435,7 @@ def test_f07_a_state_cut_short_is_named_and_the_one_before_is_used(data, tmp_pat
     capsys.readouterr()
     assert leave(["train", data, "--out", tmp_path / "run", "--resume"]) == 0
     told = capsys.readouterr().err
-    for part in ("state.safetensors", "unreadable", "the checkpoint before it, of step 2, is used"):
+    for part in ("state.safetensors", "unreadable", "step 2"):
         assert part in told
     hashes = [load_checkpoint(tmp_path / run / STATE)[1]["sha256"] for run in ("whole", "run")]
     assert hashes[0] == hashes[1]
@@ -462,14 +464,14 @@ def test_f08_a_changed_image_needs_a_word(data, tmp_path, capsys):
     path = data / "images" / f"{seen}.png"
     path.write_bytes(path.read_bytes() + b"\x00")
     assert leave(["train", data, "--out", tmp_path / "run", "--resume"]) == 2
-    assert f"1 cases of the data differ, such as {seen}" in capsys.readouterr().err
+    assert seen in capsys.readouterr().err
 
 
 def test_f08_a_state_that_does_not_fit_the_new_settings_is_refused_also_with_the_word(data, tmp_path, capsys):
     assert leave(train(data, tmp_path / "run")) == 0
     wider = ["--widths", "4", "16", "--allow-changed"]
     assert leave(["train", data, "--out", tmp_path / "run", "--resume", *wider]) == 2
-    assert "the state of another network" in capsys.readouterr().err
+    assert str(tmp_path / "run" / STATE) in capsys.readouterr().err
 
 
 @pytest.fixture
