@@ -41,6 +41,8 @@ from nissl.training.signals import Interrupted
 from nissl.training.stage1 import Stage1
 
 ROOT = Path(__file__).resolve().parents[2]
+SHORT = replace(TRAIN, steps=8, save_every=3)
+"""Long enough to be saved twice and to be stopped between."""
 
 
 @pytest.fixture
@@ -49,15 +51,18 @@ def files(tmp_path):
 
 
 def crash_and_resume(recipe, folder):
-    """Seven steps that are saved, two that are not, a crash; then a new trainer that goes on to the end."""
-    with pytest.raises(DataError, match="gone"):
-        recipe.trainer(folder, crash_at(9)).run()
-    assert [line["step"] for line in log_of(folder)] == list(range(1, 10))
+    """Steps that are saved, one or two that are not, a crash; then a new trainer that resumes and runs to the end."""
+    saved = recipe.config.save_every
+    last = min(saved + 2, 2 * saved - 1)
+    with pytest.raises(DataError) as caught:
+        recipe.trainer(folder, crash_at(last)).run()
+    assert caught.value.found == "gone"
+    assert [line["step"] for line in log_of(folder)] == list(range(1, last + 1))
     with (folder / "log.jsonl").open("ab") as log:
-        log.write(b'\x00\xff\n{"step": "?"}\n[]\n{"step": 10, "loss": 0.1')
+        log.write(b'\x00\xff\n{"step": "?"}\n[]\n{"step": %d, "loss": 0.1' % (last + 1))
     resumed = recipe.trainer(folder, resumed=True)
     assert resumed.resume() is None
-    assert resumed.step == 7
+    assert resumed.step == saved
     resumed.run()
     return resumed
 
@@ -67,23 +72,23 @@ def require_equal_runs(recipe, folder):
     resumed = crash_and_resume(recipe, folder / "resumed")
     assert differing(state_of(whole), state_of(resumed)) == []
     assert log_of(folder / "resumed") == log_of(folder / "whole")
-    assert [line["step"] for line in log_of(folder / "whole")] == list(range(1, 21))
+    assert [line["step"] for line in log_of(folder / "whole")] == list(range(1, recipe.config.steps + 1))
     for name in (WEIGHTS, STATE):
         (ours, facts), (theirs, others) = (load_checkpoint(folder / run / name) for run in ("whole", "resumed"))
-        assert differing(ours, theirs) == [] and facts == others and facts["step"] == 20
+        assert differing(ours, theirs) == [] and facts == others and facts["step"] == recipe.config.steps
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_f03_f04_every_method_resumes_bit_for_bit(tmp_path, method, dims):
-    require_equal_runs(Recipe(write_files(tmp_path / "data", dims), method=method), tmp_path)
+    require_equal_runs(Recipe(write_files(tmp_path / "data", dims), method=method, config=SHORT), tmp_path)
 
 
 @pytest.mark.parametrize("handover", ["fold", "unit-norm"])
 @pytest.mark.parametrize("pretrain", PRETRAININGS)
 def test_f04_every_pretraining_resumes_bit_for_bit(files, tmp_path, pretrain, handover):
     settings = replace(PRETRAIN, handover=handover)
-    require_equal_runs(Recipe(files, pretrain=pretrain, pretrain_config=settings), tmp_path)
+    require_equal_runs(Recipe(files, pretrain=pretrain, pretrain_config=settings, config=SHORT), tmp_path)
 
 
 def test_f04_pretraining_in_3d_resumes_bit_for_bit(tmp_path):
@@ -267,23 +272,26 @@ def test_f12_no_worker_process_outlives_an_interrupted_run(files, tmp_path):
 def test_f10_a_full_disk_under_the_log_is_said(files, tmp_path):
     trainer = Recipe(files).trainer(tmp_path / "run")
     (tmp_path / "run" / "log.jsonl").symlink_to("/dev/full")
-    with pytest.raises(ResourceError, match=r"log\.jsonl\n  found: disk full\n.*\n  next step: free some space"):
+    with pytest.raises(ResourceError) as caught:
         trainer.run()
+    assert caught.value.where == str(tmp_path / "run" / "log.jsonl") and caught.value.found == "disk full"
 
 
 # Kills
 
 
 @pytest.mark.slow
-def test_f01_fifty_kills_at_random_moments_lose_no_more_than_a_step(tmp_path):
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.full)])
+def test_f01_kills_at_random_moments_lose_no_more_than_a_step(tmp_path, kills):
     """Each of the runs that the kills fall into ends as the run without a kill, bit for bit."""
     write_tiny(tmp_path / "data")
-    command = [sys.executable, "-m", "tests.faults.killed", str(tmp_path / "data"), str(tmp_path), "50"]
+    command = [sys.executable, "-m", "tests.faults.killed", str(tmp_path / "data"), str(tmp_path), str(kills)]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert child.returncode == 0, child.stderr
     states = json.loads((tmp_path / "states.json").read_text())
-    assert len(states) == 50 and len(set(states)) >= 10  # they fell into many moments
-    assert any(state.startswith("pre-training") for state in states)
+    assert len(states) == kills and len(set(states)) >= kills // 5  # they fell into many moments
+    assert any(state.startswith(("pre-training", "training")) for state in states)
+    assert kills < 50 or any(state.startswith("pre-training") for state in states)
     whole, runs = tmp_path / "whole", sorted(tmp_path.glob("run[0-9]"))
     for run in runs:
         for name in (WEIGHTS, STATE):
@@ -393,7 +401,8 @@ def test_f06_a_damaged_checkpoint_of_stage_1_gives_way_to_the_one_before(files, 
     path = tmp_path / "run" / "stage1-0.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
     resumed, again = stage_of(recipe, tmp_path / "run")
-    assert "the checkpoint before it, of step 3, is used" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert path.name in told and "step 3" in told
     assert differing(whole.state_dict(), resumed.state_dict()) == [] and again == report
 
 
@@ -426,7 +435,7 @@ def test_f07_a_state_cut_short_is_named_and_the_one_before_is_used(data, tmp_pat
     capsys.readouterr()
     assert leave(["train", data, "--out", tmp_path / "run", "--resume"]) == 0
     told = capsys.readouterr().err
-    for part in ("state.safetensors", "unreadable", "the checkpoint before it, of step 2, is used"):
+    for part in ("state.safetensors", "unreadable", "step 2"):
         assert part in told
     hashes = [load_checkpoint(tmp_path / run / STATE)[1]["sha256"] for run in ("whole", "run")]
     assert hashes[0] == hashes[1]
@@ -455,14 +464,14 @@ def test_f08_a_changed_image_needs_a_word(data, tmp_path, capsys):
     path = data / "images" / f"{seen}.png"
     path.write_bytes(path.read_bytes() + b"\x00")
     assert leave(["train", data, "--out", tmp_path / "run", "--resume"]) == 2
-    assert f"1 cases of the data differ, such as {seen}" in capsys.readouterr().err
+    assert seen in capsys.readouterr().err
 
 
 def test_f08_a_state_that_does_not_fit_the_new_settings_is_refused_also_with_the_word(data, tmp_path, capsys):
     assert leave(train(data, tmp_path / "run")) == 0
     wider = ["--widths", "4", "16", "--allow-changed"]
     assert leave(["train", data, "--out", tmp_path / "run", "--resume", *wider]) == 2
-    assert "the state of another network" in capsys.readouterr().err
+    assert str(tmp_path / "run" / STATE) in capsys.readouterr().err
 
 
 @pytest.fixture

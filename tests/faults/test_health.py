@@ -153,8 +153,9 @@ def test_f36_steps_in_a_row_are_counted_across_an_interruption(files, tmp_path, 
     resumed = recipe.trainer(tmp_path / "run", resumed=True)
     resumed.resume()
     assert resumed.step == 5
-    with pytest.raises(ResourceError, match="step 6"):
+    with pytest.raises(ResourceError) as stopped:
         resumed.run()
+    assert stopped.value.where.startswith("step 6, ")
 
 
 def test_f36_they_are_counted_across_an_interruption_of_a_pretraining(files, tmp_path):
@@ -299,8 +300,8 @@ def test_f38_without_memory_the_batch_passes_in_parts_and_the_result_is_the_same
     parted = small_trainer(files, tmp_path / "parted", method, together, NO_MEMORY[kind])
     parted.run()
     told = capsys.readouterr().err
-    assert "from step 1 on, batches pass in 2 parts of 2" in told
-    assert "from step 1 on, batches pass in 4 parts of 1" in told and told.count("out of memory") == 2
+    assert "2 parts of 2" in told and "4 parts of 1" in told
+    assert told.count("step 1 ") == told.count("out of memory") == 2
     assert all(line["parts"] == 4 for line in log_of(tmp_path / "parted"))
     if not draws(whole):  # what is drawn for parts is not what is drawn for the whole
         one, other = (trainer.method.networks[0].state_dict() for trainer in (whole, parted))
@@ -376,6 +377,7 @@ def test_f38_a_real_limit_of_memory_is_met_by_parts(tmp_path):
 # Processes that are killed
 
 
+@pytest.mark.xdist_group("alone")
 def test_f40_a_killed_worker_ends_the_run_with_the_names_of_its_cases(files, tmp_path):
     def die(step, batch):
         if step == 4:
@@ -396,6 +398,7 @@ def test_f40_a_killed_worker_ends_the_run_with_the_names_of_its_cases(files, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("alone")
 def test_f40_a_killed_process_of_several_ends_the_run_with_a_message_and_the_run_goes_on(tmp_path):
     data, out, env = write_tiny(tmp_path / "data"), tmp_path / "run", environment()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]

@@ -191,7 +191,7 @@ def test_f39_a_process_that_the_system_keeps_short_of_memory_writes_the_same_mas
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "warning: out of memory with tile 2048" in done.stderr
+    assert "out of memory" in done.stderr and "tile 2048" in done.stderr
     entry = json.loads((tmp_path / "short" / "predictions.json").read_text())["images"]["a.tif"]
     assert entry["out_of_memory"][0] == "tile 1024 on cpu"
     free, short = (read_raster(tmp_path / name / "a.tif").pixels for name in ("free", "short"))
@@ -262,6 +262,7 @@ print("grown", status("VmHWM") - before, status("VmHWM"))
 
 
 @LINUX
+@pytest.mark.xdist_group("alone")
 @pytest.mark.parametrize("sampling", ["patches", "resize"])
 def test_f41_an_image_is_predicted_without_being_held(sampling, tmp_path):
     """16 channels of real numbers: 256 MB when decoded, of which a small part is in memory at any time."""
@@ -291,10 +292,11 @@ def test_f41_an_image_is_predicted_without_being_held(sampling, tmp_path):
 
 @LINUX
 @pytest.mark.slow
+@pytest.mark.xdist_group("alone")
+@pytest.mark.parametrize("side", [6000, pytest.param(20000, marks=pytest.mark.full)])
 @pytest.mark.parametrize("kind", ["tiles", "strips", "stored"])
-def test_f41_a_slide_stays_below_the_bound_that_is_printed(kind):
-    """Of 8,000 x 8,000; the benchmark itself takes 20,000 x 20,000, in minutes."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "whole_slide.py"), kind, "8000"]
+def test_f41_a_slide_stays_below_the_bound_that_is_printed(kind, side):
+    command = [sys.executable, str(ROOT / "benchmarks" / "whole_slide.py"), kind, str(side)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)

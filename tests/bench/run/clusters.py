@@ -48,11 +48,20 @@ class Cluster:
         """What all processes have written."""
         return "\n".join(path.read_text() for path in self.folder.glob("*.log"))
 
-    def end(self):
+    def end(self, workers_only=False):
         """Kill what is left; the processes of the cells end with their workers."""
-        for process in self.processes:
+        for process in self.processes[workers_only:]:
             process.send_signal(signal.SIGKILL)
             process.wait(60)
+
+
+@contextmanager
+def lent(made):
+    """A cluster that several tests share: whatever they start there, they leave it without workers."""
+    try:
+        yield made
+    finally:
+        made.end(workers_only=True)
 
 
 @contextmanager

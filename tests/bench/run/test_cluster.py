@@ -8,7 +8,7 @@ import time
 import filelock
 import pytest
 from tests.bench.grids import LONG, command, env, hashes, lines, rows, started, wait_for, write_grid
-from tests.bench.run.clusters import cluster
+from tests.bench.run.clusters import cluster, lent
 from tests.tiny_data import write_tiny
 
 from nissl.bench.grid.grid import cells, load_grid
@@ -46,9 +46,20 @@ def starts(folder, cell):
     return len([line for line in lines(log_of(folder / "out", cell)) if line.endswith(cell.id)])
 
 
-def in_process(folder):
-    bench(folder / "grid.toml", folder / "alone")
-    return hashes(folder / "alone")
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A scheduler for the tests that leave it as it is."""
+    with cluster(tmp_path_factory.mktemp("shared") / "cluster") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory):
+    """What the cells are without a cluster."""
+    folder = tmp_path_factory.mktemp("alone")
+    prepared(folder)
+    bench(folder / "grid.toml", folder / "out")
+    return hashes(folder / "out")
 
 
 def test_a_cell_is_the_same_after_its_way_through_text(tmp_path):
@@ -58,9 +69,9 @@ def test_a_cell_is_the_same_after_its_way_through_text(tmp_path):
 
 
 @pytest.mark.slow
-def test_cells_of_a_killed_worker_go_on_with_another_and_nothing_is_made_twice(tmp_path):
+def test_cells_of_a_killed_worker_go_on_with_another_and_nothing_is_made_twice(tmp_path, shared, in_process):
     made, (first, second) = prepared(tmp_path)
-    with cluster(tmp_path / "cluster") as dask:
+    with lent(shared) as dask:
         dask.worker()
         dask.worker()
         process = started(tmp_path, "--cluster", dask.address)
@@ -75,11 +86,11 @@ def test_cells_of_a_killed_worker_go_on_with_another_and_nothing_is_made_twice(t
     for cell, run in zip(made, (first, second)):
         assert starts(tmp_path, cell) == 2 and len(env(run)["continued"]) == 1
         assert steps(run) == list(range(1, STEPS + 1))
-    assert hashes(tmp_path / "out") == in_process(tmp_path)
+    assert hashes(tmp_path / "out") == in_process
 
 
 @pytest.mark.slow
-def test_a_killed_scheduler_leaves_a_bench_that_goes_on_without_it(tmp_path):
+def test_a_killed_scheduler_leaves_a_bench_that_goes_on_without_it(tmp_path, in_process):
     made, (first, second) = prepared(tmp_path)
     with cluster(tmp_path / "cluster") as dask:
         dask.worker()
@@ -97,13 +108,13 @@ def test_a_killed_scheduler_leaves_a_bench_that_goes_on_without_it(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == dates
     assert starts(tmp_path, made[0]) == 1 and starts(tmp_path, made[1]) == 2
     assert steps(second) == list(range(1, STEPS + 1))
-    assert hashes(tmp_path / "out") == in_process(tmp_path)
+    assert hashes(tmp_path / "out") == in_process
 
 
 @pytest.mark.slow
-def test_ctrl_c_lets_the_workers_save_and_the_bench_waits_for_its_first_worker(tmp_path):
+def test_ctrl_c_lets_the_workers_save_and_the_bench_waits_for_its_first_worker(tmp_path, shared):
     made, (first, second) = prepared(tmp_path)
-    with cluster(tmp_path / "cluster") as dask:
+    with lent(shared) as dask:
         process = started(tmp_path, "--cluster", dask.address)
         assert "there is no worker" in process.stderr.readline()
         dask.worker()
@@ -141,9 +152,9 @@ def test_a_worker_that_is_believed_dead_keeps_its_cell_and_the_next_one_waits(tm
 
 
 @pytest.mark.slow
-def test_a_cell_that_keeps_losing_its_worker_has_failed(tmp_path):
+def test_a_cell_that_keeps_losing_its_worker_has_failed(tmp_path, shared):
     first = prepared(tmp_path, LONG)[1][0]
-    with cluster(tmp_path / "cluster") as dask:
+    with lent(shared) as dask:
         dask.worker()
         process = started(tmp_path, "--cluster", dask.address)
         killed = 0
