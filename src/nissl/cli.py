@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ import tyro
 
 from nissl.config import Config, DataConfig, load_config
 from nissl.errors import InputError, NisslError, ResourceError, out_of_memory
+from nissl.members import REGISTRIES, changed_options
 
 if TYPE_CHECKING:
     from nissl.data.check import Report
@@ -329,24 +330,41 @@ def _answer(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Compare | Bench | Predict | MakeReport | Fetch":
-    """Parse the flags; a settings file, or the run that is resumed, gives the defaults that flags win over."""
-    base = _base(arguments[1:]) if arguments[:1] == ["train"] else None
-    if base is None:
+    """Parse the flags; what they win over says which flags there are."""
+    if arguments[:1] != ["train"]:
         return tyro.cli(Verb, prog="nissl", description=DESCRIPTION, args=arguments)
-    default = Train(tyro.MISSING, tyro.MISSING, base)
+    default = Train(tyro.MISSING, tyro.MISSING, _base(arguments[1:]))
     return tyro.cli(Train, prog="nissl train", args=arguments[1:], default=default)
 
 
-def _base(flags: list[str]) -> Config | None:
-    """Read the settings below the flags first of all: a flag, such as --widths, may fit to them only."""
+def _base(flags: list[str]) -> Config:
+    """Make the settings below the flags: of a file or of the run that is resumed, with the members that flags name.
+
+    A member has the flags of its own options and no others.
+
+    Raises:
+        InputError: a flag names no member, or an option of another one.
+
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--out"):
         parser.add_argument(name, type=Path, nargs="?")
     parser.add_argument("--resume", action="store_true")
+    for members in REGISTRIES.values():
+        parser.add_argument(f"--{members.kind}", f"--{members.kind}.name", dest=members.kind, nargs="?")
     known, _ = parser.parse_known_args(flags)
-    if known.resume and known.out and not known.config:
-        return load_config(known.out / "config.toml")
-    return load_config(known.config) if known.config else None
+    path = known.config or (known.out / "config.toml" if known.resume and known.out else None)
+    base = load_config(path) if path else Config()
+    for members in REGISTRIES.values():
+        own = getattr(base, members.kind)
+        name = getattr(known, members.kind) or own.name
+        if name != own.name:
+            base = replace(base, **{members.kind: members.make(name, **changed_options(own))})
+        for flag in flags:
+            table, _, option = flag.partition("=")[0].partition(".")
+            if table == f"--{members.kind}":
+                members.require_option(name, option.replace("-", "_") or "name", flag)
+    return base
 
 
 def _check_tree(report: "Report") -> dict[str, Any]:
