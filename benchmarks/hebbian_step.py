@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from measure import Work, machine, peak_bytes, ratio, times
-from nissl.nets import factory
 from nissl.config import NetConfig, PretrainConfig
+from nissl.nets import factory
 from nissl.plasticity import Plasticity, RelativeStep, plastic_layers
 from nissl.pretrain.hebbian import make_rule
 from nissl.pretrain.pretraining import excluded

@@ -8,14 +8,14 @@ sees, which are 16 where it uses those without masks. Prints one JSON line.
 import json
 
 import torch
+from nissl.training.schedule import make_optimiser
 
 from measure import Work, machine, ratio, times
-from nissl.nets import factory
 from nissl.config import NetConfig, TrainConfig
 from nissl.data.batches import Batch
 from nissl.methods import METHODS
+from nissl.nets import factory
 from nissl.training.loop import autocast, lay_out
-from nissl.training.schedule import make_optimiser
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMAGES, SIDE, CLASSES = 8, 128, 2

@@ -26,9 +26,9 @@ import tyro
 from torch import nn
 
 from nissl import api
-from nissl.nets import factory
 from nissl.config import Config, DataConfig, SplitConfig, TrainConfig
 from nissl.data.batches import Store
+from nissl.nets import factory
 from nissl.nets.unet import UNet
 
 MEAN, DEVIATION = (0.788, 0.512, 0.785), (0.428, 0.508, 0.426)

@@ -14,16 +14,16 @@ import tempfile
 from pathlib import Path
 
 import torch
+from nissl.training.schedule import make_optimiser
 
 from measure import Work, machine, ratio, times
-from nissl.nets import factory
 from nissl.config import AugmentConfig, DataConfig, NetConfig, TrainConfig
 from nissl.data.batches import Schedule, Store, Stream, resolve
 from nissl.data.cases import find_cases
 from nissl.datasets.phantom import PhantomConfig, write_phantoms
 from nissl.methods import METHODS
+from nissl.nets import factory
 from nissl.training.loop import Trainer, autocast
-from nissl.training.schedule import make_optimiser
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BOUND = 0.9

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from tests import toy_method
+
+toy_method.register()  # before tests are made of all methods
 
 
 @pytest.fixture(scope="session", autouse=True)

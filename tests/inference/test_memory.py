@@ -12,12 +12,12 @@ import torch
 from tests.inference.tiny import tiny_model, with_net
 from torch import nn
 
-from nissl.nets import factory
 from nissl.config import Config
 from nissl.errors import ResourceError
 from nissl.imageio.formats import Header
 from nissl.imageio.raster import Grid
 from nissl.inference.memory import Retreat, network_bytes, peak_bytes, resident_bytes, tile_size, total_bytes, ways
+from nissl.nets import factory
 
 ROOT = Path(__file__).resolve().parents[2]
 
