@@ -4,6 +4,9 @@ import os
 
 import pytest
 import torch
+from tests import toy_method
+
+toy_method.register()  # before tests are made of all methods
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start; for this one see `one_thread`
 

@@ -16,12 +16,16 @@ from tests.tiny_data import NET, tiny_config, write_tiny
 
 import nissl
 from nissl import api
-from nissl.nets import factory
-from nissl.config import Config, DataConfig, MethodConfig, NetConfig
+from nissl.config import DataConfig
 from nissl.errors import DataError, InputError
 from nissl.evaluation.table import scores_from_csv
 from nissl.imageio.formats import read_raster, write_image, write_mask
+from nissl.methods import METHODS
+from nissl.methods.settings import Supervised
+from nissl.nets import factory
+from nissl.nets.settings import ForeignNet, UNet, VNet
 from nissl.plasticity import plastic_layers
+from nissl.pretrain.settings import NoPretraining
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS
 from nissl.runs.format import FORMAT, load_config
@@ -29,9 +33,9 @@ from nissl.training.loop import Trainer
 
 RUN_FILES = {
     *("config.toml", "split.json", "data.json", "env.json", "network.json", "pretrain.json", "budget.json"),
-    *("log.jsonl", "filters.npy", "filters_start.npy"),
+    *("log.jsonl", "pretrain.jsonl", "filters.npy", "filters_start.npy"),
     *("checkpoints/last.safetensors", "checkpoints/state.safetensors", "checkpoints/previous.state.safetensors"),
-    *("checkpoints/stage1-0.safetensors", "checkpoints/previous.stage1-0.safetensors"),
+    "checkpoints/stage1-0.safetensors",
 }
 MEASURED = {"metrics.csv", "metrics.json", "report.html"}
 KEYS = {"dice", "dice_ci", "pooled_dice", "hd95", "n_cases", "trivial_dice"}
@@ -74,8 +78,13 @@ def test_the_run_folder_has_every_file_and_no_other(run, measured):
 
 
 def test_a_run_is_readable_without_our_code(run, data):
+    asked = tiny_config()
     assert load_config(run / "config.toml") == dataclasses.replace(
-        tiny_config(), data=DataConfig(size=(32, 32), sampling="resize")
+        asked,
+        data=DataConfig(size=(32, 32), sampling="resize"),
+        augment=dataclasses.replace(asked.augment, flip=True, rotate=180.0, transpose=True),
+        pretrain=dataclasses.replace(asked.pretrain, layers="decoder", response="centred"),
+        train=dataclasses.replace(asked.train, precision="float32"),
     )
     facts, split = read(run / "data.json"), read(run / "split.json")
     assert (facts["name"], facts["dims"], facts["channels"]) == ("data", 2, 1)
@@ -209,10 +218,12 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(data, tmp_path):
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(data, run, tmp_path, monkeypatch):
     """Its log does not hold the steps twice."""
-    from nissl.training.loop import Trainer
+    save = Trainer.save
 
-    def killed(self):
-        raise KeyboardInterrupt
+    def killed(trainer):
+        if trainer.stage.weights:
+            raise KeyboardInterrupt
+        save(trainer)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "save", killed)
@@ -251,7 +262,7 @@ def test_a_size_that_the_network_cannot_take_is_refused_before_anything_is_made(
     "name", ["monai.networks.nets:BasicUNetPlusPlus", "torch.nn:Identity", "monai.networks.nets:X"]
 )
 def test_a_network_that_is_none_is_refused_before_anything_is_made(data, tmp_path, name):
-    config = dataclasses.replace(tiny_config(pretrain="none"), net=NetConfig(name=name))
+    config = dataclasses.replace(tiny_config(pretrain="none"), net=ForeignNet(name))
     with pytest.raises(InputError) as caught:
         api.train(data, tmp_path / "run", config)
     assert name.split(":")[1] in caught.value.found + caught.value.where
@@ -274,9 +285,9 @@ def test_steps_of_one_image_of_one_pixel_are_refused_before_anything_is_made(
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, size=(16,)),
-        net=NetConfig(widths=(2, 2, 2, 2, 2)),
-        method=MethodConfig(name=method),
-        pretrain=dataclasses.replace(config.pretrain, batch=images),
+        net=UNet(widths=(2, 2, 2, 2, 2)),
+        method=METHODS.make(method),
+        pretrain=config.pretrain if pretrain == "none" else dataclasses.replace(config.pretrain, batch=images),
         train=dataclasses.replace(config.train, batch=batch),
     )
     with pytest.raises(InputError) as caught:
@@ -288,16 +299,14 @@ def test_steps_of_one_image_of_one_pixel_are_refused_before_anything_is_made(
 
 def test_a_part_that_the_network_does_not_have_is_refused_before_anything_is_made(data, tmp_path):
     config = tiny_config()
-    config = dataclasses.replace(
-        config, net=NetConfig(name="vnet"), pretrain=dataclasses.replace(config.pretrain, layers="decoder")
-    )
+    config = dataclasses.replace(config, net=VNet(), pretrain=dataclasses.replace(config.pretrain, layers="decoder"))
     with pytest.raises(InputError, match=r"pretrain\.layers"):
         api.train(data, tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_foreign_network_goes_the_whole_way(data, tmp_path):
-    net = NetConfig(name="monai.networks.nets:BasicUNet")
+    net = ForeignNet("monai.networks.nets:BasicUNet")
     config = dataclasses.replace(tiny_config(steps=1), net=net)
     run = api.train(data, tmp_path / "run", config)
     assert api.evaluate(run).overall.n_cases == 2
@@ -305,12 +314,14 @@ def test_a_foreign_network_goes_the_whole_way(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "key", "near"),
-    [({"method": "supervized"}, "method.name", "supervised"), ({"pretrain": "hebb"}, "pretrain.name", "hebbian")],
+    [
+        ({"method": Supervised("supervized")}, "method.name", "supervised"),
+        ({"pretrain": NoPretraining("hebb")}, "pretrain.name", "hebbian"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(data, tmp_path, change, key, near):
-    parts = {part: dataclasses.replace(getattr(Config(), part), name=name) for part, name in change.items()}
     with pytest.raises(InputError) as caught:
-        api.train(data, tmp_path / "run", dataclasses.replace(tiny_config(), **parts))
+        api.train(data, tmp_path / "run", dataclasses.replace(tiny_config(), **change))
     assert caught.value.where == key and f"`{near}`" in caught.value.fix
     assert not (tmp_path / "run").exists()
 
@@ -403,19 +414,20 @@ def test_a_mask_of_several_classes_is_learnt_and_scored_by_class(tmp_path):
 
 def _learning(method, batch):
     train = dataclasses.replace(tiny_config().train, batch=batch, steps=2)
-    return dataclasses.replace(tiny_config(), method=MethodConfig(method), train=train)
+    return dataclasses.replace(tiny_config(), method=METHODS.make(method), train=train)
 
 
 @pytest.mark.parametrize(("method", "labelled", "unlabelled"), [("supervised", 4, 0), ("entropy", 2, 2), ("cps", 2, 2)])
 def test_a_step_sees_as_many_images_with_every_method(data, tmp_path, monkeypatch, method, labelled, unlabelled):
     seen = []
-    step = Trainer._step
+    step = Trainer.make_step
 
     def counted(trainer, model, batch):
-        seen.append((len(batch.images), 0 if batch.unlabelled is None else len(batch.unlabelled)))
+        if trainer.stage.weights:
+            seen.append((len(batch.images), 0 if batch.unlabelled is None else len(batch.unlabelled)))
         return step(trainer, model, batch)
 
-    monkeypatch.setattr(Trainer, "_step", counted)
+    monkeypatch.setattr(Trainer, "make_step", counted)
     config = _learning(method, 4)
     run = api.train(data, tmp_path / "run", config)
     assert seen == [(labelled, unlabelled)] * 2

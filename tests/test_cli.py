@@ -8,13 +8,16 @@ import sys
 
 import pytest
 import tomli_w
-from tests.tiny_data import FLAGS, tiny_config, write_tiny
+from tests.tiny_data import FLAGS, pretrained, tiny_config, write_tiny
 
 from nissl import cli
 from nissl.config import Config, to_tree
 from nissl.data.cases import Finding
 from nissl.data.check import Report
 from nissl.errors import DataError, InputError, ResourceError
+from nissl.methods.settings import CPS, DTC, Supervised
+from nissl.nets.settings import ForeignNet, VNet
+from nissl.pretrain.settings import VAE, Hebbian
 from nissl.runs.format import load_config
 
 VERBS = {
@@ -112,19 +115,22 @@ def test_help_of_a_verb_shows_the_docstring_of_each_field(verb, capsys):
         (["--steps", "7"], "train.steps", 7),
         (["--batch", "3"], "train.batch", 3),
         (["--labels", "5%"], "split.labels", "5%"),
-        (["--pretrain", "hebbian"], "pretrain.name", "hebbian"),
-        (["--rule", "swta"], "pretrain.rule", "swta"),
-        (["--layers", "encoder"], "pretrain.layers", "encoder"),
-        (["--handover", "unit-norm"], "pretrain.handover", "unit-norm"),
+        (["--pretrain", "hebbian"], "pretrain", Hebbian()),
+        (["--pretrain=hebbian", "--rule", "swta"], "pretrain", Hebbian(rule="swta")),
+        (["--layers", "encoder", "--pretrain", "vae"], "pretrain", VAE(layers="encoder")),
+        (["--pretrain", "hebbian", "--handover", "unit-norm"], "pretrain", Hebbian(handover="unit-norm")),
         (["--size", "64"], "data.size", (64,)),
         (["--size", "64", "32"], "data.size", (64, 32)),
         (["--label-map", "binary"], "data.label_map", "binary"),
-        (["--net", "vnet"], "net.name", "vnet"),
+        (["--net", "vnet"], "net", VNet()),
+        (["--net", "monai.networks.nets:BasicUNet"], "net", ForeignNet("monai.networks.nets:BasicUNet")),
         (["--widths", "1", "2", "3", "4", "5"], "net.widths", (1, 2, 3, 4, 5)),
-        (["--method", "supervised"], "method.name", "supervised"),
+        (["--method", "supervised"], "method", Supervised()),
+        (["--method.name", "cps", "--method.ramp-shape", "linear"], "method", CPS(ramp_shape="linear")),
+        (["--method", "dtc", "--method.steepness=9"], "method", DTC(steepness=9.0)),
         (["--seed", "3"], "seed", 3),
         (["--train.steps", "7"], "train.steps", 7),
-        (["--pretrain.rule", "oja"], "pretrain.rule", "oja"),
+        (["--pretrain.name=hebbian", "--pretrain.rule", "oja"], "pretrain", Hebbian(rule="oja")),
         (["--train.learning-rate", "0.5"], "train.learning_rate", 0.5),
         (["--no-deterministic"], "deterministic", False),
         (["--augment.flip", "False"], "augment.flip", False),
@@ -153,6 +159,17 @@ def test_a_settings_file_is_read_and_flags_win_over_it(tmp_path):
     assert (settings.seed, settings.train.steps, settings.train.batch, settings.data.size) == (4, 11, 2, (64,))
     settings = cli._parse([*flags, "--steps", "12", "--seed", "0"]).settings
     assert (settings.seed, settings.train.steps, settings.train.batch) == (0, 12, 2)
+
+
+def test_a_member_that_a_flag_names_takes_those_options_of_the_file_that_it_has(tmp_path, capsys):
+    path = write_settings(tmp_path, '[pretrain]\nname = "hebbian"\nsteps = 7\n[method]\nname = "cps"\nweight = 3\n')
+    flags = ["train", str(tmp_path), "--out", str(tmp_path / "run"), "--config", str(path)]
+    assert cli._parse(flags).settings.pretrain == Hebbian(steps=7)
+    settings = cli._parse([*flags, "--pretrain", "vae", "--method", "cps", "--method.ramp", "1"]).settings
+    assert (settings.pretrain, settings.method) == (VAE(steps=7), CPS(weight=3.0, ramp=1.0))
+    assert leave([*flags, "--method", "supervised"]) == 2
+    error = capsys.readouterr().err
+    assert "`weight`" in error and "supervised" in error and "cps" in error
 
 
 @pytest.mark.parametrize(
@@ -310,7 +327,12 @@ def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path
         (["train"], "--out"),
         (["train", "x", "--out", "y", "--stepz", "3"], "--steps"),
         (["train", "x", "--out", "y", "--steps", "three"], "three"),
-        (["train", "x", "--out", "y", "--rule", "hebbb"], "hebbb"),
+        (["train", "x", "--out", "y", "--pretrain", "hebbian", "--rule", "hebbb"], "hebbb"),
+        (["train", "x", "--out", "y", "--rule", "swta"], "--rule"),
+        (["train", "x", "--out", "y", "--method.weight", "1"], "belongs to entropy, mean-teacher"),
+        (["train", "x", "--out", "y", "--pretrain", "vae", "--pretrain.betta", "1"], "`beta`"),
+        (["train", "x", "--out", "y", "--net", "vnet", "--net.dropout", "0"], "belongs to unet"),
+        (["train", "x", "--out", "y", "--method", "unimatsch"], "`unimatch`"),
         (["train", "x", "--out", "y", "--steps", "0"], "train.steps"),
         (["train", "x", "--out", "y", "--seed", "-1"], "seed"),
         (["train", "x", "--out", "y", "--widths", "4", "8"], "net.dropout"),
@@ -392,7 +414,7 @@ def test_check_text_has_all_parts_of_a_finding():
 
 
 def test_a_run_can_take_over_the_stage_1_of_another(data, tmp_path, capsys):
-    hebbian = ["--pretrain", "hebbian", *FLAGS]
+    hebbian = [*pretrained(), *FLAGS]
     first, second = tmp_path / "first", tmp_path / "second"
     assert leave(["train", data, "--out", first, *hebbian]) == 0
     assert leave(["train", data, "--out", second, *hebbian, "--method", "entropy", "--pretrained", first]) == 0

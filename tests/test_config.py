@@ -12,14 +12,15 @@ from nissl.config import (
     AugmentConfig,
     Config,
     DataConfig,
-    NetConfig,
-    PretrainConfig,
     SplitConfig,
     TrainConfig,
     from_tree,
     to_tree,
 )
 from nissl.errors import InputError
+from nissl.methods.settings import BCP, CPS, METHODS, Supervised, UniMatch
+from nissl.nets.settings import ForeignNet, UNet, VNet
+from nissl.pretrain.settings import PRETRAININGS, VAE, Hebbian, NoPretraining, UnitNorm
 from nissl.runs.format import load_config
 
 
@@ -52,8 +53,16 @@ configs = st.builds(
     ),
     split=st.builds(SplitConfig, labels=st.text(), test_fraction=small, allow_shared_groups=st.booleans()),
     augment=st.builds(AugmentConfig, flip=st.booleans(), scale=small, noise=small),
-    net=st.builds(NetConfig, name=st.text(), widths=st.just((4, 8)), dropout=st.tuples(small, small)),
-    pretrain=st.builds(PretrainConfig, rule=st.sampled_from(["swta", "hpca", "hebb"]), steps=st.integers(1, 10**6)),
+    net=st.builds(UNet, widths=st.just((4, 8)), dropout=st.tuples(small, small))
+    | st.just(VNet())
+    | st.text().map(lambda text: ForeignNet(f"package:{text}")),
+    pretrain=st.builds(Hebbian, rule=st.sampled_from(["swta", "hpca", "hebb"]), steps=st.integers(1, 10**6))
+    | st.builds(VAE, rate=small, layers=st.sampled_from(["all", "encoder"]))
+    | st.sampled_from([NoPretraining(), UnitNorm()]),
+    method=st.builds(CPS, weight=small, ramp=small)
+    | st.builds(UniMatch, confidence=small, dropped=small)
+    | st.builds(BCP, box=small, loss=st.sampled_from(["dice", "dice+cross-entropy"]))
+    | st.just(Supervised()),
     train=st.builds(TrainConfig, learning_rate=st.floats(1e-9, 10), average=small),
     seed=st.integers(0, 2**31),
     deterministic=st.booleans(),
@@ -96,7 +105,11 @@ def test_an_unknown_key_is_refused_with_a_suggestion(tree, key, suggestion):
         ({"device": 0}, "device", "str"),
         ({"train": {"learning_rate": "fast"}}, "learning_rate", "float"),
         ({"train": {"learning_rate": True}}, "learning_rate", "float"),
-        ({"train": {"optimiser": "adam"}}, "optimiser", "'adamw', 'sgd"),
+        ({"train": {"optimiser": "adagrad"}}, "optimiser", "'adamw', 'adam', 'sgd"),
+        ({"method": {"name": 3}}, "name", "supervised, entropy"),
+        ({"method": {"name": "cps", "weight": "much"}}, "weight", "float"),
+        ({"pretrain": {"name": "hebbian", "rule": "hpcaa"}}, "rule", "'swta', 'hpca'"),
+        ({"method": 7}, "method", "MethodSettings"),
         ({"data": {"size": 128}}, "size", "int"),
         ({"data": {"size": ["128"]}}, "size", "int"),
         ({"data": {"images": 3}}, "images", "Path"),
@@ -130,8 +143,18 @@ def test_a_whole_number_serves_as_a_float():
         ("net", "widths", [0, 0, 0, 0, 0]),
         ("net", "dropout", [0.1]),
         ("net", "dropout", [0.1, 0.1, 0.1, 0.1, 1.0]),
-        ("pretrain", "rate", 0.0),
-        ("pretrain", "steps", 0),
+        ("hebbian", "rate", 0.0),
+        ("hebbian", "steps", 0),
+        ("vae", "beta", -1.0),
+        ("superpixel", "groups", 1),
+        ("entropy", "weight", -0.1),
+        ("cps", "ramp", 1.5),
+        ("uamt", "passes", 0),
+        ("mean-teacher", "decay", 1.0),
+        ("urpc", "scales", 1),
+        ("unimatch", "confidence", 1.1),
+        ("bcp", "decay", -0.5),
+        ("bcp", "box", 1.0),
         ("train", "steps", 0),
         ("train", "batch", -1),
         ("train", "learning_rate", 0.0),
@@ -142,8 +165,9 @@ def test_a_whole_number_serves_as_a_float():
     ],
 )
 def test_a_value_out_of_range_names_its_key(section, key, value):
-    error = refused({section: {key: value}})
-    assert error.where == f"{section}.{key}" and repr(value[0] if isinstance(value, list) else value) in error.found
+    table = "pretrain" if section in PRETRAININGS else "method" if section in METHODS else section
+    error = refused({table: {"name": section, key: value} if table != section else {key: value}})
+    assert error.where == f"{table}.{key}" and repr(value[0] if isinstance(value, list) else value) in error.found
 
 
 @pytest.mark.parametrize(("content", "found"), [(None, "No such file"), (b"seed = = 1", ""), (b"\xff\xfe", "")])
@@ -161,17 +185,23 @@ def test_settings_cannot_be_changed_after_they_are_checked():
         Config().seed = 3  # type: ignore[misc]
 
 
+def named_before(field):
+    """Whether it is the name of one member, which the base class documents."""
+    return field.target.id == "name" and field.value is not None
+
+
 def test_every_setting_has_a_docstring():
     import ast
 
-    import nissl.config
+    import nissl
 
-    tree = ast.parse(Path(nissl.config.__file__).read_text())
-    for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+    places = ("config.py", "nets/settings.py", "pretrain/settings.py", "methods/settings.py")
+    trees = [ast.parse((Path(nissl.__file__).parent / place).read_text()) for place in places]
+    for kind in (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)):
         if kind.name == "Config":
             continue  # its sections are documented by their classes
         for field, text in zip(kind.body, kind.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign):
+            if isinstance(field, ast.AnnAssign) and not named_before(field):
                 assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant), (
                     f"{kind.name}.{field.target}"
                 )

@@ -5,14 +5,15 @@ import dataclasses
 import pytest
 
 from nissl import demo
-from nissl.config import DataConfig, NetConfig, TrainConfig
+from nissl.config import DataConfig, TrainConfig
+from nissl.nets.settings import UNet
 
 
 def test_the_demo_ends_with_a_page_and_a_mask_for_every_image(tmp_path, monkeypatch):
     small = dataclasses.replace(
         demo.SETTINGS,
         data=DataConfig(size=(32,)),
-        net=NetConfig(widths=(4, 8), dropout=(0.0, 0.0)),
+        net=UNet(widths=(4, 8), dropout=(0.0, 0.0)),
         pretrain=dataclasses.replace(demo.SETTINGS.pretrain, steps=2),
         train=TrainConfig(steps=3),
     )

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 from tests.five_seeds import command, five_seeds, read, without_split
-from tests.tiny_data import FLAGS, tiny_config
+from tests.tiny_data import FLAGS, pretrained, tiny_config
 
 from nissl import several_seeds
 from nissl.config import SplitConfig
@@ -113,7 +113,7 @@ def test_where_one_run_is_meant_several_seeds_are_refused(five, data, tmp_path, 
 
 
 def test_f47_runs_are_compared_seed_by_seed(five, data, tmp_path, capsys):
-    assert command("train", data, "--out", tmp_path / "other", *FLAGS, "--seeds", "5", "--pretrain", "hebbian") == 0
+    assert command("train", data, "--out", tmp_path / "other", *FLAGS, "--seeds", "5", *pretrained()) == 0
     assert command("compare", five, tmp_path / "other") == 2
     assert "not measured yet" in capsys.readouterr().err
     assert command("evaluate", tmp_path / "other") == 0

@@ -4,14 +4,22 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from nissl.config import Config, DataConfig, NetConfig, PretrainConfig, SplitConfig, TrainConfig
-from nissl.datasets.phantom import PhantomConfig, write_phantoms
+from tests.members import made
 
-NET = NetConfig(widths=(4, 8), dropout=(0.0, 0.1))
-FLAGS = [
-    *("--labels", "2", "--size", "32", "--widths", "4", "8", "--net.dropout", "0", "0.1"),
-    *("--steps", "3", "--batch", "2", "--pretrain.steps", "2", "--pretrain.batch", "2"),
-]
+from nissl.config import Config, DataConfig, SplitConfig, TrainConfig
+from nissl.datasets.phantom import PhantomConfig, write_phantoms
+from nissl.nets.settings import UNet
+from nissl.pretrain import PRETRAININGS
+
+NET = UNet(widths=(4, 8), dropout=(0.0, 0.1))
+ANY_NET = ["--labels", "2", "--size", "32", "--steps", "3", "--batch", "2"]
+FLAGS = [*ANY_NET, "--widths", "4", "8", "--net.dropout", "0", "0.1"]
+
+
+def pretrained(name="hebbian"):
+    """Flags of a pre-training, a short one where it makes steps."""
+    steps = ["--pretrain.steps", "2", "--pretrain.batch", "2"]
+    return ["--pretrain", name, *(steps if name in PRETRAININGS.owners("steps") else [])]
 
 
 def tiny_config(dims=2, pretrain="hebbian", steps=5, labels="2", seed=0):
@@ -19,7 +27,7 @@ def tiny_config(dims=2, pretrain="hebbian", steps=5, labels="2", seed=0):
         data=DataConfig(size=(32,) if dims == 2 else (16,)),
         split=SplitConfig(labels=labels),
         net=NET,
-        pretrain=PretrainConfig(name=pretrain, steps=2, batch=2),
+        pretrain=made(PRETRAININGS, pretrain, steps=2, batch=2),
         train=TrainConfig(steps=steps, batch=2, save_every=2),
         seed=seed,
     )

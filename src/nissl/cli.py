@@ -19,10 +19,7 @@ import tyro
 import nissl
 from nissl.config import Config, DataConfig
 from nissl.errors import InputError, NisslError, ResourceError, out_of_memory
-from nissl.members import Members
-from nissl.methods import METHODS
-from nissl.nets.settings import NETWORKS
-from nissl.pretrain import PRETRAININGS
+from nissl.members import REGISTRIES, changed_options
 from nissl.progress import is_first_process
 from nissl.runs.format import load_config
 
@@ -35,9 +32,7 @@ LISTED = 3
 """Files that `check` prints of one fault."""
 Settings = Annotated[Config, tyro.conf.arg(name="")]
 Folder = Annotated[Path, tyro.conf.Positional]
-MEMBERS: dict[str, Members[Any]] = {"net": NETWORKS, "pretrain": PRETRAININGS, "method": METHODS}
-"""The settings that are those of a member, by their table."""
-SHORT = {"--widths": "net.widths"} | {f"--{name}": f"pretrain.{name}" for name in ("rule", "layers", "handover")}
+SHORT = {"--widths": "--net.widths"} | {f"--{name}": f"--pretrain.{name}" for name in ("rule", "layers", "handover")}
 """Short flags of options of members."""
 
 
@@ -361,7 +356,7 @@ def _answer(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Compare | Bench | Predict | MakeReport | Fetch":
-    """Parse the flags; for `train`, settings that are read first decide which flags there are."""
+    """Parse the flags; what they win over says which flags there are."""
     if arguments[:1] != ["train"]:
         return tyro.cli(Verb, prog="nissl", description=DESCRIPTION, args=arguments)
     default = Train(tyro.MISSING, tyro.MISSING, _base(arguments[1:]))
@@ -369,27 +364,32 @@ def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Compare |
 
 
 def _base(flags: list[str]) -> Config:
-    """Read what lies below the flags: the settings file, or the run that is resumed, and the members that are named.
+    """Make the settings below the flags: of a file or of the run that is resumed, with the members that flags name.
 
-    A member has flags of its own, which `--help` then shows; the flags of another one are refused by name.
+    A member has the flags of its own options and no others.
+
+    Raises:
+        InputError: a flag names no member, or an option of another one.
+
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--out"):
         parser.add_argument(name, type=Path, nargs="?")
     parser.add_argument("--resume", action="store_true")
-    for table in MEMBERS:
-        parser.add_argument(f"--{table}", f"--{table}.name", dest=table, nargs="?")
-    known, others = parser.parse_known_args(flags)
-    stored = known.out / "config.toml" if known.resume and known.out and not known.config else known.config
-    base = load_config(stored) if stored else Config()
-    for table, members in MEMBERS.items():
-        name = getattr(known, table) or getattr(base, table).name
-        if name != getattr(base, table).name:
-            base = replace(base, **{table: members.make(name)})
-        for flag in (word.partition("=")[0] for word in others if word.startswith("--")):
-            option = SHORT[flag] if flag in SHORT else flag[2:].replace("-", "_")
-            if option.startswith(f"{table}."):
-                members.require_option(name, option.partition(".")[2], flag)
+    for members in REGISTRIES.values():
+        parser.add_argument(f"--{members.kind}", f"--{members.kind}.name", dest=members.kind, nargs="?")
+    known, _ = parser.parse_known_args(flags)
+    path = known.config or (known.out / "config.toml" if known.resume and known.out else None)
+    base = load_config(path) if path else Config()
+    for members in REGISTRIES.values():
+        own = getattr(base, members.kind)
+        name = getattr(known, members.kind) or own.name
+        if name != own.name:
+            base = replace(base, **{members.kind: members.make(name, **changed_options(own))})
+        for flag in (word.partition("=")[0] for word in flags if word.startswith("--")):
+            table, _, option = SHORT.get(flag, flag).partition(".")
+            if table == f"--{members.kind}":
+                members.require_option(name, option.replace("-", "_") or "name", flag)
     return base
 
 

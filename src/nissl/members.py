@@ -38,6 +38,12 @@ class Settings:
     name: str
 
 
+def changed_options(settings: Settings) -> dict[str, Any]:
+    """Return the options that are not at their default."""
+    options = {field.name: field.default for field in dataclasses.fields(settings) if field.name != "name"}
+    return {name: getattr(settings, name) for name, usual in options.items() if getattr(settings, name) != usual}
+
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -79,7 +85,9 @@ class Members(MutableMapping[str, Any], Generic[S]):
             return self._foreign
         near = difflib.get_close_matches(name, self._settings, n=1)
         fix = f"did you mean `{near[0]}`?" if near else "choose one of them"
-        raise InputError(f"{self.kind}.name", repr(name), f"one of {', '.join(self._settings)}", fix)
+        expected = f"one of {', '.join(self._settings)}"
+        expected += ", or a class as package.module:Class" if self._foreign else ""
+        raise InputError(f"{self.kind}.name", repr(name), expected, fix)
 
     def make(self, name: str, **options: Any) -> S:
         """Make the settings of a member.

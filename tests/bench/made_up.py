@@ -7,15 +7,17 @@ import numpy as np
 
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.results import Result
-from nissl.config import Config, MethodConfig, PretrainConfig
+from nissl.config import Config
 from nissl.evaluation.table import CaseScore
+from nissl.methods import METHODS
+from nissl.pretrain import PRETRAININGS
 
 BASELINE = "none + supervised"
 
 
 def cell(arm=BASELINE, budget="5%", seed=0, data="glas"):
     pretrain, method = arm.split(" + ")
-    config = Config(pretrain=PretrainConfig(name=pretrain), method=MethodConfig(name=method), seed=seed)
+    config = Config(pretrain=PRETRAININGS.make(pretrain), method=METHODS.make(method), seed=seed)
     return Cell(data, budget, arm, seed, Path("data"), config)
 
 

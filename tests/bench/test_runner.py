@@ -11,7 +11,6 @@ from tests.bench.grids import LONG, TINY, WEIGHTS, command, env, hashes, lines, 
 from tests.tiny_data import write_tiny
 
 import nissl
-from nissl.nets import factory
 from nissl.bench.grid.grid import cells, load_grid
 from nissl.bench.run.cell import alike, make
 from nissl.bench.run.results import folder_of, is_done, result_of
@@ -20,6 +19,7 @@ from nissl.config import to_tree
 from nissl.data.discovery import find_cases
 from nissl.data.split import Split
 from nissl.errors import InputError
+from nissl.nets import factory
 from nissl.runs.folder import read_json
 
 

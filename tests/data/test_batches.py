@@ -7,7 +7,6 @@ from torch.nn import functional
 from nissl.config import AugmentConfig, DataConfig
 from nissl.data.batches import (
     Batch,
-    ImageStream,
     Schedule,
     Store,
     Stream,
@@ -156,8 +155,10 @@ def test_without_masks_no_mask_file_is_opened(tmp_path):
         file.mask.unlink()
     store = make_store(files, with_masks=False, size=(32,))
     assert all(store[index].mask is None for index in range(len(store)))
-    stream = ImageStream(store, AugmentConfig(), Schedule(seed=0, batch=2))
-    assert stream[0].shape == (2, 1, 32, 32)
+    batch = Stream(None, store, AugmentConfig(), Schedule(seed=0, batch=2))[0]
+    assert batch.images.shape == (2, 1, 32, 32) and batch.masks.numel() == 0 and batch.unlabelled is None
+    with pytest.raises(ValueError, match="with or without"):
+        Stream(store, None, AugmentConfig(), Schedule(seed=0, batch=2))[0]
 
 
 def test_a_store_with_masks_refuses_a_case_without():
@@ -318,9 +319,10 @@ def test_a_late_start_continues_the_same_row_and_leaves_global_state_alone(files
 
 
 def test_image_streams_are_served_too(files):
-    stream = ImageStream(make_store(files, with_masks=False, size=(32,)), AugmentConfig(), Schedule(0, 2))
+    stream = Stream(None, make_store(files, with_masks=False, size=(32,)), AugmentConfig(), Schedule(0, 2))
     batches = list(loader(stream, 0, 3, workers=0))
-    assert all(torch.equal(one, stream[step]) for step, one in enumerate(batches))
+    assert all(torch.equal(one.images, stream[step].images) for step, one in enumerate(batches))
+    assert [one.step for one in batches] == [0, 1, 2] and batches[1].ids == stream.ids(1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

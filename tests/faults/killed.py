@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 import torch
-from tests.tiny_data import FLAGS
+from tests.tiny_data import FLAGS, pretrained
 
 from nissl import cli
 from nissl.runs.checkpoint import has_checkpoint, load_checkpoint, load_newest
 from nissl.runs.folder import STATE, WEIGHTS
 
-SAVING = ["--train.save_every", "1", "--pretrain", "hebbian", "--steps", "60", "--pretrain.steps", "20"]
+SAVING = ["--train.save_every", "1", *pretrained(), "--steps", "60", "--pretrain.steps", "20"]
 
 
 def command(data, out, resume):

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_data import FLAGS, write_tiny
+from tests.pretrain.driver import run
+from tests.tiny_data import FLAGS, pretrained, write_tiny
 from tests.training.tiny import (
-    ALONE,
     CPU,
     PRETRAIN,
     TRAIN,
     Changed,
-    Images,
     Recipe,
     crash_at,
     differing,
     log_of,
+    make_images,
     state_of,
     write_files,
 )
@@ -37,8 +37,8 @@ from nissl.runs import checkpoint
 from nissl.runs.checkpoint import load_checkpoint, load_newest
 from nissl.runs.folder import STATE, WEIGHTS
 from nissl.training import signals
+from nissl.training.session import Session
 from nissl.training.signals import Interrupted
-from nissl.training.stage1 import Stage1
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = replace(TRAIN, steps=8, save_every=3)
@@ -87,13 +87,14 @@ def test_f03_f04_every_method_resumes_bit_for_bit(tmp_path, method, dims):
 @pytest.mark.parametrize("handover", ["fold", "unit-norm"])
 @pytest.mark.parametrize("pretrain", PRETRAININGS)
 def test_f04_every_pretraining_resumes_bit_for_bit(files, tmp_path, pretrain, handover):
-    settings = replace(PRETRAIN, handover=handover)
-    require_equal_runs(Recipe(files, pretrain=pretrain, pretrain_config=settings, config=SHORT), tmp_path)
+    require_equal_runs(
+        Recipe(files, pretrain=pretrain, options=PRETRAIN | {"handover": handover}, config=SHORT), tmp_path
+    )
 
 
 def test_f04_pretraining_in_3d_resumes_bit_for_bit(tmp_path):
-    settings = replace(PRETRAIN, handover="unit-norm")
-    recipe = Recipe(write_files(tmp_path / "data", 3), pretrain="hebbian", pretrain_config=settings)
+    options = PRETRAIN | {"handover": "unit-norm"}
+    recipe = Recipe(write_files(tmp_path / "data", 3), pretrain="hebbian", options=options)
     require_equal_runs(recipe, tmp_path)
 
 
@@ -293,9 +294,9 @@ def test_f01_kills_at_random_moments_lose_no_more_than_a_step(tmp_path, kills):
     assert any(state.startswith(("pre-training", "training")) for state in states)
     assert kills < 50 or any(state.startswith("pre-training") for state in states)
     whole, runs = tmp_path / "whole", sorted(tmp_path.glob("run[0-9]"))
-    for run in runs:
+    for folder in runs:
         for name in (WEIGHTS, STATE):
-            assert load_checkpoint(run / name)[1]["sha256"] == load_checkpoint(whole / name)[1]["sha256"]
+            assert load_checkpoint(folder / name)[1]["sha256"] == load_checkpoint(whole / name)[1]["sha256"]
         assert log_of(run) == log_of(whole)
         assert {p.relative_to(run) for p in run.rglob("*")} == {p.relative_to(whole) for p in whole.rglob("*")}
 
@@ -356,27 +357,28 @@ def die_in_write(moment, name):
 
 
 def stage_of(recipe, folder, change=None):
-    """Pre-train a network, with its checkpoint in a folder; gives the network and the report."""
-    (net,) = recipe.networks()[:1]
-    images = Images(recipe.files)
+    """Pre-train a network in a folder, from where it was stopped; gives the network and the facts."""
+    (net,) = recipe.networks().values()
+    images = make_images(recipe.files)
     images = Changed(images, change) if change else images
-    stage = Stage1(recipe.pretraining(), net, folder / "stage1-0.safetensors", 3, CPU, ALONE)
-    return net, json.dumps(dataclasses.asdict(stage.run(images)), sort_keys=True)
+    folder.mkdir(exist_ok=True)
+    facts = run(recipe.pretraining(net), images, Session(folder, CPU), save_every=3)
+    return net, json.dumps(dataclasses.asdict(facts), sort_keys=True)
 
 
 @pytest.mark.parametrize("optimiser", ["relative", "adam"])
 @pytest.mark.parametrize("handover", ["fold", "unit-norm"])
 @pytest.mark.parametrize("pretrain", PRETRAININGS)
 def test_f04_f12_every_pretraining_that_is_stopped_goes_on_bit_for_bit(files, tmp_path, pretrain, handover, optimiser):
-    settings = replace(PRETRAIN, steps=8, handover=handover, optimiser=optimiser, rate=0.01)
-    recipe = Recipe(files, pretrain=pretrain, pretrain_config=settings)
+    options = PRETRAIN | {"steps": 8, "handover": handover, "optimiser": optimiser, "rate": 0.01}
+    recipe = Recipe(files, pretrain=pretrain, options=options)
     whole, report = stage_of(recipe, tmp_path / "whole")
-    if recipe.pretraining().steps:
+    if json.loads(report)["steps"]:
         for last, number in ((1, signal.SIGTERM), (5, signal.SIGINT)):
             with pytest.raises(Interrupted) as caught:
                 stage_of(recipe, tmp_path / "stopped", stop_at(last, number))
             assert caught.value.code == 128 + number
-            assert load_newest(tmp_path / "stopped" / "stage1-0.safetensors")[1]["done"] == last + 1
+            assert load_newest(tmp_path / "stopped" / STATE)[1]["step"] == last + 1
     for _ in range(2):  # the second finds it finished
         resumed, again = stage_of(recipe, tmp_path / "stopped")
         assert differing(whole.state_dict(), resumed.state_dict()) == []
@@ -384,7 +386,7 @@ def test_f04_f12_every_pretraining_that_is_stopped_goes_on_bit_for_bit(files, tm
 
 
 def test_f12_a_stop_while_stage_1_finishes_is_heard_and_what_is_finished_stays(files, tmp_path):
-    recipe = Recipe(files, pretrain="hebbian", pretrain_config=replace(PRETRAIN, steps=8))
+    recipe = Recipe(files, pretrain="hebbian", options=PRETRAIN | {"steps": 8})
     whole, report = stage_of(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted) as caught:
         stage_of(recipe, tmp_path / "stopped", stop_at(8, signal.SIGTERM))  # the batch on which it measures
@@ -394,11 +396,11 @@ def test_f12_a_stop_while_stage_1_finishes_is_heard_and_what_is_finished_stays(f
 
 
 def test_f06_a_damaged_checkpoint_of_stage_1_gives_way_to_the_one_before(files, tmp_path, capsys):
-    recipe = Recipe(files, pretrain="hebbian", pretrain_config=replace(PRETRAIN, steps=8))
+    recipe = Recipe(files, pretrain="hebbian", options=PRETRAIN | {"steps": 8})
     whole, report = stage_of(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):
         stage_of(recipe, tmp_path / "run", stop_at(4, signal.SIGTERM))
-    path = tmp_path / "run" / "stage1-0.safetensors"
+    path = tmp_path / "run" / STATE
     path.write_bytes(path.read_bytes()[:-7])
     resumed, again = stage_of(recipe, tmp_path / "run")
     told = capsys.readouterr().err
@@ -489,7 +491,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("stage", ["stage1-0.safetensors", "state.safetensors"])
 def test_f10_a_full_disk_is_said_and_the_run_goes_on_later(data, tmp_path, small_disk, capsys, stage):
     """The disk fills up once the first checkpoint of a stage is there."""
-    more = ["--widths", "8", "16", "--pretrain", "hebbian", "--pretrain.steps", "4", "--steps", "6"]
+    more = ["--widths", "8", "16", *pretrained(), "--pretrain.steps", "4", "--steps", "6"]
     assert leave(train(data, tmp_path / "whole", *more)) == 0
     out = small_disk / "run"
     with filling(small_disk, stage):
@@ -530,7 +532,7 @@ PHASES = {"reading": "reading", "pre-training": "pre-training (hebbian)", "train
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("phase", [*PHASES, "saving"])
 def test_f12_a_signal_in_any_phase_is_answered_and_the_run_goes_on(data, tmp_path, phase, number):
-    more = ["--pretrain", "hebbian", "--pretrain.steps", "4", "--data.workers", "1", "--steps", "5"]
+    more = [*pretrained(), "--pretrain.steps", "4", "--data.workers", "1", "--steps", "5"]
     assert leave(train(data, tmp_path / "whole", *more)) == 0
     # As the command has them; a shell that starts the tests in the background has SIGINT ignored.
     handlers = {signal.SIGTERM: lambda number, frame: sys.exit(128 + number), signal.SIGINT: signal.default_int_handler}

@@ -3,26 +3,43 @@
 import json
 import random
 import re
+import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from tests.five_seeds import command, five_seeds, read, without_split
+from tests.members import made
+from tests.pretrain.driver import run
 from tests.tiny_data import FLAGS, write_tiny
-from tests.training.tiny import NET, TRAIN, Changed, Images, Recipe, crash_at, differing, log_of, state_of, write_files
+from tests.training.tiny import (
+    CPU,
+    NET,
+    TRAIN,
+    Changed,
+    Recipe,
+    crash_at,
+    differing,
+    log_of,
+    make_images,
+    state_of,
+    write_files,
+)
 
 from nissl import cli
-from nissl.nets import factory
 from nissl.errors import DataError
 from nissl.methods import METHODS
+from nissl.nets.settings import NETWORKS
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS
 from nissl.runs.format import load_config
+from nissl.training.session import Session
 
 SHORT = replace(TRAIN, steps=4)
 
@@ -71,10 +88,10 @@ def test_f13_the_same_seed_gives_the_same_weights_after_every_pretraining(files,
         assert hashes[0] == hashes[1]
 
 
-@pytest.mark.parametrize("network", factory.NETWORKS)
+@pytest.mark.parametrize("network", NETWORKS)
 def test_f03_f13_every_network_resumes_bit_for_bit(tmp_path, network):
     """Images of 32 x 32: after four halvings there is something left to normalise."""
-    settings = replace(NET, name=network)
+    settings = made(NETWORKS, network, widths=NET.widths, dropout=NET.dropout)
     recipe = Recipe(write_files(tmp_path / "data", side=32), net=settings, config=replace(SHORT, save_every=2))
     whole = recipe.whole(tmp_path / "whole")
     with pytest.raises(DataError):
@@ -118,9 +135,10 @@ def test_f15_draws_from_global_state_change_nothing_in_any_pretraining(files, tm
         return batch
 
     recipe = Recipe(files, pretrain=pretrain)
-    nets_of_both = recipe.networks() + recipe.networks()
-    for net, images in zip(nets_of_both, (Images(files), Changed(Images(files), draw))):
-        recipe.pretraining().run(net, images)
+    nets_of_both = [net for _ in range(2) for net in recipe.networks().values()]
+    for net, images in zip(nets_of_both, (make_images(files), Changed(make_images(files), draw))):
+        place = Session(Path(tempfile.mkdtemp(dir=tmp_path)), CPU)
+        run(recipe.pretraining(net), images, place)
     assert differing(*(net.state_dict() for net in nets_of_both)) == []
 
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from filelock import FileLock
-from tests.tiny_data import FLAGS, write_tiny
+from tests.tiny_data import ANY_NET, FLAGS, pretrained, write_tiny
 
 from nissl import cli
 from nissl.imageio.formats import read_raster, write_image, write_mask
@@ -181,7 +181,10 @@ FLAG_FAULTS = {
     "an unknown network": (["--net", "unett"], ["net.name", "unett", "unet, vnet", "package.module:Class"]),
     "an unknown method": (["--method", "supervised2"], ["method.name", "one of supervised", "did you mean"]),
     "an unknown pre-training": (["--pretrain", "hebian"], ["pretrain.name", "hebbian", "did you mean"]),
-    "a part that is not there": (["--net", "vnet", "--layers", "encoder"], ["pretrain.layers", "encoder", "all"]),
+    "a part that is not there": (
+        ["--net", "vnet", *pretrained(), "--layers", "encoder"],
+        ["pretrain.layers", "encoder", "all"],
+    ),
     "a device that is not there": (["--device", "cuda:77"], ["device", "cuda:77", "auto, cpu or cuda"]),
     "an unknown device": (["--device", "gpu"], ["device", "gpu", "auto, cpu or cuda"]),
     "a bad label map": (["--label-map", "0=a,0=b"], ["--label-map", "`0` twice"]),
@@ -209,7 +212,7 @@ def test_a_fault_in_the_data_stops_training_before_it_starts(fault, data, tmp_pa
     fault(data)
     before = hashed(tmp_path)
     code, parts = FAULTS[fault]
-    refused(["train", data, "--out", tmp_path / "runs" / "first", *FLAGS, "--pretrain", "hebbian"], code, parts, capsys)
+    refused(["train", data, "--out", tmp_path / "runs" / "first", *FLAGS, *pretrained()], code, parts, capsys)
     assert hashed(tmp_path) == before
 
 
@@ -217,7 +220,8 @@ def test_a_fault_in_the_data_stops_training_before_it_starts(fault, data, tmp_pa
 def test_a_fault_in_a_flag_stops_training_before_it_starts(name, data, tmp_path, capsys):
     before = hashed(tmp_path)
     flags, parts = FLAG_FAULTS[name]
-    refused(["train", data, "--out", tmp_path / "runs" / "first", *FLAGS, *flags], 2, parts, capsys)
+    given = ANY_NET if "vnet" in flags else FLAGS
+    refused(["train", data, "--out", tmp_path / "runs" / "first", *given, *flags], 2, parts, capsys)
     assert hashed(tmp_path) == before
 
 
@@ -261,7 +265,7 @@ def test_an_empty_folder_of_the_user_stays_when_nothing_was_started(data, tmp_pa
     (tmp_path / "out").mkdir()
     image_truncated(data)
     before = hashed(tmp_path)
-    refused(["train", data, "--out", tmp_path / "out", *FLAGS, "--pretrain", "warm"], 3, ["field003"], capsys)
+    refused(["train", data, "--out", tmp_path / "out", *FLAGS, *pretrained("warm")], 3, ["field003"], capsys)
     assert hashed(tmp_path) == before
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_data import FLAGS, write_tiny
+from tests.members import made
+from tests.pretrain.driver import learner_of, run
+from tests.tiny_data import FLAGS, pretrained, write_tiny
 from tests.training.several import environment, finish, start
 from tests.training.tiny import (
     CPU,
@@ -23,11 +25,11 @@ from tests.training.tiny import (
     SURE,
     TRAIN,
     Changed,
-    Images,
     Recipe,
     crash_at,
     differing,
     log_of,
+    make_images,
     make_stream,
     poison,
     state_of,
@@ -36,15 +38,15 @@ from tests.training.tiny import (
 from torch import nn
 
 from nissl import cli
-from nissl.nets import factory
 from nissl.errors import DataError, ResourceError
 from nissl.methods import METHODS
+from nissl.nets import factory
+from nissl.nets.settings import NETWORKS
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import STATE, WEIGHTS
-from nissl.training.distributed import World
 from nissl.training.loop import Trainer
-from nissl.training.stage1 import Stage1
+from nissl.training.session import Session, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +93,7 @@ def test_f36_not_a_number_in_an_image_reaches_neither_weights_nor_running_statis
     assert [line["step"] for line in log_of(tmp_path / "run") if "skipped" in line] == [4, 6]
 
 
-@pytest.mark.parametrize("network", factory.NETWORKS)
+@pytest.mark.parametrize("network", NETWORKS)
 def test_f36_not_a_number_in_an_image_leaves_every_network_whole(tmp_path, network):
     def spoil_one(step, batch):
         if step == 1:
@@ -99,7 +101,9 @@ def test_f36_not_a_number_in_an_image_leaves_every_network_whole(tmp_path, netwo
         return batch
 
     recipe = Recipe(
-        write_files(tmp_path / "data", side=32), net=replace(NET, name=network), config=replace(TRAIN, steps=3)
+        write_files(tmp_path / "data", side=32),
+        net=made(NETWORKS, network, widths=NET.widths, dropout=NET.dropout),
+        config=replace(TRAIN, steps=3),
     )
     trainer = recipe.trainer(tmp_path / "run", spoil_one)
     trainer.run()
@@ -139,8 +143,7 @@ def test_f36_images_without_masks_are_named_where_they_are_not_finite(files, tmp
     trainer = Recipe(files, method="cps").trainer(tmp_path / "run", spoil_unlabelled)
     with pytest.raises(ResourceError) as caught:
         trainer.run()
-    masks = {file.id for file in trainer.stream.stream._labelled.store.files}
-    others = {file.id for file in trainer.stream.stream._unlabelled.store.files}
+    masks, others = ({file.id for file in samples.store.files} for samples in trainer.stream.stream._samples)
     named = str(caught.value).split("cases ")[1].splitlines()[0].split(", ")
     assert set(named) & masks and set(named) & others and set(named) <= masks | others
 
@@ -159,18 +162,17 @@ def test_f36_steps_in_a_row_are_counted_across_an_interruption(files, tmp_path, 
 
 
 def test_f36_they_are_counted_across_an_interruption_of_a_pretraining(files, tmp_path):
-    recipe = Recipe(files, pretrain="vae", pretrain_config=replace(PRETRAIN, steps=8))
-    path = tmp_path / "state.safetensors"
+    recipe = Recipe(files, pretrain="vae", options=PRETRAIN | {"steps": 8})
 
     def stage(images):
-        (net,) = recipe.networks()
-        return Stage1(recipe.pretraining(), net, path, 1, CPU, World()).run(images)
+        (net,) = recipe.networks().values()
+        return run(recipe.pretraining(net), images, Session(tmp_path, CPU), save_every=1)
 
-    gone = Changed(Images(files), lambda step, images: crash_at(5)(step, spoil(3, 4)(step, images)))
+    gone = Changed(make_images(files), lambda step, images: crash_at(5)(step, spoil(3, 4)(step, images)))
     with pytest.raises(DataError):
         stage(gone)
     with pytest.raises(ResourceError, match="step 6"):
-        stage(Changed(Images(files), spoil(3, 4, 5)))
+        stage(Changed(make_images(files), spoil(3, 4, 5)))
 
 
 def test_f36_two_in_a_row_do_not_stop_the_run(files, tmp_path, monkeypatch):
@@ -181,35 +183,35 @@ def test_f36_two_in_a_row_do_not_stop_the_run(files, tmp_path, monkeypatch):
 def spoil(*steps):
     """Images with NaN or infinity at some steps."""
 
-    def change(step, images):
+    def change(step, batch):
         if step in steps:
-            images[0, 0, 3, 3] = float("nan") if step % 2 else float("inf")
-        return images
+            batch.images[0, 0, 3, 3] = float("nan") if step % 2 else float("inf")
+        return batch
 
     return change
 
 
 @pytest.mark.parametrize("pretrain", PRETRAININGS)
-def test_f36_not_a_number_in_an_image_leaves_every_pretraining_whole(files, pretrain):
-    settings = replace(PRETRAIN, steps=8, optimiser="adam")
-    recipe = Recipe(files, pretrain=pretrain, pretrain_config=settings)
-    (net,), pretraining, told = recipe.networks(), recipe.pretraining(), []
-    pretraining.advance = told.append
-    report = pretraining.run(net, Changed(Images(files), spoil(2, 3, 5)))
+def test_f36_not_a_number_in_an_image_leaves_every_pretraining_whole(files, tmp_path, pretrain):
+    recipe = Recipe(files, pretrain=pretrain, options=PRETRAIN | {"steps": 8, "optimiser": "adam"})
+    (net,) = recipe.networks().values()
+    report = run(recipe.pretraining(net), Changed(make_images(files), spoil(2, 3, 5)), Session(tmp_path, CPU))
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
-    assert [step for step, text in enumerate(told) if "skipped" in text] == ([2, 3, 5] if pretraining.steps else [])
-    assert "NaN" not in json.dumps(dataclasses.asdict(report))
+    lines = log_of(tmp_path) if report.steps else []
+    assert [line["step"] for line in lines if "skipped" in line] == ([3, 4, 6] if report.steps else [])
+    assert len(lines) == report.steps and "NaN" not in json.dumps(dataclasses.asdict(report))
 
 
 @pytest.mark.parametrize("pretrain", PRETRAININGS)
-def test_f36_three_in_a_row_stop_every_pretraining_and_name_the_cases(files, pretrain):
-    recipe = Recipe(files, pretrain=pretrain, pretrain_config=replace(PRETRAIN, steps=8))
-    (net,), pretraining, images = recipe.networks(), recipe.pretraining(), Images(files)
+def test_f36_three_in_a_row_stop_every_pretraining_and_name_the_cases(files, tmp_path, pretrain):
+    recipe = Recipe(files, pretrain=pretrain, options=PRETRAIN | {"steps": 8})
+    (net,), images = recipe.networks().values(), make_images(files)
+    pretraining = recipe.pretraining(net)
     if not pretraining.steps:
         return
     with pytest.raises(ResourceError) as caught:
-        pretraining.run(net, Changed(images, spoil(3, 4, 5)))
-    for part in ("step 6 of the pre-training", *images.ids(5), "3 steps in a row", "nissl check", "resume"):
+        run(pretraining, Changed(images, spoil(3, 4, 5)), Session(tmp_path, CPU))
+    for part in ("pre-training, step 6", *images.ids(5), "3 steps in a row", "nissl check", "resume"):
         assert part in str(caught.value)
     assert caught.value.exit_code == 4
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
@@ -221,7 +223,7 @@ def test_f36_three_in_a_row_stop_every_pretraining_and_name_the_cases(files, pre
 def test_f37_a_network_that_finds_no_foreground_is_told_with_the_shares_of_the_classes(files, tmp_path, capsys):
     def blind(trainer):
         with torch.no_grad():
-            for network in (trainer.method.predictor(), trainer.average.module):
+            for network in (trainer.learner.predictor(), trainer.average.module):
                 network.head.bias.copy_(torch.tensor([50.0, -50.0]))
         return trainer
 
@@ -273,20 +275,20 @@ NO_MEMORY = {
 
 
 def small_trainer(files, folder, method, most, error=None):
-    kind = METHODS[method]
     config = replace(TRAIN, batch=4, optimiser="sgd", learning_rate=0.05)
-    networks = [small(most, error) for _ in range(kind.count)]
-    stream = make_stream(files, config.batch)
+    networks = {name: small(most, error) for name in Recipe(files, method=method).networks()}
+    learner = METHODS[method].build(METHODS.make(method), Recipe(files).problem(), networks, 3)
     folder.mkdir(exist_ok=True)
     # In float64: a steep loss, such as that of dtc, enlarges what sums in another order round differently.
-    return Trainer(kind(networks).double(), stream, config, folder, seed=3, device=CPU)
+    stage, stream = Stage("training", config, 3), make_stream(files, config.batch)
+    return Trainer(learner.double(), stream, stage, Session(folder, CPU))
 
 
 def draws(trainer):
     """Whether a method takes random numbers."""
     before = torch.get_rng_state()
     with torch.no_grad():
-        trainer.method(trainer.stream[0], 0.5)
+        trainer.learner(trainer.stream[0], 0.5)
     return not torch.equal(before, torch.get_rng_state())
 
 
@@ -304,14 +306,14 @@ def test_f38_without_memory_the_batch_passes_in_parts_and_the_result_is_the_same
     assert told.count("step 1 ") == told.count("out of memory") == 2
     assert all(line["parts"] == 4 for line in log_of(tmp_path / "parted"))
     if not draws(whole):  # what is drawn for parts is not what is drawn for the whole
-        one, other = (trainer.method.networks[0].state_dict() for trainer in (whole, parted))
+        one, other = (trainer.learner.networks[0].state_dict() for trainer in (whole, parted))
         for name in one:
             torch.testing.assert_close(other[name], one[name], rtol=1e-6, atol=1e-6)
         for line, like in zip(log_of(tmp_path / "parted"), log_of(tmp_path / "whole")):
             assert line["loss"] == pytest.approx(like["loss"], rel=1e-5)
     # A resumed run does not run into it again.
     again = small_trainer(files, tmp_path / "parted", method, together, NO_MEMORY[kind])
-    again.config = replace(again.config, steps=22)
+    again.stage = replace(again.stage, train=replace(again.stage.train, steps=22))
     again.resume()
     again.run()
     assert "out of memory" not in capsys.readouterr().err
@@ -323,15 +325,17 @@ def test_f38_an_image_that_does_not_fit_alone_ends_the_run(files, tmp_path):
 
 
 @pytest.mark.parametrize("pretrain", PRETRAININGS)
-def test_f38_a_pretraining_without_memory_takes_its_batches_in_parts(files, pretrain):
+def test_f38_a_pretraining_without_memory_takes_its_batches_in_parts(files, tmp_path, pretrain):
     """HPCA of linear responses is a mean over samples, so that parts change nothing but the order of a sum."""
-    settings = replace(PRETRAIN, batch=4, name=pretrain, handover="unit-norm", samples=0, response="linear")
+    options = PRETRAIN | {"batch": 4, "handover": "unit-norm", "samples": 0, "response": "linear"}
     results = []
     for most in (4, 2):
-        net = small(most, NO_MEMORY["cpu"])
-        pretraining = PRETRAININGS[pretrain](settings)
-        pretraining.run(net, Images(files, batch=4))
-        assert pretraining.parts == (4 // most if pretraining.steps else 1)
+        net, folder = small(most, NO_MEMORY["cpu"]), tmp_path / str(most)
+        folder.mkdir()
+        learner = learner_of(net, made(PRETRAININGS, pretrain, **options))
+        facts = run(learner, make_images(files, batch=4), Session(folder, CPU))
+        parts = {line.get("parts", 1) for line in log_of(folder)} if facts.steps else {1}
+        assert parts == {4 // most if facts.steps else 1}
         results.append(net.state_dict())
     for name, tensor in results[0].items():
         torch.testing.assert_close(results[1][name], tensor, rtol=1e-5, atol=1e-6)
@@ -443,5 +447,5 @@ def test_an_error_that_all_processes_meet_is_told_once(tmp_path):
     launcher += ["--master-port", env["MASTER_PORT"], "-m", "nissl", "train", str(data), "--out", str(tmp_path / "run")]
     image = data / "images" / "field000.png"
     image.write_bytes(image.read_bytes()[:-200])
-    (errors,) = finish([start([*launcher, *FLAGS, "--pretrain", "hebbian"], env)])
+    (errors,) = finish([start([*launcher, *FLAGS, *pretrained()], env)])
     assert errors.count("field000.png\n  found: ") == 1

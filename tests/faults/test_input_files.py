@@ -17,7 +17,7 @@ import pytest
 import tifffile
 from tests.dicom_files import header, place, write_file, write_series
 from tests.faults.mutants import dicom, grown
-from tests.tiny_data import FLAGS, write_tiny
+from tests.tiny_data import FLAGS, pretrained, write_tiny
 
 from nissl import cli
 from nissl.errors import DataError
@@ -108,7 +108,7 @@ def test_f17_check_lists_all_broken_files_in_one_pass_and_training_refuses(tmp_p
     names = [Path(finding["where"]).name for finding in findings if finding["level"] == "error"]
     assert sorted(names) == ["cut0.png", "cut1.tif", "cut2.nii", "cut3.nii.gz", "empty.png", "text.png"]
     assert all(finding["found"] and finding["expected"] and finding["fix"] for finding in findings)
-    flags = [*FLAGS, "--pretrain", "hebbian", "--labels", "2"]
+    flags = [*FLAGS, *pretrained(), "--labels", "2"]
     assert cli.run(["train", str(root), "--out", str(tmp_path / "run"), *flags]) == 3
     assert any(name in capsys.readouterr().err for name in names) and not (tmp_path / "run").exists()
 

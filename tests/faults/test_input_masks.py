@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.three_cases import noise, square, write_three
-from tests.tiny_data import FLAGS, write_tiny
+from tests.tiny_data import FLAGS, pretrained, write_tiny
 
 from nissl import cli
 from nissl.config import DataConfig
@@ -85,7 +85,7 @@ def test_f23_a_class_that_no_mask_shows_is_a_warning(root):
 
 
 def train(root, out, *flags, code=0):
-    arguments = ["train", str(root), "--out", str(out), *FLAGS, "--pretrain", "none", *map(str, flags)]
+    arguments = ["train", str(root), "--out", str(out), *FLAGS, *map(str, flags)]
     assert cli.run(arguments) == code
 
 
@@ -101,7 +101,7 @@ def test_f24_constant_images_and_images_of_one_pixel_train_without_a_crash(tmp_p
     write_image(root / "images" / "field001.png", np.full((1, 32, 32), 7, np.uint8))
     write_image(root / "images" / "field003.png", np.full((1, 1, 1), 9, np.uint8))
     write_mask(root / "masks" / "field003.png", np.ones((1, 1), np.uint8))
-    flags = ["--labels", "field001,field003,field004", "--data.sampling", sampling, "--pretrain", pretrain]
+    flags = ["--labels", "field001,field003,field004", "--data.sampling", sampling, *pretrained(pretrain)]
     train(root, tmp_path / "run", *flags)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 3 and np.isfinite(losses).all()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tests.dicom_files import NAME, SECRETS, SERIES, place, write_file, write_series
-from tests.tiny_data import FLAGS, opened_files, write_tiny
+from tests.tiny_data import FLAGS, opened_files, pretrained, write_tiny
 
 from nissl import cli
 from nissl.datasets.phantom import PhantomConfig, phantom
@@ -59,7 +59,7 @@ def write_patients(root, dims):
 
 def flags(dims):
     given = [*FLAGS[2:], "--size", "32" if dims == 2 else "16"]
-    return [*given, "--labels", f"{stem(0)},{stem(2)}", "--pretrain", "hebbian"]
+    return [*given, "--labels", f"{stem(0)},{stem(2)}", *pretrained()]
 
 
 def told(text):
@@ -426,7 +426,7 @@ def test_f55_every_verb_works_without_a_network(plain, tmp_path):
     data, run, new = (str(path) for path in (*plain, tmp_path / "new"))
     verbs = [
         ["check", data],
-        ["train", data, "--out", new, *FLAGS, "--pretrain", "hebbian"],
+        ["train", data, "--out", new, *FLAGS, *pretrained()],
         ["train", data, "--out", new, "--resume"],
         ["evaluate", new],
         ["report", new],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.shared import shared
-from tests.tiny_data import FLAGS, opened_files, tiny_config, write_tiny
+from tests.tiny_data import FLAGS, opened_files, pretrained, tiny_config, write_tiny
 
 from nissl import api, cli, errors
 from nissl.config import DataConfig, SplitConfig
@@ -267,7 +267,7 @@ def test_f32_training_opens_no_test_file_and_no_mask_beyond_the_budget(data, tmp
     """Not even a header; `report` before the measurement opens none either."""
     table(data, split=lambda n: "test" if n in (0, 5) else "train")
     with opened_files() as opened:
-        assert train(data, tmp_path / "run", "--method", method, "--pretrain", pretrain) == 0
+        assert train(data, tmp_path / "run", "--method", method, *pretrained(pretrain)) == 0
         assert command("report", tmp_path / "run") == 0
     split = read(tmp_path / "run" / "split.json")
     assert split["test"] == ["field000", "field005"]
@@ -366,7 +366,7 @@ def test_f34_test_images_are_in_the_pool_by_the_flag_alone_and_their_masks_never
     for flags, pool in (((), set()), (("--split.transductive",), set(TEST))):
         run = tmp_path / f"run{len(flags)}"
         with opened_files() as opened:
-            assert train(data, run, "--pretrain", "hebbian", *flags) == 0
+            assert train(data, run, *pretrained(), *flags) == 0
         split = read(run / "split.json")
         images = {path.stem for path in opened if path.parent == data / "images"}
         masks = {path.stem for path in opened if path.parent == data / "masks"}

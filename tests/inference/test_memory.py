@@ -12,7 +12,6 @@ import torch
 from tests.inference.tiny import tiny_model, with_net
 from torch import nn
 
-from nissl.nets import factory
 from nissl.config import Config
 from nissl.errors import ResourceError
 from nissl.imageio.formats import Header
@@ -26,6 +25,7 @@ from nissl.inference.memory import (
     tile_size,
     total_bytes,
 )
+from nissl.nets import factory
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from tests.inference.tiny import assembled, picture, tiny_model, whole_at_once, 
 from torch import nn
 
 from nissl.config import TrainConfig
-from nissl.data.batches import ImageStream, Schedule, Store, moments, resize_image
+from nissl.data.batches import Schedule, Store, Stream, moments, resize_image
 from nissl.data.cases import CaseFile
 from nissl.errors import DataError
 from nissl.imageio.formats import read_raster, write_image
@@ -108,7 +108,7 @@ def test_prediction_and_training_see_the_same_pixels(sampling, dims, tmp_path):
     write_image(path, picture(1, *shape, dtype=np.uint16))
     predict_mask(with_net(model, spy), read_raster(path).pixels)
     store = Store([CaseFile("a", path)], default_map(None), model.config.data, with_masks=False)
-    trained_on = ImageStream(store, None, Schedule(seed=0, batch=1))[0]
+    trained_on = Stream(None, store, None, Schedule(seed=0, batch=1))[0].images
     torch.testing.assert_close(spy.seen[0], trained_on, atol=1e-5, rtol=0)
 
 

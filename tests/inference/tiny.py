@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from nissl.nets import factory
-from nissl.config import Config, DataConfig, NetConfig, PredictConfig, to_tree
+from nissl.config import Config, DataConfig, PredictConfig, to_tree
 from nissl.data.batches import moments, resize_image
 from nissl.inference.tiles import pieces
+from nissl.nets import factory
+from nissl.nets.settings import UNet
 from nissl.runs.checkpoint import save_checkpoint
 from nissl.runs.folder import WEIGHTS, Model, write_json
 
-NET = NetConfig(widths=(4, 8), dropout=(0.0, 0.0))
+NET = UNet(widths=(4, 8), dropout=(0.0, 0.0))
 
 
 def tiny_model(dims=2, sampling="patches", channels=1, size=16, tile=512, halo=96):

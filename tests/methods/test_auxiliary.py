@@ -1,26 +1,25 @@
 """Methods that reach into a network: what they find there, and how one without parts is refused."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from tests.tiny_data import FLAGS, write_tiny
-from tests.training.tiny import CPU, TRAIN, Recipe, make_stream, write_files
+from tests.methods.test_methods import over
+from tests.tiny_data import ANY_NET, write_tiny
+from tests.training.tiny import TRAIN, Recipe, make_stream, write_files
 
 from nissl import cli
-from nissl.nets import factory
-from nissl.config import NetConfig
 from nissl.errors import InputError
-from nissl.methods import METHODS
 from nissl.methods.auxiliary import Sizes, fixed_draws, sizes
+from nissl.nets import factory
+from nissl.nets.settings import UNet, VNet
 from nissl.training.loop import Trainer
+from nissl.training.session import Stage
 
 REACHING = ["urpc", "cct", "dtc"]
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_sizes_of_a_network_are_found_and_it_is_left_alone(dims):
-    net = factory.build(NetConfig(widths=(4, 6, 8), dropout=(0.1, 0.2, 0.3)), dims, 2, 5, seed=0).train()
+    net = factory.build(UNet(widths=(4, 6, 8), dropout=(0.1, 0.2, 0.3)), dims, 2, 5, seed=0).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     state = torch.get_rng_state()
     assert sizes(net, "urpc") == Sizes(dims, (8, 6, 4), 5)
@@ -42,13 +41,13 @@ def test_fixed_draws_are_alike_and_change_nothing_outside():
 @pytest.mark.parametrize("name", REACHING)
 def test_a_network_without_parts_is_refused(name):
     with pytest.raises(InputError, match=f"VNet, with --method {name}"):
-        METHODS[name]([factory.build(NetConfig(name="vnet"), 2, 1, 2, seed=0)])
+        over(factory.build(VNet(), 2, 1, 2, seed=0), name)
 
 
 @pytest.mark.parametrize("name", REACHING)
 def test_a_network_without_parts_is_refused_from_the_command_line_before_the_run_begins(tmp_path, capsys, name):
     data, out = write_tiny(tmp_path / "data"), tmp_path / "run"
-    assert cli.run(["train", str(data), "--out", str(out), *FLAGS, "--method", name, "--net", "vnet"]) == 2
+    assert cli.run(["train", str(data), "--out", str(out), *ANY_NET, "--method", name, "--net", "vnet"]) == 2
     told = capsys.readouterr().err
     for part in (f"VNet, with --method {name}", "encoder, decoder and head", "--net unet"):
         assert part in told
@@ -58,10 +57,9 @@ def test_a_network_without_parts_is_refused_from_the_command_line_before_the_run
 @pytest.mark.parametrize("name", REACHING)
 def test_what_a_method_adds_is_laid_out_as_the_network_also_in_a_resumed_run(tmp_path, name):
     """Of networks as they are built: convolutions in another layout would round differently."""
-    files = write_files(tmp_path / "data")
-    recipe = Recipe(files, method=name, config=replace(TRAIN, steps=1))
-    networks = [factory.build(recipe.net, 2, 1, 2, seed=0)]
-    trainer = Trainer(METHODS[name](networks), make_stream(files), recipe.config, tmp_path, 0, CPU)
-    kernels = [weight for weight in trainer.method.parameters() if weight.ndim == 4]
-    assert len(kernels) > len([weight for weight in networks[0].parameters() if weight.ndim == 4])
+    recipe = Recipe(write_files(tmp_path / "data"))
+    net = recipe.problem().network(seed=0)
+    trainer = Trainer(over(net, name), make_stream(recipe.files), Stage("", TRAIN, 0), recipe.session(tmp_path))
+    kernels = [weight for weight in trainer.learner.parameters() if weight.ndim == 4]
+    assert len(kernels) > len([weight for weight in net.parameters() if weight.ndim == 4])
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tests.methods.test_methods import batch, make
+from tests.methods.test_methods import batch, make, over
 from tests.methods.test_unimatch import slow_dice
 
-from nissl.config import MethodConfig
 from nissl.data.batches import Batch
-from nissl.methods import METHODS, bcp
+from nissl.methods import bcp
 from nissl.methods.bcp import draw_box, paste, region_losses
 
 SIZES = [(30, 24), (12, 15, 18)]
@@ -17,7 +16,7 @@ SIZES = [(30, 24), (12, 15, 18)]
 @pytest.mark.parametrize("size", SIZES)
 def test_the_box_has_two_thirds_of_each_side_and_lies_anywhere(size):
     torch.manual_seed(0)
-    boxes = [draw_box(size) for _ in range(200)]
+    boxes = [draw_box(size, 2 / 3) for _ in range(200)]
     corners = {tuple(inside.nonzero()[0].tolist()) for inside in boxes}
     for inside in boxes:
         first, last = inside.nonzero()[0], inside.nonzero()[-1]
@@ -31,7 +30,7 @@ def test_a_box_of_everything_gives_the_front_and_each_pixel_has_one_source():
     front, back = torch.rand(2, 3, 8, 8), -torch.rand(2, 3, 8, 8)
     assert torch.equal(paste(front, back, torch.ones(8, 8, dtype=torch.bool)), front)
     assert torch.equal(paste(front, back, torch.zeros(8, 8, dtype=torch.bool)), back)
-    inside = draw_box((8, 8))
+    inside = draw_box((8, 8), 2 / 3)
     mixed = paste(front, back, inside)
     assert torch.equal(mixed == front, inside.expand_as(front)) and torch.equal(mixed == back, ~inside.expand_as(front))
 
@@ -48,7 +47,7 @@ def slow_losses(logits, labels, inside):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_losses_of_a_region_equal_a_slow_reference(size):
     torch.manual_seed(1)
-    logits, labels, inside = 3 * torch.randn(2, 3, *size), torch.randint(2, (2, *size)), draw_box(size)
+    logits, labels, inside = 3 * torch.randn(2, 3, *size), torch.randint(2, (2, *size)), draw_box(size, 2 / 3)
     dice, surprise = slow_losses(logits, labels, inside)
     losses = region_losses(logits, labels, inside)
     assert losses["dice"].item() == pytest.approx(dice, abs=1e-6)
@@ -87,9 +86,9 @@ def reference(seen, inside, labels):
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_terms_equal_a_slow_reference_in_both_directions(monkeypatch, dims, count):
-    seen, method = batch(dims, classes=2, count=count), METHODS["bcp"]([Told()])
-    inside = draw_box((8,) * dims)
-    monkeypatch.setattr(bcp, "draw_box", lambda size: inside)
+    seen, method = batch(dims, classes=2, count=count), over(Told(), "bcp")
+    inside = draw_box((8,) * dims, 2 / 3)
+    monkeypatch.setattr(bcp, "draw_box", lambda size, side: inside)
     terms = method(seen, 0.6)
     views, known, guessed = reference(seen, inside, seen.unlabelled.argmax(1))
     for passed, wanted in zip(method.networks[0].seen, views, strict=True):
@@ -99,9 +98,9 @@ def test_the_terms_equal_a_slow_reference_in_both_directions(monkeypatch, dims, 
 
 
 def test_first_only_labelled_images_are_mixed_in_both_directions_by_the_masks_of_both(monkeypatch):
-    seen, method = batch(classes=2, count=3), METHODS["bcp"]([Told()])
-    inside, partner = draw_box((8, 8)), [2, 0, 1]
-    monkeypatch.setattr(bcp, "draw_box", lambda size: inside)
+    seen, method = batch(classes=2, count=3), over(Told(), "bcp")
+    inside, partner = draw_box((8, 8), 2 / 3), [2, 0, 1]
+    monkeypatch.setattr(bcp, "draw_box", lambda size, side: inside)
     terms = method(Batch(seen.images, seen.masks, None, seen.ids), 0.24)
     one, other = method.networks[0].seen
     assert torch.equal(one, torch.where(inside, seen.images, seen.images[partner]))
@@ -141,8 +140,8 @@ def test_labels_come_from_the_teacher_who_is_the_running_average_and_has_no_grad
 def test_the_weight_may_be_set_and_does_not_ramp():
     seen, net = batch(), make("bcp").networks[0]
     totals = []
-    for weight, progress in ((None, 0.3), (None, 1.0), (1.0, 0.5), (0.0, 0.5)):
-        method = METHODS["bcp"]([net], MethodConfig(weight=weight)).eval()
+    for options, progress in (({}, 0.3), ({}, 1.0), ({"weight": 1.0}, 0.5), ({"weight": 0.0}, 0.5)):
+        method = over(net, "bcp", **options).eval()
         torch.manual_seed(2)
         totals.append(method(seen, progress)["pseudo_dice"].item())
     assert totals[0] == totals[1] == pytest.approx(totals[2] / 2) and totals[2] > 0.01 and totals[3] == 0

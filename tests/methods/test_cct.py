@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
-from tests.methods.test_methods import NET, batch
+from tests.methods.test_methods import NET, batch, over
 
-from nissl.nets import factory
-from nissl.config import MethodConfig, PretrainConfig
-from nissl.methods.cct import CCT, channel_dropout, cross_consistency, feature_dropout, feature_noise
+from nissl.methods import METHODS
+from nissl.methods.cct import channel_dropout, cross_consistency, feature_dropout, feature_noise
 from nissl.methods.shared import segmentation_losses
+from nissl.nets import factory
 from nissl.pretrain import PRETRAININGS
 
 
 def make(dims=2, seed=0, **settings):
-    return CCT([factory.build(NET, dims, 2, 3, seed)], MethodConfig(**settings)).train()
+    return over(factory.build(NET, dims, 2, 3, seed), "cct", **settings).train()
 
 
 def gradients(module):
@@ -73,7 +73,7 @@ def test_the_terms_are_those_of_the_main_decoder_and_the_consistency_rises():
         assert all(torch.equal(terms[name], expected[name]) for name in expected)
         values.append(terms["consistency"].item())
     assert values[0] == pytest.approx(np.exp(-5) * values[1], rel=1e-5)
-    assert CCT.weight == 5.0
+    assert METHODS.make("cct").weight == 5.0
 
 
 def test_the_auxiliary_decoders_are_decoders_of_their_own_near_the_pretrained_one():
@@ -103,8 +103,8 @@ def test_the_auxiliary_decoders_depend_on_no_seed_and_leave_the_random_state_alo
 
 def test_filters_of_unit_norm_stay_so_in_every_decoder():
     net = factory.build(NET, 2, 2, 3, 0)
-    PRETRAININGS["unit-norm"](PretrainConfig(name="unit-norm", handover="unit-norm"), 0).restructure(net)
-    method = CCT([net]).train()
+    PRETRAININGS["unit-norm"](net, PRETRAININGS.make("unit-norm")).restructure()
+    method = over(net, "cct").train()
     optimiser = torch.optim.SGD(method.parameters(), lr=0.1)
     sum(method(batch(), 1.0).values()).backward()
     optimiser.step()

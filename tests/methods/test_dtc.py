@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, softmax
-from tests.methods.test_methods import NET, batch
+from tests.methods.test_methods import NET, batch, over
 
-from nissl.nets import factory
-from nissl.config import MethodConfig
-from nissl.methods.dtc import DTC, signed_distances, task_consistency
+from nissl.methods import METHODS
+from nissl.methods.dtc import signed_distances, task_consistency
 from nissl.methods.shared import segmentation_losses
+from nissl.nets import factory
 
 
 def make(dims=2, classes=3, **settings):
-    return DTC([factory.build(NET, dims, 2, classes, seed=0)], MethodConfig(**settings)).train()
+    return over(factory.build(NET, dims, 2, classes, seed=0), "dtc", **settings).train()
 
 
 def slow_distance(inside):
@@ -80,7 +80,7 @@ def test_the_consistency_equals_a_slow_reference(dims):
     logits, distances = 3 * torch.randn(2, 3, *size), 0.01 * torch.randn(2, 2, *size)
     implied = expit(-1500 * distances.double().numpy())
     expected = np.mean((implied - softmax(logits.double().numpy(), axis=1)[:, 1:]) ** 2)
-    assert task_consistency(logits, distances).item() == pytest.approx(expected, rel=1e-5)
+    assert task_consistency(logits, distances, 1500.0).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_perfect_prediction_is_consistent_with_the_distances_of_its_masks():
@@ -88,8 +88,8 @@ def test_a_perfect_prediction_is_consistent_with_the_distances_of_its_masks():
     masks = torch.zeros(1, 16, 16, dtype=torch.long)
     masks[0, 2:9, 3:8], masks[0, 12, 12] = 1, 2
     logits = 60 * torch.nn.functional.one_hot(masks, 3).movedim(-1, 1).float()
-    assert task_consistency(logits, signed_distances(masks, 3)).item() < 1e-12
-    assert task_consistency(logits, -signed_distances(masks, 3)).item() > 0.9
+    assert task_consistency(logits, signed_distances(masks, 3), 1500.0).item() < 1e-12
+    assert task_consistency(logits, -signed_distances(masks, 3), 1500.0).item() > 0.9
 
 
 def test_the_consistency_pulls_at_both_heads():
@@ -111,7 +111,7 @@ def test_the_terms_are_weighted_and_the_consistency_rises(dims):
     torch.testing.assert_close(logits, method.predictor()(seen.images))
     target = signed_distances(seen.masks, 3)
     regression = 0.3 * np.mean((distances.detach().double().numpy() - target.double().numpy()) ** 2)
-    consistency = (task_consistency(logits, distances) + task_consistency(*others)) / 2
+    consistency = (task_consistency(logits, distances, 1500.0) + task_consistency(*others, 1500.0)) / 2
     for progress, share in ((0.0, np.exp(-5)), (1.0, 1.0)):
         terms = method(seen, progress)
         assert list(terms) == ["dice", "cross_entropy", "distance", "consistency"]
@@ -119,4 +119,4 @@ def test_the_terms_are_weighted_and_the_consistency_rises(dims):
             torch.testing.assert_close(terms[name], term)
         assert terms["distance"].item() == pytest.approx(regression, rel=1e-5)
         torch.testing.assert_close(terms["consistency"], 2 * share * consistency, rtol=1e-5, atol=1e-7)
-    assert DTC.weight == 1.0
+    assert method.settings.weight == 2.0 and METHODS.make("dtc").weight == 1.0

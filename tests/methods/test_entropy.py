@@ -6,9 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.methods.test_methods import batch, make
+from tests.methods.test_methods import batch, make, over
 
-from nissl.config import MethodConfig
 from nissl.methods.entropy import mean_entropy
 from nissl.methods.shared import segmentation_losses
 
@@ -51,10 +50,9 @@ def test_the_gradient_of_the_entropy_is_that_of_the_formula():
 
 
 def test_the_terms_are_those_of_the_masks_and_the_weighted_entropy_of_the_other_images():
-    method, seen = make("entropy").eval(), batch()
-    network = method.networks[0]
-    for weight, full in ((None, 0.2), (3.0, 3.0)):
-        method.config = MethodConfig(weight=weight)
+    seen, network = batch(), make("entropy").predictor()
+    for options, full in (({}, 0.2), ({"weight": 3.0}, 3.0)):
+        method = over(network, "entropy", **options).eval()
         for progress, share in ((0.0, math.exp(-5)), (0.2, math.exp(-5 / 4)), (0.4, 1), (1.0, 1)):
             terms = method(seen, progress)
             assert {name: terms.pop(name).item() for name in ("entropy",)} == {

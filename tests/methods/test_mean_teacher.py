@@ -5,9 +5,9 @@ import pytest
 import torch
 from tests.methods.test_methods import NET, batch, make
 
-from nissl.nets import factory
 from nissl.methods import mean_teacher
 from nissl.methods.shared import segmentation_losses
+from nissl.nets import factory
 
 
 def shares_of(network, images):

@@ -6,18 +6,26 @@ import numpy as np
 import pytest
 import torch
 
-from nissl.nets import factory
-from nissl.config import MethodConfig, NetConfig
 from nissl.data.batches import Batch
-from nissl.methods import METHODS, Method
+from nissl.learner import Problem
+from nissl.methods import METHODS
+from nissl.methods.method import Method
 from nissl.methods.shared import segmentation_losses
+from nissl.nets import factory
+from nissl.nets.settings import UNet
 
-NET = NetConfig(widths=(4, 8), dropout=(0.0, 0.2))
+NET = UNet(widths=(4, 8), dropout=(0.0, 0.2))
 
 
-def make(name, dims=2, classes=3):
-    kind = METHODS[name]
-    return kind([factory.build(NET, dims, 2, classes, seed) for seed in range(kind.count)])
+def make(name, dims=2, classes=3, **options):
+    """A method over networks of its own."""
+    kind, settings, problem = METHODS[name], METHODS.make(name, **options), Problem(dims, 2, classes, (8,) * dims, NET)
+    return kind.build(settings, problem, kind.initial(settings, problem, 0), 0)
+
+
+def over(net, name, **options):
+    """A method over a network that is there."""
+    return METHODS[name]([net], METHODS.make(name, **options))
 
 
 def batch(dims=2, classes=3, count=2, seed=0):
@@ -46,8 +54,7 @@ def test_losses_are_finite_and_reach_every_network(name, dims):
 @pytest.mark.parametrize("name", METHODS)
 def test_dice_alone_is_the_default_without_its_cross_entropy(name):
     """Of pseudo-labels that are taken for masks as well."""
-    both, alone, seen = make(name).eval(), make(name).eval(), batch()
-    alone.config = MethodConfig(loss="dice")
+    both, alone, seen = make(name).eval(), make(name, loss="dice").eval(), batch()
     terms = []
     for method in (both, alone):
         torch.manual_seed(0)
@@ -63,9 +70,9 @@ def test_dice_alone_is_the_default_without_its_cross_entropy(name):
 def test_the_weight_rises_as_the_settings_say():
     shapes = {"gaussian": lambda t: math.exp(-5 * (1 - t) ** 2), "linear": lambda t: t}
     for shape, height in shapes.items():
-        method = METHODS["entropy"]([factory.build(NET, 2, 2, 3, 0)], MethodConfig(weight=3.0, ramp=0.5, ramp_shape=shape))
+        method = make("entropy", weight=3.0, ramp=0.5, ramp_shape=shape)
         for progress in (0.0, 0.1, 0.25, 0.49, 0.5, 0.8, 1.0):
-            assert method.rising(progress) == pytest.approx(3 * height(min(1.0, progress / 0.5)))
+            assert method.weight(progress) == pytest.approx(3 * height(min(1.0, progress / 0.5)))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -106,7 +113,7 @@ def test_following_the_loss_downhill_fits_the_masks(name):
 
 def test_a_method_must_state_its_losses():
     with pytest.raises(NotImplementedError, match="Method"):
-        Method([factory.build(NET, 2, 2, 3, 0)])(batch(), 0.0)
+        Method([factory.build(NET, 2, 2, 3, 0)], METHODS.make("supervised"))(batch(), 0.0)
 
 
 def slow_losses(logits, masks):
@@ -172,4 +179,5 @@ def test_the_supervised_method_does_not_look_at_unlabelled_images():
     method, seen = make("supervised").eval(), batch()
     blind = Batch(seen.images, seen.masks, None, seen.ids)
     assert all(torch.equal(term, method(blind, 0.0)[name]) for name, term in method(seen, 0.0).items())
-    assert not METHODS["supervised"].uses_unlabelled
+    assert METHODS["supervised"].sees == "labelled"
+    assert {METHODS[name].sees for name in METHODS if name != "supervised"} == {"labelled+unlabelled"}

@@ -5,8 +5,8 @@ import torch
 from tests.methods.test_methods import NET
 from torch import nn
 
-from nissl.nets import factory
 from nissl.methods.shared import Teacher
+from nissl.nets import factory
 
 
 def student(dims=2, seed=0):

@@ -12,7 +12,7 @@ from tests.methods.test_methods import batch
 from torch import nn
 
 from nissl.methods import mean_teacher
-from nissl.methods.uamt import PASSES, certain, masked_distance
+from nissl.methods.uamt import certain, masked_distance
 
 
 def random_shares(seed, classes=3, space=(5, 4)):
@@ -93,7 +93,7 @@ def test_the_term_is_the_weighted_distance_where_the_teacher_is_certain(monkeypa
     )
     mask = slow_certain(teacher, progress)
     assert mask.any() and (not mask.all() or progress == 1)
-    expected = method.rising(progress) * slow_distance(student, teacher, mask)
+    expected = method.weight(progress) * slow_distance(student, teacher, mask)
     assert method(seen, progress)["consistency"].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -109,11 +109,11 @@ def test_the_uncertainty_is_that_of_the_mean_of_eight_passes_each_with_its_own_n
     network.register_forward_hook(note)
     torch.manual_seed(0)
     found = method.distance(random_shares(3, space=(8, 8)), seen.unlabelled, 0.5)
-    assert len(inputs) == PASSES + 1 == 9
+    assert len(inputs) == 9
     assert all(not torch.equal(one, other) for one, other in itertools.pairwise(inputs))
     assert all((given - seen.unlabelled).abs().max() <= 0.2 + 1e-6 for given in inputs)
-    mask = slow_certain(torch.stack(outputs[:PASSES]).mean(0), 0.5)
-    expected = slow_distance(random_shares(3, space=(8, 8)), outputs[PASSES], mask)
+    mask = slow_certain(torch.stack(outputs[:8]).mean(0), 0.5)
+    expected = slow_distance(random_shares(3, space=(8, 8)), outputs[8], mask)
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
-from tests.methods.test_methods import batch, make
+from tests.methods.test_methods import batch, make, over
 
-from nissl.nets import factory
-from nissl.config import MethodConfig, NetConfig
 from nissl.errors import InputError
-from nissl.methods import METHODS, unimatch
+from nissl.methods import unimatch
 from nissl.methods.shared import box, masked_dice, segmentation_losses
 from nissl.methods.unimatch import Strong, apply, draw, draw_box, dropped, pseudo_labels
+from nissl.nets import factory
+from nissl.nets.settings import VNet
 
 SIZES = [(40, 32), (20, 18, 16)]
 
@@ -113,7 +113,7 @@ def test_a_box_lies_where_it_is_told():
 
 def test_pseudo_labels_are_the_likeliest_class_where_it_is_sure():
     logits = torch.tensor([0.96, 0.94, 0.04]).log()[None, None] - torch.tensor([0.04, 0.06, 0.96]).log()[None, None]
-    labels, sure = pseudo_labels(torch.cat([torch.zeros_like(logits), logits], dim=1))
+    labels, sure = pseudo_labels(torch.cat([torch.zeros_like(logits), logits], dim=1), 0.95)
     assert labels.tolist() == [[1, 1, 0]] and sure.tolist() == [[True, False, True]]
 
 
@@ -121,7 +121,7 @@ def test_pseudo_labels_are_the_likeliest_class_where_it_is_sure():
 def test_changed_features_lack_whole_channels(size):
     torch.manual_seed(5)
     features = torch.rand(8, 64, *size) + 0.5
-    changed = dropped(features)
+    changed = dropped(features, 0.5)
     gone = (changed == 0).flatten(2).all(-1)
     torch.testing.assert_close(changed, torch.where(gone.reshape(8, 64, *[1] * len(size)), 0.0, 2 * features))
     assert gone.float().mean() == pytest.approx(0.5, abs=0.1) and len({tuple(row.tolist()) for row in gone}) == 8
@@ -160,8 +160,8 @@ class Wrapped(torch.nn.Module):
 def test_the_terms_are_those_of_the_definition_and_boxes_move_images_and_labels_alike(monkeypatch):
     """Where the strong views change no intensity, each pixel's logits are those that its pseudo-label came from."""
     monkeypatch.setattr(unimatch, "draw", Strong)
-    monkeypatch.setattr(unimatch, "dropped", lambda features: 0.5 * features)
-    seen, method = batch(count=6, classes=2), METHODS["unimatch"]([Told()])
+    monkeypatch.setattr(unimatch, "dropped", lambda features, fraction: fraction * features)
+    seen, method = batch(count=6, classes=2), over(Told(), "unimatch")
     seen.unlabelled.mul_(4)
     torch.manual_seed(6)
     terms = method(seen, 0.0)
@@ -179,11 +179,11 @@ def test_the_terms_are_those_of_the_definition_and_boxes_move_images_and_labels_
 
 def test_no_gradient_passes_through_pseudo_labels(monkeypatch):
     """With features that are all dropped, and views that are not the images, nothing of the weak pass is left."""
-    monkeypatch.setattr(unimatch, "dropped", torch.zeros_like)
+    monkeypatch.setattr(unimatch, "dropped", lambda features, fraction: torch.zeros_like(features))
     monkeypatch.setattr(unimatch, "draw", lambda: Strong(contrast=0.0))
     seen = batch(count=2, classes=2)
     seen.unlabelled.mul_(9).requires_grad_()
-    terms = METHODS["unimatch"]([Told()])(seen, 0.0)
+    terms = over(Told(), "unimatch")(seen, 0.0)
     loss = terms["strong_1"] + terms["strong_2"] + terms["features"]
     assert loss > 0.1
     loss.backward()
@@ -206,8 +206,8 @@ def test_the_weight_may_be_set_and_does_not_ramp():
     net = make("unimatch").networks[0]
     net.head.weight.data.mul_(50)
     totals = []
-    for weight, progress in ((None, 0.0), (None, 1.0), (1.0, 0.5), (0.0, 0.5)):
-        method = METHODS["unimatch"]([net], MethodConfig(weight=weight)).train()
+    for options, progress in (({}, 0.0), ({}, 1.0), ({"weight": 1.0}, 0.5), ({"weight": 0.0}, 0.5)):
+        method = over(net, "unimatch", **options).train()
         torch.manual_seed(7)
         terms = method(seen, progress)
         totals.append(sum(terms[name].item() for name in ("strong_1", "strong_2", "features")))
@@ -215,6 +215,6 @@ def test_the_weight_may_be_set_and_does_not_ramp():
 
 
 def test_a_network_without_parts_is_refused():
-    net = factory.build(NetConfig(name="vnet"), 2, 1, 2, 0)
+    net = factory.build(VNet(), 2, 1, 2, 0)
     with pytest.raises(InputError, match="VNet, with --method unimatch"):
-        METHODS["unimatch"]([net])
+        over(net, "unimatch")

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
-from tests.methods.test_methods import batch
+from tests.methods.test_methods import batch, over
 
-from nissl.nets import factory
-from nissl.config import MethodConfig, NetConfig
+from nissl.methods import METHODS
 from nissl.methods.shared import segmentation_losses
-from nissl.methods.urpc import URPC, pyramid_consistency
+from nissl.methods.urpc import pyramid_consistency
+from nissl.nets import factory
+from nissl.nets.settings import UNet
 
 
 def make(widths, dims=2, **settings):
-    net = factory.build(NetConfig(widths=widths, dropout=(0.0,) * len(widths)), dims, 2, 3, seed=1)
-    return URPC([net], MethodConfig(**settings)).train()
+    net = factory.build(UNet(widths=widths, dropout=(0.0,) * len(widths)), dims, 2, 3, seed=1)
+    return over(net, "urpc", **settings).train()
 
 
 def slow_consistency(scales):
@@ -102,4 +103,4 @@ def test_the_terms_are_means_over_scales_and_the_consistency_rises():
         for name in ("dice", "cross_entropy"):
             torch.testing.assert_close(terms[name], sum(scale[name] for scale in labelled) / 3)
         torch.testing.assert_close(terms["consistency"], 0.5 * share * expected, rtol=1e-5, atol=1e-7)
-    assert URPC.weight == 0.2
+    assert METHODS.make("urpc").weight == 0.2

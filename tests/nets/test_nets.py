@@ -4,21 +4,15 @@ import sys
 
 import pytest
 import torch
+from tests.members import made
 
-from nissl.nets import factory
-from nissl.config import NetConfig
 from nissl.errors import InputError
-from nissl.nets import NETWORKS
-
-SMALL = NetConfig(widths=(4, 8), dropout=(0.0, 0.0))
-
-
-def named(name):
-    return NetConfig(name=name, widths=SMALL.widths, dropout=SMALL.dropout)
+from nissl.nets import factory
+from nissl.nets.settings import NETWORKS, VNet
 
 
 def build(name, dims=2, seed=0):
-    return factory.build(named(name), dims, 2, 3, seed)
+    return factory.build(made(NETWORKS, name, widths=(4, 8), dropout=(0.0, 0.0)), dims, 2, 3, seed)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -105,9 +99,12 @@ def test_a_bad_path_is_refused_with_what_to_write(path, found, tmp_path, monkeyp
 def test_a_path_that_names_nothing_shows_how_to_write_one():
     with pytest.raises(InputError) as caught:
         build("unett")
-    assert "unet, vnet" in caught.value.expected and "monai.networks.nets:BasicUNet" in caught.value.fix
+    assert "unet, vnet" in caught.value.expected and "package.module:Class" in caught.value.expected
+    assert "`unet`" in caught.value.fix
+    with pytest.raises(InputError, match=r"monai\.networks\.nets:BasicUNet"):
+        build("monai.networks.nets:BasicUNett")
 
 
 def test_images_that_a_network_cannot_take_are_refused_by_name():
     with pytest.raises(InputError, match=r"vnet for images of 3 channels.*\n.*\n.*--colour gray"):
-        factory.build(NetConfig(name="vnet"), 2, 3, 2, seed=0)
+        factory.build(VNet(), 2, 3, 2, seed=0)

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from nissl.nets import factory
-from nissl.config import NetConfig
+from nissl.nets import factory, settings
 from nissl.nets.unet import UNet
 
-SMALL = NetConfig(widths=(4, 6, 8), dropout=(0.0, 0.1, 0.2))
+SMALL = settings.UNet(widths=(4, 6, 8), dropout=(0.0, 0.1, 0.2))
 SIZES = {2: (16, 24), 3: (8, 12, 16)}
 KINDS = {2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d)}
 
@@ -61,7 +60,7 @@ def test_the_parts_are_those_of_the_dimension(dims):
 @pytest.mark.parametrize("upsampling", ["transposed", "linear"])
 @pytest.mark.parametrize(("dims", "channels", "classes"), [(2, 3, 2), (3, 1, 3)])
 def test_the_default_network_has_as_many_parameters_as_the_formula(dims, channels, classes, upsampling):
-    config = NetConfig(upsampling=upsampling)
+    config = settings.UNet(upsampling=upsampling)
     net = factory.build(config, dims, channels, classes, seed=0)
     expected = parameters_by_formula(dims, channels, classes, (16, 32, 64, 128, 256), upsampling == "transposed")
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
@@ -70,7 +69,7 @@ def test_the_default_network_has_as_many_parameters_as_the_formula(dims, channel
 def test_transposed_layers_double_without_overlap_and_linear_ones_interpolate():
     transposed, linear = (
         unet().decoder.ups[0],
-        unet(config=NetConfig(widths=(4, 6), dropout=(0.0, 0.0), upsampling="linear")).decoder.ups[0],
+        unet(config=settings.UNet(widths=(4, 6), dropout=(0.0, 0.0), upsampling="linear")).decoder.ups[0],
     )
     assert (transposed.kernel_size, transposed.stride, transposed.bias) == ((2, 2), (2, 2), None)
     assert not any(isinstance(module, nn.ConvTranspose2d) for module in linear.modules())
@@ -84,7 +83,7 @@ def test_transposed_layers_double_without_overlap_and_linear_ones_interpolate():
 @pytest.mark.parametrize("upsampling", ["transposed", "linear"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_wrong_size_is_refused_with_the_padded_size(dims, upsampling):
-    net = unet(dims, NetConfig(widths=SMALL.widths, dropout=SMALL.dropout, upsampling=upsampling))
+    net = unet(dims, settings.UNet(widths=SMALL.widths, dropout=SMALL.dropout, upsampling=upsampling))
     assert factory.multiple(net) == 4
     size = (16, 18, 5)[:dims]
     padded = (16, 20, 8)[:dims]
@@ -109,7 +108,7 @@ def test_only_the_head_has_a_bias_and_dropout_is_that_of_its_level():
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_initialisation_keeps_the_variance_of_the_signal(dims):
-    net = UNet(dims, 3, 2, NetConfig(widths=(64, 128), dropout=(0.0, 0.0)))
+    net = UNet(dims, 3, 2, settings.UNet(widths=(64, 128), dropout=(0.0, 0.0)))
     for module in net.modules():
         if isinstance(module, KINDS[dims][0]):
             fan_in = module.weight[0].numel()

@@ -3,9 +3,9 @@
 import torch
 from torch.nn import functional
 
-from nissl.config import NetConfig
+from nissl.nets.settings import UNet
 
-WIDE = NetConfig(widths=(16, 32), dropout=(0.0, 0.0))
+WIDE = UNet(widths=(16, 32), dropout=(0.0, 0.0))
 
 
 class Smooth:

@@ -2,34 +2,34 @@
 
 import pytest
 import torch
-from tests.pretrain.test_pretrain import Mixer, Pictures, configure, fresh, moved, weights
+from tests.pretrain.driver import CPU, Served, learner_of, pretrain, run
+from tests.pretrain.test_pretrain import Mixer, Pictures, configure, fresh, moved, noting, weights
 from torch import nn
 
-from nissl.config import PretrainConfig
 from nissl.errors import InputError
 from nissl.plasticity import HPCA, SWTA
-from nissl.pretrain import PRETRAININGS, pretrain
 from nissl.pretrain.hebbian import make_rule
+from nissl.pretrain.settings import Hebbian
 from nissl.pretrain.whitening import whitened
+from nissl.training.session import Control, Session
 
 
 def test_a_response_is_what_the_settings_say():
     assert make_rule(configure("hebbian", rule="hpca")) == HPCA()
     assert make_rule(configure("hebbian", rule="hpca", response="centred")) == HPCA(centred=True)
     assert make_rule(configure("hebbian", rule="hpca", response="rectified")) == HPCA(rectified=True)
-    assert make_rule(PretrainConfig(rule="hpca")) == HPCA(centred=True)
-    assert make_rule(PretrainConfig(rule="swta")) == SWTA(5.0, True, False)
+    assert make_rule(Hebbian(rule="hpca")) == HPCA(centred=True)
+    assert make_rule(Hebbian(rule="swta")) == SWTA(5.0, True, False)
     assert make_rule(configure("hebbian", rule="swta", response="centred")) == SWTA(5.0, True, True)
     with pytest.raises(InputError, match="linear"):
         configure("hebbian", rule="swta", response="rectified")
 
 
 @pytest.mark.parametrize("name", ["hebbian", "shuffled"])
-def test_layer_by_layer_each_learns_in_its_turn(name):
+def test_layer_by_layer_each_learns_in_its_turn(tmp_path, name):
     net, order = fresh(), []
-    pretraining = PRETRAININGS[name](configure(name, order="layer-wise", steps=14))
     names = [layer for layer in weights(net) if layer != "head"]
-    pretraining.begin(net)
+    pretraining = learner_of(net, configure(name, order="layer-wise", steps=14))
     before = weights(net)
 
     def note(message):
@@ -37,19 +37,16 @@ def test_layer_by_layer_each_learns_in_its_turn(name):
         order.append([layer for layer in before if (now[layer] - before[layer]).abs().max() > 1e-4])
         before.update(now)
 
-    pretraining.advance = note
-    pretraining.go_on(net, Pictures())
+    run(pretraining, Served(Pictures()), Session(tmp_path, CPU, control=Control(track=noting(note))))
     assert len(names) == 7
     assert order == [[name] for name in names for _ in range(2)]
 
 
-def test_each_layer_moves_by_the_whole_step_size_at_first():
+def test_each_layer_moves_by_the_whole_step_size_at_first(tmp_path):
     net = fresh()
-    config = configure("hebbian", order="layer-wise", steps=7, rate=0.2)
-    pretraining = PRETRAININGS["hebbian"](config)
-    pretraining.begin(net)
+    pretraining = learner_of(net, configure("hebbian", order="layer-wise", steps=7, rate=0.2))
     before = weights(net)
-    pretraining.go_on(net, Pictures())
+    run(pretraining, Served(Pictures()), Session(tmp_path, CPU))
     start = {name: tensor / tensor.norm() for name, tensor in before.items() if name != "head"}
     for name, tensor in start.items():
         change = (weights(net)[name] / weights(net)[name].norm() - tensor).norm()
@@ -107,7 +104,8 @@ def test_an_image_that_is_not_finite_is_skipped_under_whitening_too(dims):
             return images.index_fill(0, torch.tensor(0), torch.nan) if step == 1 else images
 
     net, told = fresh(dims), []
-    PRETRAININGS["hebbian"](configure("hebbian", whiten=True, steps=4), 0, told.append).run(net, Torn(dims))
+    control = Control(track=noting(told.append))
+    pretrain(net, Torn(dims), configure("hebbian", whiten=True, steps=4), control=control)
     assert [message.startswith("skipped") for message in told] == [False, True, False, False]
     assert all(weight.isfinite().all() for weight in weights(net).values())
 

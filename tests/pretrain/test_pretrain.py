@@ -1,25 +1,29 @@
 """What every pre-training keeps and changes: it sees images, and leaves a plain network that learns as any other."""
 
-import dataclasses
-import inspect
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from tests.members import made
+from tests.pretrain.driver import CPU, learner_of, pretrain
 from torch import nn
 from torch.nn import functional
 
-from nissl.nets import factory
-from nissl.config import NetConfig, PretrainConfig
 from nissl.errors import InputError
+from nissl.nets import factory
+from nissl.nets.settings import NETWORKS, ForeignNet, UNet
 from nissl.plasticity import RULES, plastic_layers
-from nissl.pretrain import PRETRAININGS, Pretraining, pretrain
+from nissl.pretrain import PRETRAININGS
 from nissl.pretrain.gradient import BackPropagation
-from nissl.pretrain.pretraining import excluded, head
+from nissl.pretrain.pretraining import Pretraining, excluded, head
 from nissl.pretrain.unit_norm import UnitNorm, normalise
-from nissl.training.loop import lay_out, plain_state
+from nissl.runs.checkpoint import plain_state
+from nissl.training.session import Control, Session
 
-NET = NetConfig(widths=(4, 8), dropout=(0.3, 0.3))
-CONFIG = PretrainConfig(layers="all", response="linear", steps=3, batch=2, rate=0.1)
+NET = UNet(widths=(4, 8), dropout=(0.3, 0.3))
+OPTIONS = {"layers": "all", "response": "linear", "steps": 3, "batch": 2, "rate": 0.1}
+"""Of each pre-training that has them."""
 HANDOVERS = ["fold", "unit-norm"]
 LEARNING = ["hebbian", "shuffled"]
 HANDED_OVER = [*LEARNING, "untrained"]
@@ -56,7 +60,7 @@ def fresh(dims=2, seed=0, config=NET):
 
 
 def configure(name, **changes):
-    return dataclasses.replace(CONFIG, name=name, **changes)
+    return made(PRETRAININGS, name, **OPTIONS | changes)
 
 
 def weights(net):
@@ -73,10 +77,9 @@ def moved(before, after):
     return [name for name in before if not torch.equal(before[name], after[name])]
 
 
-def test_a_pretraining_takes_a_network_and_images_and_nothing_else():
-    for kind in PRETRAININGS.values():
-        assert list(inspect.signature(kind.run).parameters) == ["self", "net", "images"]
-        assert not any("mask" in name for name in inspect.signature(kind).parameters)
+@pytest.mark.parametrize("name", PRETRAININGS)
+def test_a_pretraining_sees_images_and_nothing_else(name):
+    assert PRETRAININGS[name].sees == "images"
 
 
 @pytest.mark.parametrize("handover", HANDOVERS)
@@ -157,7 +160,7 @@ def test_warm_sees_what_the_hebbian_stage_sees():
     warm, hebbian = Pictures(), Pictures()
     pretrain(fresh(), warm, configure("warm"))
     pretrain(fresh(), hebbian, configure("hebbian"))
-    assert warm.asked == hebbian.asked[: CONFIG.steps] == list(range(CONFIG.steps))
+    assert warm.asked == hebbian.asked[:3] == list(range(3))
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -182,9 +185,9 @@ def filter_norms(layer):
     )
 
 
-@pytest.mark.parametrize("network", factory.NETWORKS)
+@pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_can_be_pretrained(network):
-    config = NetConfig(name=network, widths=NET.widths, dropout=NET.dropout)
+    config = made(NETWORKS, network, widths=NET.widths, dropout=NET.dropout)
     net, images = fresh(config=config), Pictures(size=32)
     before = weights(net)
     report = pretrain(net, images, configure("hebbian", handover="unit-norm"))
@@ -222,7 +225,7 @@ GROUPED = [
 @pytest.mark.parametrize("layer", GROUPED)
 def test_unit_norm_is_that_of_what_each_output_reads(layer, laid):
     if laid:
-        lay_out(layer)
+        Session(Path(), CPU).place(layer)
     before = layer.weight.detach().clone()
     normalise([layer], "T-summed")
     torch.testing.assert_close(filter_norms(layer), torch.ones(6))
@@ -271,14 +274,13 @@ def test_left_to_itself_a_rule_and_its_controls_change_the_decoder(name):
     chosen, automatic = fresh(), fresh()
     pretrain(chosen, Pictures(), configure(name, layers="decoder"))
     pretrain(automatic, Pictures(), configure(name, layers="auto"))
-    assert PretrainConfig().layers == "auto"
+    assert PRETRAININGS.make(name).layers == "auto"
     assert all(torch.equal(weight, weights(automatic)[key]) for key, weight in weights(chosen).items())
 
 
 @pytest.mark.parametrize("name", GRADIENT)
 def test_left_to_itself_back_propagation_changes_all_parts(name):
-    pretraining = PRETRAININGS[name](configure(name, layers="auto"), 0)
-    assert pretraining.still(fresh()) == ("head",)
+    assert learner_of(fresh(), configure(name, layers="auto")).excluded() == ("head",)
 
 
 class Halves(nn.Module):
@@ -351,7 +353,7 @@ def test_every_rule_learns_under_every_optimiser(rule, optimiser):
     net = fresh()
     before = weights(net)
     report = pretrain(net, Pictures(), configure("hebbian", rule=rule, optimiser=optimiser, rate=0.02))
-    assert report.rule == rule and len(report.curves) == CONFIG.steps
+    assert report.rule == rule and len(report.curves) == 3
     for name, weight in weights(net).items():
         assert weight.isfinite().all()
         assert torch.equal(weight, before[name]) is (name == "head")
@@ -379,9 +381,18 @@ def test_the_report_has_a_row_for_each_layer_and_at_most_so_many_points():
 @pytest.mark.parametrize("name", PRETRAININGS)
 def test_progress_is_told_of_each_step(name):
     told = []
-    pretraining = PRETRAININGS[name](configure(name), 0, told.append)
-    pretraining.run(fresh(), Pictures())
-    assert len(told) == pretraining.steps == (CONFIG.steps if name in (*HANDED_OVER, *GRADIENT, "warm") else 0)
+    report = pretrain(fresh(), Pictures(), configure(name), control=Control(track=noting(told.append)))
+    assert len(told) == report.steps == (3 if name in (*HANDED_OVER, *GRADIENT, "warm") else 0)
+
+
+def noting(note):
+    """A tracker that hands each message to a function."""
+
+    @contextmanager
+    def track(total, what, start=0):
+        yield note
+
+    return track
 
 
 def captured(net, images):
@@ -428,7 +439,8 @@ def test_restructuring_gives_the_form_that_running_leaves(name, handover):
     ran, restructured = fresh(), fresh(seed=1)
     config = configure(name, handover=handover)
     pretrain(ran, Pictures(), config)
-    PRETRAININGS[name](config).restructure(restructured)
+    Session(Path(), CPU).place(restructured)
+    learner_of(restructured, config).restructure()
     assert ran.state_dict().keys() == restructured.state_dict().keys()
     restructured.load_state_dict(ran.state_dict())
     with torch.no_grad():
@@ -451,7 +463,7 @@ def test_the_head_of_a_foreign_network_is_its_last_layer():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 1))
     assert head(net) == "2" and excluded(net, "all") == ("2",)
     assert head(fresh()) == "head"
-    assert head(factory.build(NetConfig(name="monai.networks.nets:BasicUNet"), 2, 2, 3, 0)) == "final_conv"
+    assert head(factory.build(ForeignNet("monai.networks.nets:BasicUNet"), 2, 2, 3, 0)) == "final_conv"
 
 
 class Mixer(nn.Module):
@@ -485,5 +497,6 @@ def test_the_base_does_nothing():
     net = fresh()
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     images = Pictures()
-    report = Pretraining(CONFIG).run(net, images)
+    report = pretrain(net, images, configure("none"))
+    assert PRETRAININGS["none"] is Pretraining
     assert not moved(before, net.state_dict()) and not images.asked and report.steps == 0

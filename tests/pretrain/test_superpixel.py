@@ -1,20 +1,19 @@
 """Superpixels as masks: the groups are those of a slow reference, follow the image, and can be learnt."""
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from skimage.segmentation import slic
+from tests.pretrain.driver import image_batch, learner_of, pretrain
 from tests.pretrain.smooth import WIDE, Smooth
-from tests.pretrain.test_pretrain import CONFIG, Pictures, fresh
+from tests.pretrain.test_pretrain import Pictures, configure, fresh
 from torch.nn import functional
 
-from nissl.pretrain import PRETRAININGS, pretrain
 from nissl.pretrain.superpixel import COMPACTNESS, SEGMENTS, brightness_groups
 
-SUPERPIXEL = dataclasses.replace(CONFIG, name="superpixel")
+SUPERPIXEL = configure("superpixel", rate=1e-3)
 
 
 def reference(image, groups):
@@ -64,10 +63,9 @@ def test_an_image_without_structure_is_of_one_group(dims, size):
 
 def test_the_loss_is_soft_dice_plus_cross_entropy():
     net, images = fresh().eval(), Pictures()[0]
-    pretraining = PRETRAININGS["superpixel"](SUPERPIXEL)
-    pretraining.begin(net)
+    pretraining = learner_of(net, SUPERPIXEL)
     with torch.no_grad():
-        (loss,) = pretraining.terms(net, images, 0).values()
+        (loss,) = pretraining(image_batch(images), 0.0).values()
         logits = pretraining.extra(net.decoder(net.encoder(images))[-1])
     groups = torch.stack([brightness_groups(image, 4) for image in images])
     shares, truth = logits.softmax(1), functional.one_hot(groups, 4).movedim(-1, 1).float()
@@ -78,8 +76,8 @@ def test_the_loss_is_soft_dice_plus_cross_entropy():
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_groups_of_new_images_are_predicted_better_than_at_the_start(dims):
-    report = pretrain(fresh(dims, config=WIDE), Smooth(dims), dataclasses.replace(SUPERPIXEL, steps=60))
+    report = pretrain(fresh(dims, config=WIDE), Smooth(dims), configure("superpixel", rate=1e-3, steps=60, batch=4))
     loss = [point["loss"] for point in report.curves]
     assert sum(loss[-10:]) < 0.85 * sum(loss[:10])
     assert sum(loss[-10:]) / 10 < math.log(4) + 0.75 - 0.2  # four groups, each as likely as the others
-    assert (report.steps, report.images, report.layers) == (60, 240, ())
+    assert (report.steps, report.images, report.layers) == (60, 240, [])

@@ -1,27 +1,27 @@
 """The auto-encoder: its terms are those of the field, all passes through the latent, and it learns to reconstruct."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from tests.pretrain.driver import CPU, Served, image_batch, learner_of, pretrain, trainer_of
 from tests.pretrain.smooth import WIDE, Smooth
-from tests.pretrain.test_pretrain import CONFIG, Pictures, fresh
+from tests.pretrain.test_pretrain import Pictures, configure, fresh
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from nissl.nets import factory
-from nissl.config import NetConfig
 from nissl.errors import InputError
-from nissl.pretrain import PRETRAININGS, pretrain
+from nissl.nets import factory
+from nissl.nets.settings import VNet
 from nissl.pretrain.vae import divergence
+from nissl.training.session import Session
 
-VAE = dataclasses.replace(CONFIG, name="vae")
+VAE = configure("vae", rate=1e-3)
 
 
-def begun(net, seed=0, **changes):
-    pretraining = PRETRAININGS["vae"](dataclasses.replace(VAE, **changes), seed)
-    pretraining.begin(net)
-    return pretraining
+def begun(net, seed=0):
+    return learner_of(net, VAE, seed)
 
 
 def test_the_divergence_is_that_of_torch():
@@ -40,7 +40,7 @@ def test_the_loss_is_twice_the_negative_evidence_bound_per_value_of_the_image(di
         for name, layer in (*pretraining.extra.items(), ("decoder", net.decoder))
     ]
     with torch.no_grad():
-        terms = pretraining.terms(net, images, 0)
+        terms = pretraining(image_batch(images), 0.0)
     for handle in handles:
         handle.remove()
     mean, deviation = caught["mean"][1], (caught["log_variance"][1] / 2).exp()
@@ -58,25 +58,25 @@ def test_the_loss_is_twice_the_negative_evidence_bound_per_value_of_the_image(di
 
 
 def test_the_noise_is_of_the_image_and_the_step_whatever_the_pieces():
-    pretraining, like = begun(fresh()), torch.zeros(4, 8, 3, 3)
-    whole = pretraining._noise(like, 0)
-    torch.testing.assert_close(torch.cat([pretraining._noise(like[:2], 0), pretraining._noise(like[2:], 2)]), whole)
+    pretraining, like, seen = begun(fresh()), torch.zeros(4, 8, 3, 3), image_batch(torch.zeros(4, 2, 16, 16))
+    whole = pretraining._noise(like, seen)
+    pieces = [pretraining._noise(like[:2], part) for part in seen.parts(2)]
+    torch.testing.assert_close(torch.cat(pieces), whole)
     assert not torch.equal(whole[0], whole[1])
-    pretraining.done += 1
-    assert not torch.equal(pretraining._noise(like, 0), whole)
-    assert not torch.equal(begun(fresh(), seed=1)._noise(like, 0), whole)
+    assert not torch.equal(pretraining._noise(like, dataclasses.replace(seen, step=1)), whole)
+    assert not torch.equal(begun(fresh(), seed=1)._noise(like, seen), whole)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_reconstruction_gets_better_than_the_mean_of_the_image(dims):
     net = fresh(dims, config=WIDE)
-    report = pretrain(net, Smooth(dims), dataclasses.replace(VAE, steps=60))
+    report = pretrain(net, Smooth(dims), dataclasses.replace(VAE, steps=60, batch=4))
     error = [point["terms"]["reconstruction"] for point in report.curves]
     assert sum(error[-10:]) < 0.85 * sum(error[:10])
     assert sum(error[-10:]) / 10 < 0.9  # the images have a variance of 1
     assert [point["step"] for point in report.curves] == list(range(1, 61))
     assert all(point["loss"] == pytest.approx(sum(point["terms"].values())) for point in report.curves)
-    assert (report.steps, report.images, report.layers) == (60, 240, ())
+    assert (report.steps, report.images, report.layers) == (60, 240, [])
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
@@ -99,23 +99,22 @@ def test_a_filter_of_the_decoder_that_reads_only_a_closed_connection_stays():
 
 @pytest.mark.parametrize("name", ["vae", "superpixel"])
 def test_a_network_without_parts_is_refused_with_what_to_do(name):
-    for net in (factory.build(NetConfig(name="vnet"), 2, 1, 2, 0), nn.Sequential(nn.Conv2d(1, 2, 1))):
+    for net in (factory.build(VNet(), 2, 1, 2, 0), nn.Sequential(nn.Conv2d(1, 2, 1))):
         with pytest.raises(InputError) as caught:
-            pretrain(net, Pictures(), dataclasses.replace(VAE, name=name))
+            pretrain(net, Pictures(), configure(name))
         for words in ("net.name", type(net).__name__, f"--pretrain {name}", "encoder, decoder and head", "--net unet"):
             assert words in str(caught.value)
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight():
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path):
     net = fresh()
     pretraining = begun(net)
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with torch.no_grad():
         pretraining.extra["log_variance"].bias.fill_(200)  # its exponential overflows
-    extra = {name: tensor.clone() for name, tensor in pretraining.extra.state_dict().items()}
-    with pretraining.learning(net), pytest.raises(FloatingPointError, match="not finite"):
-        pretraining.learn(net, [Pictures()[0]])
-    parameters = [name for name, _ in net.named_parameters()]
-    assert all(torch.equal(net.state_dict()[name], before[name]) for name in parameters)
-    assert all(torch.equal(tensor, extra[name]) for name, tensor in pretraining.extra.state_dict().items())
-    assert not pretraining.optimiser.state and all(p.grad is None for p in net.parameters())
+    trainer = trainer_of(pretraining, Served(Pictures()), Session(Path(tmp_path), CPU))
+    before = {name: tensor.clone() for name, tensor in pretraining.state_dict().items()}
+    with trainer.learning() as model:
+        line = trainer.make_step(model, trainer.stream[0])
+    assert line["loss"] is None and "skipped" in line
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pretraining.state_dict().items())
+    assert not trainer.optimiser.state and all(parameter.grad is None for parameter in net.parameters())

@@ -7,9 +7,10 @@ import tomli_w
 from PIL import Image
 from scipy import ndimage
 
-from nissl.config import Config, DataConfig, PretrainConfig, to_tree
+from nissl.config import Config, DataConfig, to_tree
 from nissl.evaluation.table import score_case, scores_to_csv, summarise
 from nissl.imageio.formats import read_raster, write_image, write_mask
+from nissl.pretrain.settings import Hebbian
 
 LAYERS = [f"encoder.blocks.{block}.conv{conv}" for block in range(5) for conv in (1, 2)]
 WIDTHS = (16, 32, 64, 128, 256)
@@ -84,7 +85,7 @@ def build_run(run, root, test, classes=("background", "gland"), groups=None):
     for name, tree in files.items():
         (run / name).write_text(json.dumps(tree))
     label_map = "binary" if binary else ",".join(f"{i}={name}" for i, name in enumerate(classes))
-    config = Config(data=DataConfig(label_map=label_map), pretrain=PretrainConfig(name="hebbian"))
+    config = Config(data=DataConfig(label_map=label_map), pretrain=Hebbian())
     (run / "config.toml").write_text(tomli_w.dumps(to_tree(config)))
     (run / "metrics.csv").write_text(scores_to_csv(rows))
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged(1000, rng)))

@@ -6,12 +6,11 @@ import tomli_w
 import torch
 from tests.training.tiny import NET, PRETRAIN, TRAIN, Recipe, make_stream, write_files
 
-from nissl.nets import factory
 from nissl.config import Config, DataConfig, to_tree
 from nissl.errors import DataError, InputError
+from nissl.nets import factory
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS, choose_device, load_model, read_json, write_json
-from nissl.training.loop import lay_out
 
 CONFIG = Config(data=DataConfig(sampling="resize", size=(16, 16)), net=NET, train=TRAIN, seed=3)
 
@@ -34,15 +33,15 @@ def describe(folder, **facts):
 
 
 def test_a_loaded_model_gives_what_the_averaged_weights_gave(run):
-    model = load_model(run.folder, "cpu")
-    images = make_stream(Recipe(write_files(run.folder.parent / "data")).files)[0].images
+    model = load_model(run.session.folder, "cpu")
+    images = make_stream(Recipe(write_files(run.session.folder.parent / "data")).files)[0].images
     assert not model.net.training
-    lay_out(model.net)  # other layouts are summed in another order
+    run.session.place(model.net)  # other layouts are summed in another order
     with torch.no_grad():
         assert torch.equal(model.net(images), run.average.module.eval()(images))
     assert (model.dims, model.channels, model.classes) == (2, 1, ("background", "cell"))
     assert model.config == CONFIG
-    assert model.weights == load_checkpoint(run.folder / WEIGHTS)[1]["sha256"]
+    assert model.weights == load_checkpoint(run.session.folder / WEIGHTS)[1]["sha256"]
     assert model.device == torch.device("cpu")
 
 
@@ -50,7 +49,7 @@ def test_a_run_with_filters_of_unit_norm_loads_as_a_plain_network(tmp_path):
     recipe = Recipe(
         write_files(tmp_path / "data", dims=3),
         pretrain="hebbian",
-        pretrain_config=dataclasses.replace(PRETRAIN, handover="unit-norm"),
+        options=PRETRAIN | {"handover": "unit-norm"},
         config=dataclasses.replace(TRAIN, steps=4),
     )
     trainer = recipe.whole(tmp_path / "run")
@@ -77,38 +76,38 @@ def test_another_folder_is_refused_and_stays_as_it_is(tmp_path):
 
 
 def test_a_run_without_its_settings_is_refused_by_name(run):
-    (run.folder / "config.toml").unlink()
+    (run.session.folder / "config.toml").unlink()
     with pytest.raises(InputError, match=r"config\.toml\n  found: cannot be read"):
-        load_model(run.folder, "cpu")
+        load_model(run.session.folder, "cpu")
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b""])
 def test_damaged_facts_are_refused_by_name(run, content):
-    (run.folder / "data.json").write_bytes(content)
+    (run.session.folder / "data.json").write_bytes(content)
     with pytest.raises(DataError, match=r"data\.json\n  found: unreadable .*\n  expected: the JSON that the run wrote"):
-        load_model(run.folder, "cpu")
+        load_model(run.session.folder, "cpu")
 
 
 def test_missing_weights_are_refused_by_name(run):
-    (run.folder / WEIGHTS).unlink()
+    (run.session.folder / WEIGHTS).unlink()
     with pytest.raises(DataError, match=r"last\.safetensors\n  found: no such file"):
-        load_model(run.folder, "cpu")
+        load_model(run.session.folder, "cpu")
 
 
 def test_f06_altered_weights_are_refused_by_name(run):
-    path = run.folder / WEIGHTS
+    path = run.session.folder / WEIGHTS
     altered = bytearray(path.read_bytes())
     altered[-1] ^= 128
     path.write_bytes(altered)
     with pytest.raises(DataError, match=r"last\.safetensors\n  found: checksum differs"):
-        load_model(run.folder, "cpu")
+        load_model(run.session.folder, "cpu")
 
 
 @pytest.mark.parametrize("facts", [{"channels": 3}, {"classes": ["a", "b", "c"]}, {"dims": 3}])
 def test_weights_that_do_not_fit_the_settings_are_refused_by_name(run, facts):
-    describe(run.folder, **facts)
+    describe(run.session.folder, **facts)
     with pytest.raises(DataError) as caught:
-        load_model(run.folder, "cpu")
+        load_model(run.session.folder, "cpu")
     for part in ("last.safetensors", "weights of another network", "those of unet as in config.toml", "restore"):
         assert part in str(caught.value)
 

@@ -8,21 +8,22 @@ Each process writes the result of each job to `FOLDER/JOB of RANK`.
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tests.training.tiny import CPU, SURE, TRAIN, Images, Recipe, write_files
+from tests.pretrain.driver import learner_of, run
+from tests.training.tiny import CPU, SURE, TRAIN, Recipe, make_images, write_files
 from torch import nn
 
 from nissl.nets import factory
-from nissl.config import PretrainConfig
-from nissl.data.batches import Batch
 from nissl.plasticity import HPCA, SWTA, Plasticity
-from nissl.pretrain import pretrain
+from nissl.pretrain import PRETRAININGS
 from nissl.runs.checkpoint import save_checkpoint
 from nissl.training.distributed import SynchronisedBatchNorm, World, joined, synchronise
 from nissl.training.loop import Trainer
+from nissl.training.session import Session
 
 BATCH = 4
 """Images of a step over all processes."""
@@ -45,20 +46,21 @@ def make_net(files, world):
 def plasticity(files, world, rule):
     """Four Hebbian steps by hand."""
     net = make_net(files, world)
-    images = Images(files, world, BATCH, torch.float64)
+    stream = Doubled(make_images(files, world, BATCH))
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
     with Plasticity(net, rule, exclude=("head",)) as hooks:
         for step in range(4):
-            net(images[step])
+            net(stream[step].to(CPU).images)
             hooks.step(optimiser)
     return net.state_dict()
 
 
-def pretraining(files, world, **settings):
-    """The whole first stage, thinned to few positions."""
+def pretraining(files, world, folder, name, **options):
+    """The whole of a pre-training."""
     net = make_net(files, world)
-    config = PretrainConfig(layers="all", steps=4, batch=BATCH, **settings)
-    pretrain(net, Images(files, world, BATCH, torch.float64), config)
+    learner = learner_of(net, PRETRAININGS.make(name, **{"steps": 4, "batch": BATCH} | options))
+    folder.mkdir()
+    run(learner, Doubled(make_images(files, world, BATCH)), Session(folder, CPU, world))
     return net.state_dict()
 
 
@@ -72,7 +74,7 @@ class Doubled:
         batch = self.stream[step]
         self.act(step, batch)
         unlabelled = None if batch.unlabelled is None else batch.unlabelled.double()
-        return Batch(batch.images.double(), batch.masks, unlabelled, batch.ids)
+        return replace(batch, images=batch.images.double(), unlabelled=unlabelled)
 
     def ids(self, step):
         return self.stream.ids(step)
@@ -81,17 +83,15 @@ class Doubled:
 def make_trainer(files, world, folder, act=None, method="supervised", **settings):
     config = replace(TRAIN, steps=8, batch=BATCH, save_every=100, precision="float32", **settings)
     trainer = Recipe(files, method=method, config=config, net=SURE, world=world).trainer(folder)
-    return Trainer(
-        trainer.method.double(), Doubled(trainer.stream, act), config, folder, trainer.seed, CPU, world, workers=0
-    )
+    return Trainer(trainer.learner.double(), Doubled(trainer.stream, act), trainer.stage, trainer.session)
 
 
 def training(files, world, folder, **settings):
     """Eight steps of the loop."""
     trainer = make_trainer(files, world, folder, **settings)
     trainer.run()
-    assert trainer.method.predictor().head.weight.dtype == torch.float64
-    return trainer.average.state_dict() | trainer.method.state_dict()
+    assert trainer.learner.predictor().head.weight.dtype == torch.float64
+    return trainer.average.state_dict() | trainer.learner.state_dict()
 
 
 def spoilt(files, world, folder):
@@ -103,7 +103,7 @@ def spoilt(files, world, folder):
 
     trainer = make_trainer(files, world, folder, spoil)
     trainer.run()
-    return trainer.method.state_dict() | {"skipped": trainer.average.n_averaged}
+    return trainer.learner.state_dict() | {"skipped": trainer.average.n_averaged}
 
 
 def stopped(files, world, folder):
@@ -166,6 +166,11 @@ class Place:
     world: World
 
     @property
+    def own(self):
+        """An empty folder of this process."""
+        return Path(tempfile.mkdtemp(dir=self.folder)) / "own"
+
+    @property
     def flat(self):
         return write_files(self.folder / f"flat{self.world.rank}")
 
@@ -178,11 +183,11 @@ SAME = {
     "plasticity swta": lambda p: plasticity(p.flat, p.world, SWTA(5.0, standardise=True)),
     "plasticity hpca": lambda p: plasticity(p.flat, p.world, HPCA()),
     "plasticity swta 3-D": lambda p: plasticity(p.deep, p.world, SWTA(5.0, standardise=True)),
-    "pretraining swta": lambda p: pretraining(p.flat, p.world, name="hebbian", rule="swta", samples=0),
-    "pretraining hpca, thinned": lambda p: pretraining(p.flat, p.world, name="hebbian", rule="hpca", samples=256),
-    "pretraining vae": lambda p: pretraining(p.flat, p.world, name="vae"),
-    "pretraining superpixel": lambda p: pretraining(p.flat, p.world, name="superpixel"),
-    "pretraining warm": lambda p: pretraining(p.flat, p.world, name="warm"),
+    "pretraining swta": lambda p: pretraining(p.flat, p.world, p.own, "hebbian", layers="all", rule="swta", samples=0),
+    "pretraining hpca, thinned": lambda p: pretraining(p.flat, p.world, p.own, "hebbian", layers="all", samples=256),
+    "pretraining vae": lambda p: pretraining(p.flat, p.world, p.own, "vae"),
+    "pretraining superpixel": lambda p: pretraining(p.flat, p.world, p.own, "superpixel"),
+    "pretraining warm": lambda p: pretraining(p.flat, p.world, p.own, "warm"),
     "training": lambda p: training(p.flat, p.world, p.folder / "training"),
     "training, sgd": lambda p: training(p.flat, p.world, p.folder / "sgd", optimiser="sgd"),
     "training, cps": lambda p: training(p.flat, p.world, p.folder / "cps", method="cps"),

@@ -20,15 +20,14 @@ from tests.training.tiny import (
 )
 from torch.nn.utils import parametrize
 
-from nissl.nets import factory
 from nissl.errors import DataError, InputError
 from nissl.methods import METHODS
 from nissl.methods.supervised import Supervised
+from nissl.nets import factory
 from nissl.pretrain import PRETRAININGS
-from nissl.runs.checkpoint import load_checkpoint
+from nissl.runs.checkpoint import load_checkpoint, plain_state
 from nissl.runs.folder import STATE, WEIGHTS
 from nissl.training import loop
-from nissl.training.loop import plain_state
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,7 +114,7 @@ def test_the_averaged_weights_are_the_stated_average(files, tmp_path, monkeypatc
     saved = load_checkpoint(tmp_path / "run" / WEIGHTS)[0]
     assert differing(saved, trainer.average.module.state_dict()) == []
     if decay == 0:
-        assert differing(saved, trainer.method.predictor().state_dict()) == []
+        assert differing(saved, trainer.learner.predictor().state_dict()) == []
 
 
 def test_the_log_tells_what_was_done(files, tmp_path):
@@ -123,7 +122,7 @@ def test_the_log_tells_what_was_done(files, tmp_path):
     for step, line in enumerate(json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()):
         assert line["step"] == step + 1
         assert line["loss"] == pytest.approx(sum(line["terms"].values()))
-        assert line["learning_rate"] == loop.learning_rate(step, trainer.config)
+        assert line["learning_rate"] == loop.learning_rate(step, trainer.stage.train)
         assert line["gradient"] > 0 and line["seconds"] >= 0 and "skipped" not in line
     losses = [line["loss"] for line in log_of(tmp_path / "run")]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -152,16 +151,15 @@ def test_nothing_is_in_the_log_that_json_does_not_know(files, tmp_path, monkeypa
 @pytest.mark.parametrize("pretrain", PRETRAININGS)
 @pytest.mark.parametrize("dims", [2, 3])
 def test_plain_weights_compute_the_same_and_leave_the_trained_network_as_it_is(tmp_path, pretrain, dims):
-    settings = replace(PRETRAIN, handover="unit-norm")
     recipe = Recipe(
         write_files(tmp_path / "data", dims),
         pretrain=pretrain,
-        pretrain_config=settings,
+        options=PRETRAIN | {"handover": "unit-norm"},
         config=replace(TRAIN, steps=4),
     )
     trainer = recipe.trainer(tmp_path / "run")
     trainer.run()
-    trained = trainer.method.predictor().eval()
+    trained = trainer.learner.predictor().eval()
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     images = make_stream(recipe.files)[0].images
     expected = trained(images)
@@ -173,9 +171,9 @@ def test_plain_weights_compute_the_same_and_leave_the_trained_network_as_it_is(t
     assert torch.equal(trained(images), expected)
     kept = any(map(parametrize.is_parametrized, trained.modules()))
     assert kept == (pretrain in ("unit-norm", "hebbian", "shuffled", "untrained"))
-    trainer.config = replace(trainer.config, steps=6)
+    trainer.stage = replace(trainer.stage, train=replace(trainer.stage.train, steps=6))
     trainer.run()
-    assert differing(trainer.method.state_dict(), {f"networks.0.{name}": t for name, t in before.items()}) != []
+    assert differing(trainer.learner.state_dict(), {f"networks.0.{name}": t for name, t in before.items()}) != []
 
     saved = factory.build(NET, dims, 1, 2, seed=99).eval()
     saved.load_state_dict(load_checkpoint(tmp_path / "run" / WEIGHTS)[0])

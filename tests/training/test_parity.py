@@ -11,33 +11,35 @@ import torch
 from tests.tiny_data import NET, opened_files, tiny_config, write_tiny
 
 from nissl import api
-from nissl.nets import factory
-from nissl.config import Config, DataConfig, MethodConfig, NetConfig, PretrainConfig, TrainConfig
+from nissl.config import Config, DataConfig, TrainConfig
 from nissl.data.batches import Store, resolve
 from nissl.data.discovery import find_cases
 from nissl.errors import DataError, InputError
 from nissl.methods import METHODS
 from nissl.metrics.overlap import Overlap
+from nissl.nets import factory
+from nissl.nets.settings import UNet
+from nissl.pretrain.settings import Hebbian
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS, load_model
 from nissl.runs.format import load_config
+from nissl.schedule import learning_rate
 from nissl.training import parity
 from nissl.training.loop import Trainer
 from nissl.training.parity import PUBLISHED, THRESHOLDS, departures, histogram, overlaps, require, selected, settled
-from nissl.training.schedule import learning_rate
 
 TEST = ("field002", "field005")
 
 
 def published(method="supervised", **settings):
-    return Config(method=MethodConfig(method), protocol="parity", **settings)
+    return Config(method=METHODS.make(method), protocol="parity", **settings)
 
 
 def small(method="supervised", steps=7, **settings):
     """Three masks, two in a step: an epoch is of two steps."""
     return dataclasses.replace(
         tiny_config(pretrain="none", labels="3"),
-        method=MethodConfig(method),
+        method=METHODS.make(method),
         train=TrainConfig(steps=steps, save_every=3),
         protocol="parity",
         **settings,
@@ -78,7 +80,7 @@ def test_the_length_is_200_passes_of_two_masks_a_step(masks, steps):
 def test_settling_leaves_nothing_open_and_settling_again_changes_nothing(method):
     once = settled(published(method), 17)
     assert departures(once, 17) == ([] if method in PUBLISHED else ["method"]) and settled(once, 17) == once
-    assert once.train.batch == (4 if METHODS[method].uses_unlabelled else 2)
+    assert once.train.batch == (4 if METHODS[method].sees == "labelled+unlabelled" else 2)
 
 
 def test_what_the_user_set_stays_and_is_named():
@@ -90,7 +92,7 @@ def test_what_the_user_set_stays_and_is_named():
 
 
 def test_a_pretraining_is_named_since_the_published_one_is_another():
-    assert departures(settled(published(pretrain=PretrainConfig(name="hebbian")), 17), 17) == ["pretrain"]
+    assert departures(settled(published(pretrain=Hebbian()), 17), 17) == ["pretrain"]
 
 
 def test_what_the_protocol_does_not_speak_of_is_left_alone():
@@ -129,7 +131,7 @@ def test_the_learning_rate_is_the_published_one_to_an_epoch():
 def test_the_weight_of_the_unlabelled_terms_is_the_published_one_at_the_end_of_each_epoch(epoch):
     config = settled(published("entropy"), 17).method
     method = METHODS["entropy"]([factory.build(NET, 2, 1, 2, 0)], config)
-    assert method.rising((epoch + 1) / 200) == pytest.approx(5 * (epoch + 1) / 200)
+    assert method.weight((epoch + 1) / 200) == pytest.approx(5 * (epoch + 1) / 200)
 
 
 def test_the_network_has_as_many_weights_as_the_published_one_but_for_its_head():
@@ -233,14 +235,16 @@ def test_an_epoch_is_one_pass_over_the_labelled_images(run):
     [("supervised", "none", [4, 7]), ("supervised", "hebbian", [2, 4, 6, 7]), ("entropy", "none", [2, 4, 6, 7])],
 )
 def test_masks_alone_are_followed_by_a_look_in_every_second_epoch_as_published(data, tmp_path, method, pretrain, looks):
-    settings = dataclasses.replace(small().pretrain, name=pretrain)
-    out = api.train(data, tmp_path / "run", dataclasses.replace(small(method), pretrain=settings))
+    config = dataclasses.replace(small(method), pretrain=tiny_config(pretrain=pretrain).pretrain)
+    out = api.train(data, tmp_path / "run", config)
     assert [line["step"] for line in log(out) if "parity" in line] == looks
 
 
 def test_the_run_shows_the_settings_that_it_used_and_what_departs_from_the_protocol(run):
     config = load_config(run / "config.toml")
-    assert config == dataclasses.replace(settled(small("uamt"), 3), data=DataConfig(size=(32, 32), sampling="resize"))
+    expected = settled(small("uamt"), 3)
+    data = DataConfig(size=(32, 32), sampling="resize")
+    assert config == dataclasses.replace(expected, data=data, augment=expected.augment.resolved(2))
     assert (config.protocol, config.train.optimiser, config.train.batch, config.method.loss) == (
         *("parity", "sgd", 4, "dice"),
     )
@@ -268,7 +272,7 @@ def test_f33_test_images_are_opened_under_the_published_protocol_alone(data, tmp
 
 @pytest.mark.parametrize("killed_at", [2, 5, 7])
 def test_a_run_that_was_killed_ends_with_the_same_choice(run, data, tmp_path, monkeypatch, killed_at):
-    step = Trainer._step
+    step = Trainer.make_step
 
     def dying(trainer, model, batch):
         if trainer.step == killed_at - 1:
@@ -276,7 +280,7 @@ def test_a_run_that_was_killed_ends_with_the_same_choice(run, data, tmp_path, mo
         return step(trainer, model, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_step", dying)
+        patch.setattr(Trainer, "make_step", dying)
         api.train(data, tmp_path / "run", small("uamt"))
     assert not (tmp_path / "run" / "parity.json").exists()
     api.train(data, tmp_path / "run", small("uamt") if killed_at == 5 else None, resume=True)
@@ -310,7 +314,7 @@ def test_of_two_networks_the_better_one_is_taken(data):
     files = [file for file in found.cases if file.id in TEST]
     config = settled(small("cps"), 3)
     store = Store(files, found.label_map, resolve(config.data, 2))
-    method = METHODS["cps"]([factory.build(config.net, 2, 1, 2, seed) for seed in (0, 1)]).train()
+    method = METHODS["cps"]([factory.build(config.net, 2, 1, 2, seed) for seed in (0, 1)], config.method).train()
     states = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     looks = parity.Looks(method, store, config, 3, torch.device("cpu"))
     assert looks(1) == {}
@@ -366,4 +370,4 @@ def test_test_masks_without_foreground_are_refused():
 
 def test_our_own_protocol_is_the_default_and_fixes_nothing():
     assert Config().protocol == "nissl" and math.isclose(Config().train.learning_rate, 1e-2)
-    assert NetConfig().upsampling == "transposed"
+    assert UNet().upsampling == "transposed"

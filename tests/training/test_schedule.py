@@ -4,9 +4,23 @@ import pytest
 import torch
 from torch import nn
 
+from nissl.config import TrainConfig
+from nissl.learner import Learner
 from nissl.nets import factory
-from nissl.config import NetConfig, TrainConfig
-from nissl.training.schedule import learning_rate, make_optimiser
+from nissl.nets.settings import UNet
+from nissl.schedule import learning_rate
+
+
+class Over(Learner):
+    """A learner of one network, of which some parameters learn at a fraction of the rate."""
+
+    def __init__(self, net, slow=(), fraction=1.0):
+        super().__init__()
+        self.net, self.fine_tuning = net, (slow, fraction)
+
+
+def make_optimiser(net, config, slow=(), fraction=1.0):
+    return Over(net, slow, fraction).optimiser(config)
 
 
 def rates(**settings):
@@ -68,7 +82,7 @@ def test_every_rate_moves_the_weights_and_none_passes_the_peak(schedule, steps, 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 def test_weights_of_one_dimension_do_not_decay(optimiser):
-    net = factory.build(NetConfig(widths=(4, 8), dropout=(0, 0)), 2, 1, 2, seed=0)
+    net = factory.build(UNet(widths=(4, 8), dropout=(0, 0)), 2, 1, 2, seed=0)
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)

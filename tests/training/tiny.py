@@ -2,27 +2,34 @@
 
 import dataclasses
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
+from tests.members import made
+from tests.pretrain.driver import learner_of, run
 
-from nissl.nets import factory
-from nissl.config import AugmentConfig, DataConfig, NetConfig, PretrainConfig, TrainConfig
-from nissl.data.batches import ImageStream, Schedule, Store, Stream, resolve
+from nissl.config import AugmentConfig, DataConfig, TrainConfig
+from nissl.data.batches import Schedule, Store, Stream, resolve
 from nissl.data.cases import CaseFile
 from nissl.errors import DataError
 from nissl.imageio.formats import read_header, write_image, write_mask
 from nissl.imageio.label_map import LabelMap
+from nissl.learner import Problem
 from nissl.methods import METHODS
+from nissl.nets.settings import NetSettings, UNet
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.checkpoint import pack_optimiser
-from nissl.training.distributed import World, synchronise
-from nissl.training.loop import CHANNELS_LAST, Trainer, lay_out
+from nissl.training.distributed import World
+from nissl.training.loop import Trainer
+from nissl.training.session import Session, Stage
 
-NET = NetConfig(widths=(4, 8), dropout=(0.1, 0.1))
-SURE = NetConfig(widths=(4, 8), dropout=(0.0, 0.0))
+NET = UNet(widths=(4, 8), dropout=(0.1, 0.1))
+SURE = UNet(widths=(4, 8), dropout=(0.0, 0.0))
 TRAIN = TrainConfig(steps=20, batch=2, save_every=7, learning_rate=1e-2)
-PRETRAIN = PretrainConfig(layers="all", steps=3, batch=2)
+PRETRAIN = {"layers": "all", "steps": 3, "batch": 2}
+"""Options of each pre-training that has them."""
 CPU = torch.device("cpu")
 ALONE = World()
 
@@ -54,20 +61,10 @@ def make_stream(files, batch=TRAIN.batch, world=ALONE):
     return Stream(make_store(files[:3]), make_store(files[3:], with_masks=False), AugmentConfig(), schedule)
 
 
-class Images:
-    """Images for pre-training, laid out as the network, in its precision."""
-
-    def __init__(self, files, world=ALONE, batch=PRETRAIN.batch, dtype=torch.float32):
-        schedule = Schedule(2, batch, world.rank, world.size)
-        self.stream = ImageStream(make_store(files, with_masks=False), AugmentConfig(), schedule)
-        self.dtype = dtype
-
-    def __getitem__(self, step):
-        images = self.stream[step].to(self.dtype)
-        return images.contiguous(memory_format=CHANNELS_LAST[images.ndim])
-
-    def ids(self, step):
-        return self.stream.ids(step)
+def make_images(files, world=ALONE, batch=PRETRAIN["batch"]):
+    """A stream of images for pre-training."""
+    schedule = Schedule(2, batch, world.rank, world.size)
+    return Stream(None, make_store(files, with_masks=False), AugmentConfig(), schedule)
 
 
 class Changed:
@@ -102,39 +99,48 @@ class Recipe:
     method: str = "supervised"
     pretrain: str = "none"
     config: TrainConfig = TRAIN
-    pretrain_config: PretrainConfig = PRETRAIN
-    net: NetConfig = NET
+    options: dict = dataclasses.field(default_factory=lambda: PRETRAIN)
+    """Of the pre-training."""
+    net: NetSettings = NET
     seed: int = 3
     workers: int = 0
     world: World = dataclasses.field(default_factory=World)
 
-    def networks(self):
-        """The networks as they are initialised."""
-        dims = 2 if self.files[0].image.suffix == ".png" else 3
-        networks = [factory.build(self.net, dims, 1, 2, self.seed + index) for index in range(METHODS[self.method].count)]
-        for net in networks:
-            lay_out(net)
-            if self.world.size > 1:
-                synchronise(net)
-        return networks
+    def session(self, folder):
+        """Where it runs."""
+        return Session(folder, CPU, self.world, workers=self.workers)
 
-    def pretraining(self):
-        """What pre-trains them."""
-        return PRETRAININGS[self.pretrain](dataclasses.replace(self.pretrain_config, name=self.pretrain), self.seed)
+    def problem(self):
+        """What is learnt."""
+        dims = 2 if self.files[0].image.suffix == ".png" else 3
+        return Problem(dims, 1, 2, read_header(self.files[0].image).shape, self.net)
+
+    def pretraining(self, net):
+        """What pre-trains a network."""
+        return learner_of(net, made(PRETRAININGS, self.pretrain, **self.options), self.seed)
+
+    def networks(self):
+        """The networks as they are initialised, by name."""
+        made = METHODS[self.method].initial(METHODS.make(self.method), self.problem(), self.seed)
+        for net in made.values():
+            self.session(Path()).place(net)
+        return made
 
     def trainer(self, folder, change=None, resumed=False):
         """A trainer; with `resumed` the networks are made anew and only restructured, as on the command line."""
-        kind, networks = METHODS[self.method], self.networks()
-        for net in networks:
-            pretraining = self.pretraining()
+        kind, settings, networks = METHODS[self.method], METHODS.make(self.method), self.networks()
+        for net in networks.values():
+            pretraining = self.pretraining(net)
             if resumed:
-                pretraining.restructure(net)
-            else:
-                pretraining.run(net, Images(self.files, self.world))
+                pretraining.restructure()
+                continue
+            with tempfile.TemporaryDirectory() as place:
+                run(pretraining, make_images(self.files, self.world), Session(Path(place), CPU, self.world))
+        folder.mkdir(exist_ok=True)
         stream = make_stream(self.files, self.config.batch, self.world)
         stream = Changed(stream, change) if change else stream
-        folder.mkdir(exist_ok=True)
-        return Trainer(kind(networks), stream, self.config, folder, self.seed, CPU, self.world, self.workers)
+        learner = kind.build(settings, self.problem(), networks, self.seed)
+        return Trainer(learner, stream, Stage("training", self.config, self.seed), self.session(folder))
 
     def whole(self, folder):
         """A trainer after a run without interruption."""
@@ -145,9 +151,9 @@ class Recipe:
 
 def state_of(trainer):
     """Everything that a trainer must have again after a resume."""
-    method = {f"method.{name}": tensor for name, tensor in trainer.method.state_dict().items()}
+    learner = {f"learner.{name}": tensor for name, tensor in trainer.learner.state_dict().items()}
     average = {f"average.{name}": tensor for name, tensor in trainer.average.state_dict().items()}
-    return method | average | pack_optimiser(trainer.optimiser)[0]
+    return learner | average | pack_optimiser(trainer.optimiser)[0]
 
 
 def differing(one, other):

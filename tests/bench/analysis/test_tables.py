@@ -10,8 +10,10 @@ from tests.bench.made_up import BASELINE, cell, made_up, result, scores
 
 from nissl.bench.analysis.tables import Versus, baseline_of, masks_needed, tables_of, unlike
 from nissl.bench.run.cost import Cost
-from nissl.config import Config, MethodConfig, PretrainConfig
+from nissl.config import Config
+from nissl.methods.settings import CPS
 from nissl.metrics.statistics import bootstrap_interval
+from nissl.pretrain.settings import Hebbian
 
 NAN = float("nan")
 ARMS = ("none + cps", BASELINE, "none + bcp")
@@ -106,9 +108,9 @@ def test_a_run_without_scores_or_of_other_cases_counts_as_failed():
 
 
 def test_the_baseline_is_plain_training_or_the_first_arm():
-    plain, hebbian = Config(), Config(pretrain=PretrainConfig(name="hebbian"))
+    plain, hebbian = Config(), Config(pretrain=Hebbian())
     assert baseline_of({"x": hebbian, "y": plain, "z": plain}) == "y"
-    assert baseline_of({"x": hebbian, "y": Config(method=MethodConfig(name="cps"))}) == "x"
+    assert baseline_of({"x": hebbian, "y": Config(method=CPS())}) == "x"
 
 
 @pytest.mark.parametrize(

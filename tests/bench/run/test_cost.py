@@ -9,17 +9,19 @@ import signal
 import pytest
 import torch
 from tests.bench.grids import write_grid
+from tests.members import made as made_member
+from tests.pretrain.driver import pretrain as run_pretraining
 from tests.tiny_data import tiny_config, write_tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nissl.nets import factory
 from nissl.bench.grid.grid import cells, load_grid
 from nissl.bench.run import cost
-from nissl.bench.run.cost import COST, STEPS, Cost, Same, Work, measure_costs, probe, read_costs, seconds_of
+from nissl.bench.run.cost import COST, STEPS, Cost, Work, measure_costs, probe, read_costs, seconds_of
 from nissl.bench.run.estimate import estimate
-from nissl.config import Config, DataConfig, MethodConfig, TrainConfig
+from nissl.config import Config, DataConfig, TrainConfig
 from nissl.methods import METHODS
+from nissl.nets import factory
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.folder import read_json
 
@@ -29,9 +31,9 @@ CPU = torch.device("cpu")
 
 def work(method="supervised", pretrain="none", steps=7):
     config = tiny_config(pretrain=pretrain)
-    pretraining = dataclasses.replace(config.pretrain, steps=steps)
+    pretraining = made_member(PRETRAININGS, pretrain, steps=steps, batch=2)
     train = dataclasses.replace(config.train, batch=4)
-    changed = dataclasses.replace(config, method=MethodConfig(name=method), pretrain=pretraining, train=train)
+    changed = dataclasses.replace(config, method=METHODS.make(method), pretrain=pretraining, train=train)
     return Work(changed, SHAPE, 2, CPU)
 
 
@@ -94,9 +96,9 @@ def test_a_stage_without_gradient_is_a_pass_for_each_image():
 def test_the_steps_that_are_counted_stand_for_all(pretrain):
     """Against the whole stage, with every one of its steps made under the counter."""
     done = work(pretrain=pretrain)
-    config, net = done.config.pretrain, factory.build(done.config.net, 2, 3, 2, 0)
+    images, net = torch.randn(2, *SHAPE), factory.build(done.config.net, 2, 3, 2, 0)
     with FlopCounterMode(display=False) as counter:
-        PRETRAININGS[pretrain](config).run(net, Same(torch.randn(config.batch, *SHAPE)))
+        run_pretraining(net, dict.fromkeys(range(100), images), done.config.pretrain)
     assert done.flops_stage_1() == pytest.approx(counter.get_total_flops())
     assert (done.seconds_stage_1() > 0) == (counter.get_total_flops() > 0)
 

@@ -27,7 +27,7 @@ import difflib
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from nissl.data.cases import CaseFile
 from nissl.data.discovery import list_cases
 from nissl.data.split import make_split
 from nissl.errors import InputError
+from nissl.members import Members
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
 from nissl.training.network import per_stream
@@ -56,7 +57,7 @@ OF_THE_GRID = {
     ("data", "masks"): "path",
 }
 """Settings that a grid says in another place."""
-STAGES: dict[str, Mapping[str, Any]] = {"pretrain": PRETRAININGS, "method": METHODS}
+STAGES: dict[str, Members[Any]] = {"pretrain": PRETRAININGS, "method": METHODS}
 Tree = dict[str, Any]
 LONGEST = 60
 """Characters of a name that its folder keeps."""
@@ -177,8 +178,17 @@ def plain(name: str) -> str:
 
 
 def _merged(grid: Grid, source: Source, arm: Arm) -> Tree:
-    """Settings of the arm over those of the data set over those of all."""
-    return _over(_over(grid.settings, source.settings), arm.settings)
+    """Settings of the arm over those of the data set over those of all.
+
+    What is set for all arms counts in those whose pre-training or method has such an option.
+    """
+    tree = _over(_over(grid.settings, source.settings), arm.settings)
+    for stage, members in STAGES.items():
+        table, own = tree.get(stage, {}), arm.settings.get(stage, {})
+        if isinstance(table, dict) and (name := table.get("name", next(iter(members)))) in members:
+            foreign = {key for key in table if (owners := members.owners(key)) and name not in owners} - own.keys()
+            tree[stage] = {key: value for key, value in table.items() if key not in foreign}
+    return tree
 
 
 def _over(below: Tree, above: Tree) -> Tree:
@@ -370,7 +380,7 @@ class _Reader:
                     written = (*own, "budgets") if source.budgets else ("budgets",)
                     found = f"data set {source.name}: {budget} and {before} are the same {len(split.labelled)} masks"
                     raise self.fault((written, budget), found, "budgets of different masks", "remove one of them")
-                if METHODS[config.method.name].uses_unlabelled and not split.unlabelled:
+                if METHODS[config.method.name].sees == "labelled+unlabelled" and not split.unlabelled:
                     found = f"data set {source.name}, budget {budget}: no training image without a mask"
                     expected = f"images without masks, which {config.method.name} learns from"
                     fix = "lower the budget, or leave out the arm"
