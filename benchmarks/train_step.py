@@ -18,8 +18,9 @@ from nissl.training.schedule import make_optimiser
 
 from measure import Work, machine, ratio, times
 from nissl.config import AugmentConfig, DataConfig, NetConfig, TrainConfig
-from nissl.data.batches import Schedule, Store, Stream, resolve
+from nissl.data.batches import Schedule, Store, Stream
 from nissl.data.discovery import find_cases
+from nissl.data.preprocessing import resolve
 from nissl.datasets.phantom import PhantomConfig, write_phantoms
 from nissl.methods import METHODS
 from nissl.nets import factory

@@ -17,9 +17,9 @@ from tests.tiny_data import write_tiny
 
 from nissl import cli
 from nissl.bench.grid.grid import load_grid
-from nissl.config import load_config
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
+from nissl.runs.format import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

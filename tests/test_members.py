@@ -10,8 +10,8 @@ import torch
 from tests.tiny_data import NET, tiny_config, write_tiny
 from torch import nn
 
-from nissl.config import Config, from_tree, load_config, to_tree
-from nissl.data.cases import find_cases
+from nissl.config import Config, from_tree, to_tree
+from nissl.data.discovery import find_cases
 from nissl.data.split import make_split
 from nissl.errors import InputError
 from nissl.learner import Learner
@@ -19,6 +19,7 @@ from nissl.methods import METHODS
 from nissl.methods.settings import Supervised
 from nissl.nets.settings import NETWORKS
 from nissl.pretrain import PRETRAININGS
+from nissl.runs.format import load_config
 from nissl.training.network import resolve_settings
 
 TABLES = {"net": NETWORKS, "pretrain": PRETRAININGS, "method": METHODS}

@@ -11,11 +11,11 @@ from tests.tiny_data import FLAGS, pretrained, write_tiny
 from tests.toy_method import NAME, Distillation
 
 from nissl import api, cli
-from nissl.config import load_config
 from nissl.errors import InputError
 from nissl.methods import METHODS
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import STATE
+from nissl.runs.format import load_config
 
 
 def test_its_options_are_its_own():

@@ -12,16 +12,18 @@ from tests.tiny_data import NET, opened_files, tiny_config, write_tiny
 
 from nissl import api
 from nissl.config import Config, DataConfig, TrainConfig
-from nissl.data.batches import Store, resolve
+from nissl.data.batches import Store
 from nissl.data.discovery import find_cases
+from nissl.data.preprocessing import resolve
 from nissl.errors import DataError, InputError
 from nissl.methods import METHODS
 from nissl.metrics.overlap import Overlap
+from nissl.model import Model
 from nissl.nets import factory
 from nissl.nets.settings import UNet
 from nissl.pretrain.settings import Hebbian
 from nissl.runs.checkpoint import load_checkpoint
-from nissl.runs.folder import WEIGHTS, load_model
+from nissl.runs.folder import WEIGHTS
 from nissl.runs.format import load_config
 from nissl.schedule import learning_rate
 from nissl.training import parity
@@ -204,15 +206,15 @@ def test_the_best_and_earliest_look_is_chosen_and_the_last_one_told():
 
 
 def test_the_last_look_is_what_the_saved_weights_give_on_the_test_images(run, data):
-    model, found = load_model(run, "cpu"), find_cases(data)
+    model, found = Model.load(run, "cpu"), find_cases(data)
     files = [file for file in found.cases if file.id in TEST]
-    store = Store(files, found.label_map, resolve(model.config.data, 2))
+    store = Store(files, found.label_map, resolve(load_config(run / "config.toml").data, 2))
     shares, masks = [], []
     for index in range(len(store)):
         mean, deviation = store.moments(index)
         pixels = torch.from_numpy((store[index].image - mean) / deviation)[None]
         with torch.no_grad():
-            shares.append(model.net(pixels).softmax(1)[:, 1])
+            shares.append(model.predictor(pixels).softmax(1)[:, 1])
         masks.append(torch.from_numpy(store[index].mask).long()[None])
     shares, masks = torch.cat(shares), torch.cat(masks)
     last = log(run)[-1]["parity"]
