@@ -101,7 +101,7 @@ def test_a_path_that_names_nothing_shows_how_to_write_one():
         build("unett")
     assert "unet, vnet" in caught.value.expected and "package.module:Class" in caught.value.expected
     assert "`unet`" in caught.value.fix
-    with pytest.raises(InputError, match="monai.networks.nets:BasicUNet"):
+    with pytest.raises(InputError, match=r"monai\.networks\.nets:BasicUNet"):
         build("monai.networks.nets:BasicUNett")
 
 
