@@ -112,6 +112,8 @@ def data(request, tmp_path_factory):
 @pytest.mark.parametrize("protocol", ["nissl", "parity"])
 @pytest.mark.parametrize(("table", "name"), [("net", "vnet"), *(pair for pair in MEMBERS if pair[0] != "net")])
 def test_resolved_settings_leave_nothing_open_and_resolving_again_changes_nothing(data, table, name, protocol):
+    if protocol == "parity" and data[0].dims == 3:
+        pytest.skip("the published protocol is about 2-D images")
     config = dataclasses.replace(Config(net=NET, protocol=protocol), **{table: TABLES[table].make(name)})
     once = resolve_settings(config, *data, torch.device("cpu"))
     assert resolve_settings(once, *data, torch.device("cpu")) == once

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.pretrain.driver import run
+from tests.pretrain import driver
 from tests.tiny_data import FLAGS, pretrained, write_tiny
 from tests.training.tiny import (
     CPU,
@@ -362,7 +362,7 @@ def stage_of(recipe, folder, change=None):
     images = make_images(recipe.files)
     images = Changed(images, change) if change else images
     folder.mkdir(exist_ok=True)
-    facts = run(recipe.pretraining(net), images, Session(folder, CPU), save_every=3)
+    facts = driver.run(recipe.pretraining(net), images, Session(folder, CPU), save_every=3)
     return net, json.dumps(dataclasses.asdict(facts), sort_keys=True)
 
 

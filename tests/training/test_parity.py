@@ -318,10 +318,10 @@ def test_of_two_networks_the_better_one_is_taken(data):
     store = Store(files, found.label_map, resolve(config.data, 2))
     method = METHODS["cps"]([factory.build(config.net, 2, 1, 2, seed) for seed in (0, 1)], config.method).train()
     states = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    looks = parity.Looks(method, store, config, 3, torch.device("cpu"))
-    assert looks(1) == {}
+    looks = parity.Looks(store, config, 3, torch.device("cpu"))
+    assert looks(method, 1) == {}
     each = [looks._look(name, net.eval()) for name, net in method.candidates().items()]
-    taken = looks(2)["parity"]
+    taken = looks(method, 2)["parity"]
     assert taken["pooled_jaccard"] == max(one["pooled_jaccard"] for one in each)
     assert taken["dice_at_half"] == each[0]["dice_at_half"]  # of the network that is saved
     assert each[0]["dice_at_half"] != each[1]["dice_at_half"] and method.training
@@ -367,7 +367,7 @@ def test_test_masks_without_foreground_are_refused():
             return 2
 
     with pytest.raises(DataError, match="no foreground"):
-        parity.Looks(None, Empty(), small(), 3, torch.device("cpu"))
+        parity.Looks(Empty(), small(), 3, torch.device("cpu"))
 
 
 def test_our_own_protocol_is_the_default_and_fixes_nothing():
