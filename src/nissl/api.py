@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from nissl import nets
@@ -27,7 +26,7 @@ from nissl.evaluation.compare import Comparison
 from nissl.evaluation.compare_runs import compare_runs
 from nissl.evaluation.table import Summary, score_case, scores_to_csv, summarise
 from nissl.files import write_whole
-from nissl.imageio.formats import mask_suffix, read_raster, write_mask
+from nissl.imageio.formats import NIFTI, mask_suffix, read_raster, write_mask
 from nissl.imageio.mask_values import MaskValues
 from nissl.inference.folder import FolderResult, predict_folder
 from nissl.inference.memory import Retreat
@@ -38,17 +37,7 @@ from nissl.pretrain import PRETRAININGS, Images, Pretraining
 from nissl.progress import Advance, track, warn
 from nissl.reporting.run_page import write_report
 from nissl.runs.checkpoint import has_checkpoint
-from nissl.runs.folder import (
-    FILTERS,
-    STATE,
-    Model,
-    checkpoint_of,
-    choose_device,
-    find_root,
-    load_model,
-    read_json,
-    write_json,
-)
+from nissl.runs.folder import FILTERS, STATE, checkpoint_of, choose_device, find_root, load_model, read_json, write_json
 from nissl.runs.provenance import (
     changes,
     claimed,
@@ -311,7 +300,9 @@ def evaluate(
             if case.mask is None:
                 raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
             prediction = predict_mask(model, case.image, retreat)
-            _write_prediction(folder, file, prediction, model)
+            kind = mask_suffix(file.image)
+            like = read_raster(file.image, model.config.data.limit_gib, file.alias) if kind in NIFTI else None
+            write_mask(folder / f"{file.id}{kind}", prediction, like, values=MaskValues.of(model.values))
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
             advance(case.id)
     pixels = read_json(run / "budget.json").get("class_pixels", {})
@@ -323,12 +314,6 @@ def evaluate(
     write_whole(run / f"{name}.csv", scores_to_csv(rows))
     write_json(run / f"{name}.json", summary.to_tree() | {"split": on, "cases": len(chosen)})
     return summary
-
-
-def _write_prediction(folder: Path, file: CaseFile, prediction: UInt8[np.ndarray, "*space"], model: Model) -> None:
-    kind = mask_suffix(file.image)
-    like = read_raster(file.image, model.config.data.limit_gib, file.alias) if kind.startswith(".nii") else None
-    write_mask(folder / f"{file.id}{kind}", prediction, like, values=MaskValues.of(model.values))
 
 
 def _chosen(dataset: Dataset, ids: Sequence[str]) -> list[CaseFile]:
@@ -403,8 +388,7 @@ def _stores(job: _Job, whole: Dataset) -> _Stores:
                     raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
     told = [*differences({name: place for part in read for name, place in part.places.items()})]
-    told += [lost] if (lost := loss(stores.labelled.kept.values())) else []
-    for found, _, fix in told:
+    for found, _, fix in [*told, *loss(stores.labelled.kept.values())]:
         warn(f"{found}: {fix}")
     return stores
 

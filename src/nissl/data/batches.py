@@ -215,7 +215,7 @@ class Store:
             image = resize_image(image, self.config.size)
             mask = None if mask is None else resize_mask(mask, self.config.size)
         else:
-            self.places[case.id] = Place(case.spacing, case.direction)
+            self.places[case.id] = case.spacing, case.direction
         self._moments[index] = moments(image)
         short = [max(0, want - have) for want, have in zip(self.config.size, image.shape[1:], strict=True)]
         if any(short):

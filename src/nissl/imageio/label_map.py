@@ -55,8 +55,8 @@ class LabelMap:
         names = tuple(sorted(dict.fromkeys(name for _, name in pairs), key=lambda name: name.lower() != BACKGROUND))
         label_map = cls(names, tuple((code, names.index(name)) for code, name in pairs), colours)
         if ignored := [name for name in names if name.lower() in IGNORED]:
-            fix = "cut the images to what was annotated, or name the class that these pixels belong to"
             expected = "a class for each value: there is no way yet to leave pixels out of loss and scores"
+            fix = "cut the images to what was annotated, or name the class that these pixels belong to"
             raise InputError("--label-map", f"the name `{ignored[0]}` in `{label_map}`", expected, fix)
         if names[0].lower() != BACKGROUND and pairs[0][0] != 0:
             zero = _written(0, colours)
