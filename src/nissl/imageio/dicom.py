@@ -147,7 +147,10 @@ def _examine(path: Path) -> _Source:
     try:
         grid = stacked(planes) if len(planes) > 1 else None
     except UnusableError as error:
-        raise (_partial_segments(str(error)) if _is_segmentation(heads[0]) else error) from None
+        if not _is_segmentation(heads[0]):
+            raise
+        found = f"a segmentation object whose frames are no whole volume: {error}"
+        raise UnusableError(found, "a frame for every slice of the image", SEGMENTS_FIX) from None
     if len(files) > 1 and grid is None:
         raise UnusableError("slices that state no position", EXPECTED, "convert the series to a TIFF stack")
     burned_in = any(str(head.get("BurnedInAnnotation", "")).upper() == "YES" for head in heads)
@@ -268,14 +271,6 @@ def _require_usable(head: Any, place: str) -> None:
 
 def _is_segmentation(head: Any) -> bool:
     return str(head.get("SOPClassUID", "")) in SEGMENTATIONS
-
-
-def _partial_segments(why: str) -> UnusableError:
-    return UnusableError(
-        f"a segmentation object whose frames are no whole volume: {why}",
-        "a frame for every slice of the image",
-        SEGMENTS_FIX,
-    )
 
 
 def _require_one_segment(head: Any) -> None:
