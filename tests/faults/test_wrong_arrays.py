@@ -12,10 +12,12 @@ from PIL import Image
 
 from nissl import cli
 from nissl.config import DataConfig
+from nissl.data.batches import Store
 from nissl.data.cases import CaseFile, load_case, open_image, read_image
 from nissl.errors import DataError, InputError
 from nissl.imageio.formats import read_header, read_raster, write_mask
 from nissl.imageio.label_map import LabelMap, default_map
+from nissl.inference.tiles import _shrunk
 
 CONFIG = DataConfig()
 
@@ -153,6 +155,20 @@ def test_f72_all_16_bits_of_a_png_are_read(tmp_path, samples, kept):
     assert_read(tmp_path / "a.png", np.moveaxis(pixels[..., :kept], -1, 0))
 
 
+def test_f72_a_transparent_colour_adds_no_channel(tmp_path):
+    pixels = noise(12, 17, 3, dtype=np.uint16)
+    write_deep_png(tmp_path / "deep.png", pixels)
+    content = (tmp_path / "deep.png").read_bytes()
+    transparent = png_chunk(b"tRNS", pixels[0, 0].astype(">u2").tobytes())
+    (tmp_path / "deep.png").write_bytes(content[:33] + transparent + content[33:])
+    assert_read(tmp_path / "deep.png", np.moveaxis(pixels, -1, 0))
+    small = (pixels >> 8).astype(np.uint8)
+    Image.fromarray(small).save(tmp_path / "rgb.png", transparency=tuple(map(int, small[0, 0])))
+    assert_read(tmp_path / "rgb.png", np.moveaxis(small, -1, 0))
+    Image.fromarray(small[..., 0]).save(tmp_path / "gray.png", transparency=int(small[0, 0, 0]))
+    assert_read(tmp_path / "gray.png", small[None, ..., 0])
+
+
 def test_f72_an_animation_is_refused_and_a_picture_in_its_alpha_alone_too(tmp_path):
     frames = [Image.fromarray(noise(12, 17, seed=seed)) for seed in range(3)]
     frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
@@ -262,7 +278,7 @@ def test_f74_colours_that_are_no_rgb_are_refused(tmp_path, kind):
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
 def test_f74_numbers_that_cannot_be_turned_over_are_refused(tmp_path, dtype):
     tifffile.imwrite(tmp_path / "a.tif", noise(40, 30).astype(dtype), photometric="miniswhite")
-    assert_refused(tmp_path / "a.tif", "0 is said to be white", "minisblack")
+    assert_refused(tmp_path / "a.tif", "0 stands for white", "minisblack")
 
 
 def test_f74_jpeg_brings_its_colours_to_rgb_and_complex_numbers_are_refused(tmp_path):
@@ -275,6 +291,20 @@ def test_f74_jpeg_brings_its_colours_to_rgb_and_complex_numbers_are_refused(tmp_
         np.testing.assert_array_equal(open_whole(tmp_path / "a.tif"), image)
     tifffile.imwrite(tmp_path / "waves.tif", noise(40, 30).astype(np.complex64))
     assert_refused(tmp_path / "waves.tif", "complex64")
+
+
+def test_f74_cmyk_of_a_jpeg_becomes_the_rgb_that_viewers_show(tmp_path):
+    colours = np.full((16, 24, 3), (200, 30, 90), np.uint8)
+    Image.fromarray(colours).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    image = read_image(tmp_path / "a.jpg", CONFIG).pixels
+    assert image.shape == (3, 16, 24) and np.abs(np.moveaxis(image, 0, -1).astype(int) - colours).max() < 8
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.float16, np.float32, np.uint32])
+def test_f74_signed_values_and_short_floats_are_read_as_they_are(tmp_path, dtype):
+    stored = (noise(40, 30).astype(np.float64) - 99).clip(0 if dtype == np.uint32 else -128, 127).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", stored)
+    assert_read(tmp_path / "a.tif", stored[None])
 
 
 def ome(files, own, depth, channels=1, name="Image:0"):
@@ -374,7 +404,7 @@ def test_f76_several_images_in_one_file_are_refused_with_their_number(tmp_path):
     [("CYX", (5, 40, 30), (0, 1, 2)), ("YXC", (40, 30, 5), (2, 0, 1)), ("YXZ", (40, 30, 5), (2, 0, 1))],
 )
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib", "tile": (16, 16)}])
-def test_f77_axes_that_a_file_does_not_name_can_be_said(tmp_path, axes, shape, order, options):
+def test_f77_axes_that_a_file_does_not_name_can_be_given(tmp_path, axes, shape, order, options):
     stored = noise(*shape, dtype=np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", **options)
     assert_read(tmp_path / "a.tif", stored[None])
@@ -393,7 +423,7 @@ def test_f77_a_flat_mask_of_an_image_with_unnamed_channels_leads_to_the_setting(
 
 
 @pytest.mark.parametrize("imagej", [True, False])
-def test_f77_time_is_depth_by_a_word_only(tmp_path, imagej):
+def test_f77_time_is_depth_by_the_setting_only(tmp_path, imagej):
     stored = noise(5, 40, 30, dtype=np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", stored, imagej=imagej, photometric="minisblack", metadata={"axes": "TYX"})
     assert_refused(tmp_path / "a.tif", "TYX", "--data.axes ZYX if T is depth")
@@ -498,3 +528,18 @@ def test_f78_colours_lose_their_alpha_and_complex_numbers_are_refused_by_the_hea
     assert_refused(tmp_path / "waves.nii", "complex64")
     with pytest.raises(DataError, match="complex64"):
         read_header(tmp_path / "waves.nii")
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 30)])
+def test_f79_whole_numbers_and_the_same_numbers_as_floats_are_the_same_to_training_and_prediction(tmp_path, size):
+    counts = np.random.default_rng(0).poisson(0.2, (40, 30))
+    seen = []
+    for kind in (np.uint8, np.uint16, np.int32, np.float32):
+        path = tmp_path / f"{np.dtype(kind)}.tif"
+        tifffile.imwrite(path, counts.astype(kind))
+        config = DataConfig(size=size, sampling="resize")
+        seen.append(Store([CaseFile("a", path)], default_map(None), config, with_masks=False)[0].image)
+        with open_image(path, config, lines=4) as opened:
+            seen.append(_shrunk(opened.pixels, size))
+    assert all(np.array_equal(seen[0], other) and other.dtype == np.float32 for other in seen[1:])
+    assert abs(seen[0].mean() - counts.mean()) < 0.05 and (size == (40, 30) or len(np.unique(seen[0])) > 99)
