@@ -190,7 +190,7 @@ def _pydicom() -> Any:
 
 @contextmanager
 def _blaming(place: str) -> Iterator[None]:
-    """Whatever pydicom raises on hostile bytes is a fault of that file, said in our words."""
+    """Whatever pydicom raises on hostile bytes is a fault of that file, in our words."""
     try:
         yield
     except (UnusableError, OSError, MemoryError):
@@ -200,7 +200,7 @@ def _blaming(place: str) -> Iterator[None]:
 
 
 def _read(path: Path, place: str, elements: Sequence[str]) -> Any:
-    """The elements of one file; those after the pixels are not looked at where the pixels are not wanted."""
+    """The elements of one file; those after the pixels are not read where the pixels are not wanted."""
     pydicom = _pydicom()
     with _blaming(place), BoundedFile(path) as file:
         file.seek(132)
