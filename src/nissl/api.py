@@ -20,7 +20,7 @@ from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
 from nissl.data.duplicates import name_copies
 from nissl.data.split import Split, caveats, make_split, seal
-from nissl.errors import DataError, InputError, TestSplitLocked
+from nissl.errors import Caveat, DataError, InputError, TestSplitLocked
 from nissl.evaluation.compare import Comparison
 from nissl.evaluation.compare_runs import compare_runs
 from nissl.evaluation.table import Summary, score_case, scores_to_csv, summarise
@@ -294,7 +294,7 @@ def evaluate(
             advance(case.id)
     pixels = read_json(run / "budget.json").get("class_pixels", {})
     not_trained = [name for name in model.classes[1:] if pixels.get(name) == 0]
-    known = [*caveats(split.shared_groups, split.transductive), *([copies] if copies else [])]
+    known = [*caveats(split.shared_groups, split.transductive), *([Caveat("shared-images", copies)] if copies else [])]
     known += parity.caveats(run, model.config.protocol)
     summary = summarise(rows, np.random.default_rng([model.config.seed, BOOTSTRAP]), not_trained, known)
     name = "metrics" if on == "test" else f"metrics_{on}"

@@ -195,7 +195,7 @@ def scan(root: Path, config: DataConfig) -> Scan:
         kinds = {path.suffix for path in pictures.others if re.fullmatch(r"\.[A-Za-z]\w{0,4}", path.suffix)}
         found = f"no images{f', only files of kind {chr(32).join(sorted(kinds))}' if kinds else ''}"
         fix = "name the folder with --data.images; DICOM files need the suffix .dcm"
-        raise InputError(images, found, f"files of kind {' '.join(SUFFIXES)}", fix)
+        raise InputError(images, found, f"files of kind {' '.join(SUFFIXES)}", fix, "layout")
     mask_files = _by_id(drawn, masks, findings) if masks else {}
     if masks and not mask_files:
         fix = "put the masks there, name their folder with --data.masks, or remove the empty folder"
@@ -238,7 +238,7 @@ def _folders(
     inside = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     found = f"folders {', '.join(inside[:8])}" if inside else "no folder inside"
     fix = "arrange the files so, or name the folders with --data.images and --data.masks"
-    raise InputError(root, found, "images/ and masks/ (or imagesTr/, labelsTr/ and dataset.json)", fix)
+    raise InputError(root, found, "images/ and masks/ (or imagesTr/, labelsTr/ and dataset.json)", fix, "layout")
 
 
 def _by_id(files: Listing, folder: Path, findings: list[Finding]) -> dict[str, Path]:

@@ -45,6 +45,7 @@ class SeriesSummary:
     n_cases: int
     n_groups: int | None
     warnings: tuple[str, ...]
+    warning_codes: tuple[str, ...]
     policy: str = EMPTY_POLICY
 
     def to_tree(self) -> dict[str, Any]:
@@ -96,9 +97,13 @@ def summarise_seeds(
         )
 
     overall = [summary.overall for summary in summaries.values()]
-    warnings = dict.fromkeys(text for summary in summaries.values() for text in summary.warnings)
+    warnings = {
+        text: code
+        for summary in summaries.values()
+        for text, code in zip(summary.warnings, summary.warning_codes, strict=True)
+    }
     if len(summaries) < 3:
-        warnings["Fewer than three seeds: the interval over them says little."] = None
+        warnings["Fewer than three seeds: the interval over them says little."] = "few-seeds"
     return SeriesSummary(
         classes={label: scores([s.classes[label] for s in summaries.values()], [label]) for label in labels},
         overall=scores(overall, labels),
@@ -106,4 +111,5 @@ def summarise_seeds(
         n_cases=overall[0].n_cases,
         n_groups=overall[0].n_groups,
         warnings=tuple(warnings),
+        warning_codes=tuple(warnings.values()),
     )

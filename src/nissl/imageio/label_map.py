@@ -189,6 +189,7 @@ def _refused(found: str) -> InputError:
         found,
         "`binary`, values `0,1,2` or `0=background,255=gland`, or colours `#000000=background,#ff0000=gland`",
         "correct the part that is named; each value once, two classes or more, the background first",
+        "label-map",
     )
 
 
