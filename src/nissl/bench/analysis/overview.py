@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nissl.bench.analysis.tables import NAN, Interval, Table, Verdict, Versus
-from nissl.evaluation.compare import SIGNIFICANT
+from nissl.bench.analysis.tables import NAN, Interval, Table, Verdict, Versus, verdict_of
 from nissl.metrics.statistics import holm, paired_t_test, seed_interval
 
 
@@ -35,14 +34,7 @@ class Gain:
     @property
     def verdict(self) -> Verdict:
         """Helped or hurt on average by the corrected test; unclear where the false-positive cases contradict it."""
-        if np.isnan(self.p_seeds):
-            return "not compared"
-        if self.p_seeds >= SIGNIFICANT or self.dice == 0:
-            return "no difference"
-        mine, others = self.false_positives
-        if (mine - others) * self.dice > 0:
-            return "unclear"
-        return "helped" if self.dice > 0 else "hurt"
+        return verdict_of((self.p_seeds,), self.dice, self.false_positives)
 
 
 def gains_of(tables: Sequence[Table]) -> tuple[Gain, ...]:

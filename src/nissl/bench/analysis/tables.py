@@ -61,13 +61,18 @@ class Versus:
     @property
     def verdict(self) -> Verdict:
         """Helped or hurt only by both tests; unclear where the false-positive cases contradict them."""
-        if np.isnan([self.p_seeds, self.p_cases]).any():
-            return "not compared"
-        if max(self.p_seeds, self.p_cases) >= SIGNIFICANT or self.dice == 0:
-            return "no difference"
-        if (self.false_positives[0] - self.false_positives[1]) * self.dice > 0:
-            return "unclear"
-        return "helped" if self.dice > 0 else "hurt"
+        return verdict_of((self.p_seeds, self.p_cases), self.dice, self.false_positives)
+
+
+def verdict_of(p_values: Sequence[float], dice: float, false_positives: tuple[int, int]) -> Verdict:
+    """What corrected p-values, a difference and the false-positive cases of arm and baseline come to."""
+    if np.isnan(p_values).any():
+        return "not compared"
+    if max(p_values) >= SIGNIFICANT or dice == 0:
+        return "no difference"
+    if (false_positives[0] - false_positives[1]) * dice > 0:
+        return "unclear"
+    return "helped" if dice > 0 else "hurt"
 
 
 @dataclass(frozen=True)
@@ -206,17 +211,13 @@ def _rows(
     }
     checked = {arm: tuple(_checked(run, found) for run in runs) for arm, runs in arms.items()}
     rows = [_row(arm, runs, found, members, costs.get((data, arm))) for arm, runs in checked.items()]
-    versus = {arm: _versus(runs, checked[baseline], found, members) for arm, runs in checked.items() if arm != baseline}
-    compared = [arm for arm, one in versus.items() if one]
-    over_seeds, over_cases = (
-        dict(zip(compared, holm([getattr(versus[arm], name) for arm in compared]), strict=True))
-        for name in ("p_seeds", "p_cases")
-    )
-    corrected = {
-        arm: replace(one, p_seeds=over_seeds[arm], p_cases=over_cases[arm]) if one else None
-        for arm, one in versus.items()
-    }
-    return tuple(replace(row, versus=corrected.get(row.arm)) for row in rows)
+    arms_only = {arm: runs for arm, runs in checked.items() if arm != baseline}
+    compared = {arm: _versus(runs, checked[baseline], found, members) for arm, runs in arms_only.items()}
+    versus = {arm: one for arm, one in compared.items() if one}
+    p_seeds, p_cases = ([getattr(one, name) for one in versus.values()] for name in ("p_seeds", "p_cases"))
+    corrected = zip(versus.items(), holm(p_seeds), holm(p_cases), strict=True)
+    versus = {arm: replace(one, p_seeds=seeds, p_cases=cases) for (arm, one), seeds, cases in corrected}
+    return tuple(replace(row, versus=versus.get(row.arm)) for row in rows)
 
 
 def _tested_on(row: CaseScore) -> tuple[str, str, str, str, int, int]:

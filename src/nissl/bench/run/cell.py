@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from time import sleep
@@ -119,16 +120,20 @@ def main() -> None:
     requests: SimpleQueue[str] = SimpleQueue()
     for watch in (_read, _watch):
         threading.Thread(target=watch, args=(token, requests), daemon=True).start()
-    while request := requests.get():
-        tree = json.loads(request)
-        cell, sys.argv = Cell.from_json(tree["cell"]), tree["command"]
-        log = log_of(token.parent, cell)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:  # what libraries write past Python, such as the last words of a crash
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        make(cell, token.parent)
-        print(cell.id, file=answers, flush=True)
+    import_module("torch._dynamo")  # else the first optimiser does it, and the time of the first cell has it in it
+    try:
+        while request := requests.get():
+            tree = json.loads(request)
+            cell, sys.argv = Cell.from_json(tree["cell"]), tree["command"]
+            log = log_of(token.parent, cell)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as file:  # what libraries write past Python, such as the last words of a crash
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            make(cell, token.parent)
+            print(cell.id, file=answers, flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the end of Python
 
 
 def _read(token: Path, requests: "SimpleQueue[str]") -> None:
