@@ -19,7 +19,7 @@ from nissl.data.check import check as check_data
 from nissl.data.discovery import find_cases, inspect_header, list_cases, scan
 from nissl.data.duplicates import name_copies
 from nissl.data.split import Split, caveats, lock_test_cases, make_split
-from nissl.errors import InputError
+from nissl.errors import Caveat, InputError
 from nissl.evaluation.compare import Comparison
 from nissl.evaluation.compare_runs import compare_runs
 from nissl.evaluation.table import Summary, score_case, scores_to_csv, summarise, unfinished
@@ -235,7 +235,7 @@ def evaluate(
     pixels = read_json(run / "budget.json").get("class_pixels", {})
     not_trained = [name for name in model.classes[1:] if pixels.get(name) == 0]
     known = [*unfinished(model.steps, model.planned_steps), *caveats(split.shared_groups, split.transductive)]
-    known += [*([copies] if copies else []), *parity.caveats(run, config.protocol)]
+    known += [*([Caveat("shared-images", copies)] if copies else []), *parity.caveats(run, config.protocol)]
     summary = summarise(rows, np.random.default_rng([config.seed, BOOTSTRAP]), not_trained, known)
     summary = dataclasses.replace(summary, steps=model.steps, planned_steps=model.planned_steps)
     name = "metrics" if on == "test" else f"metrics_{on}"

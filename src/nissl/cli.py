@@ -238,8 +238,8 @@ class Predict:
             print(f"error: {error}", file=sys.stderr)
         left = f"; not read: {result.left_out}" if result.left_out else ""
         print(f"{len(result.written)} masks written to {self.out}, {len(result.failed)} images failed{left}")
-        for text in unfinished(result.steps, result.planned_steps):
-            print(f"warning: {text}")
+        for caveat in unfinished(result.steps, result.planned_steps):
+            print(f"warning: {caveat.text}")
         print(f"in the masks: {', '.join(f'{value} is {name}' for name, value in result.values.items())}")
         return DATA_FAULTS if result.failed else 0
 

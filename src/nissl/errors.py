@@ -6,6 +6,7 @@ exceptions are used.
 
 import errno
 from pathlib import Path
+from typing import NamedTuple
 
 NO_MEMORY = (
     "out of memory",  # the allocators of GPUs, oneDNN
@@ -28,6 +29,7 @@ class NisslError(Exception):
         found: what was there.
         expected: what should have been there.
         fix: the next step.
+        code: what kind of fault it is, for callers that treat some kinds apart; the texts are for people.
 
     """
 
@@ -35,8 +37,8 @@ class NisslError(Exception):
     said: bool | None = None
     """Of several processes: whether another one tells it to the user; None where all of them meet it alike."""
 
-    def __init__(self, where: Path | str, found: str, expected: str, fix: str) -> None:
-        self.where, self.found, self.expected, self.fix = str(where), found, expected, fix
+    def __init__(self, where: Path | str, found: str, expected: str, fix: str, code: str = "") -> None:
+        self.where, self.found, self.expected, self.fix, self.code = str(where), found, expected, fix, code
         super().__init__(str(where), found, expected, fix)
 
     def __str__(self) -> str:
@@ -71,6 +73,13 @@ class ResourceError(NisslError):
     """Disk, memory or time ran out; exit code 4."""
 
     exit_code = 4
+
+
+class Caveat(NamedTuple):
+    """What makes numbers less than they seem: a code for programs and a sentence for people."""
+
+    code: str
+    text: str
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -55,7 +55,7 @@ def whole_file(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
             raise
         need = f"more than {reached / 1e6:.3g} MB" if size is None else f"{size / 1e6:.3g} MB"
         fix = "free some space and run the command again"
-        raise ResourceError(path, "disk full", f"{need} of free space", fix) from error
+        raise ResourceError(path, "disk full", f"{need} of free space", fix, "disk-full") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -296,9 +296,11 @@ def test_f33_every_place_that_shows_its_numbers_carries_the_warning(run, capsys)
     summary = api.evaluate(run)
     assert parity.WARNING in summary.warnings and parity.WARNING in read(run / "metrics.json")["warnings"]
     found = read(run / "parity.json")
-    chosen = next(text for text in summary.warnings if "so chosen" in text)
+    by_code = dict(zip(read(run / "metrics.json")["warning_codes"], summary.warnings, strict=True))
+    assert by_code["published-protocol"] == parity.WARNING
+    chosen = by_code["published-number"]
     assert f"{found['pooled_dice']:.4f}" in chosen and f"{found['last_pooled_dice']:.4f}" in chosen
-    assert "differ from the published protocol in data.size, net.widths, net.dropout, train.steps" in str(summary)
+    assert "data.size, net.widths, net.dropout, train.steps" in by_code["published-settings"]
     page = api.report(run).read_text()
     assert page.count(parity.WARNING) == 1 and "No mask was used for validation" not in page
 
@@ -308,7 +310,8 @@ def test_the_page_of_a_run_that_is_not_measured_carries_it_too(data, tmp_path, c
     assert parity.WARNING in capsys.readouterr().err
     assert parity.WARNING in api.report(out).read_text()
     (out / "parity.json").unlink()
-    assert parity.caveats(out, "parity") == [parity.WARNING] and parity.caveats(out, "nissl") == []
+    assert parity.caveats(out, "parity") == [("published-protocol", parity.WARNING)]
+    assert parity.caveats(out, "nissl") == []
 
 
 def test_of_two_networks_the_better_one_is_taken(data):

@@ -14,7 +14,7 @@ import numpy as np
 from nissl.config import SplitConfig
 from nissl.data.cases import CaseFile, Dataset
 from nissl.data.naming import suggest
-from nissl.errors import DataError, InputError
+from nissl.errors import Caveat, DataError, InputError
 
 TEST_DRAW, BUDGET_DRAW = 1, 2
 """Names of the two draws, so that each has a stream of its own for one seed."""
@@ -112,21 +112,23 @@ def make_split(cases: Sequence[CaseFile], config: SplitConfig, seed: int) -> Spl
     )
 
 
-def caveats(shared_groups: Sequence[str], transductive: Sequence[str]) -> list[str]:
-    """Say in sentences what was accepted knowingly about a split and makes its numbers less than they seem."""
+def caveats(shared_groups: Sequence[str], transductive: Sequence[str]) -> list[Caveat]:
+    """Say what was accepted knowingly about a split and makes its numbers less than they seem."""
     found = []
     if shared_groups:
         groups = f"{len(shared_groups)} group{'' if len(shared_groups) == 1 else 's'}"
-        found.append(
+        text = (
             f"{groups} (patients) are in training and in test: {', '.join(map(str, shared_groups))}. "
             "The score is better than it would be on new patients."
         )
+        found.append(Caveat("shared-groups", text))
     if transductive:
         images = f"{len(transductive)} image{'' if len(transductive) == 1 else 's'}"
-        found.append(
+        text = (
             f"{images} of the test side were among the unlabelled ones, without masks (transductive): where the "
             "training looks at unlabelled images, the score does not hold for new ones."
         )
+        found.append(Caveat("transductive", text))
     return found
 
 
@@ -231,4 +233,4 @@ def named_ids(text: str, known: Collection[str]) -> list[str]:
 
 
 def _refused(found: str, expected: str, fix: str) -> InputError:
-    return InputError("--labels", found, expected, fix)
+    return InputError("--labels", found, expected, fix, "label-budget")

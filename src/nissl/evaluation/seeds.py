@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nissl.errors import Caveat
 from nissl.evaluation.table import CaseScore, Scores, Summary, Unit, score_matrix, units_of, without_nan
 from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.metrics.statistics import bootstrap_interval, seed_interval, side_by_side
@@ -45,6 +46,7 @@ class SeedsSummary:
     n_cases: int
     n_groups: int | None
     warnings: tuple[str, ...]
+    warning_codes: tuple[str, ...]
     changed_data: tuple[int, ...] = ()
     """Seeds that were trained on other images or masks than the first."""
     policy: str = EMPTY_POLICY
@@ -102,21 +104,25 @@ def summarise_seeds(
         )
 
     overall = [summary.overall for summary in summaries.values()]
+    warnings = _warnings(summaries, changed_data)
     return SeedsSummary(
         classes={label: scores([s.classes[label] for s in summaries.values()], [label]) for label in labels},
         overall=scores(overall, labels),
         runs={seed: summary.overall.dice for seed, summary in summaries.items()},
         n_cases=overall[0].n_cases,
         n_groups=overall[0].n_groups,
-        warnings=_warnings(summaries, changed_data),
+        warnings=tuple(one.text for one in warnings),
+        warning_codes=tuple(one.code for one in warnings),
         changed_data=tuple(changed_data),
     )
 
 
-def _warnings(summaries: Mapping[int, Summary], changed_data: Sequence[int]) -> tuple[str, ...]:
-    found = [text for summary in summaries.values() for text in summary.warnings]
+def _warnings(summaries: Mapping[int, Summary], changed_data: Sequence[int]) -> list[Caveat]:
+    pairs = [pair for one in summaries.values() for pair in zip(one.warning_codes, one.warnings, strict=True)]
+    found = [Caveat(code, text) for code, text in pairs]
     if changed_data:
-        found.append(f"Trained on other images or masks than the first seed: {', '.join(map(str, changed_data))}.")
+        text = f"Trained on other images or masks than the first seed: {', '.join(map(str, changed_data))}."
+        found.append(Caveat("changed-data", text))
     if len(summaries) < 3:
-        found.append("Fewer than three seeds: the interval over them says little.")
-    return tuple(dict.fromkeys(found))
+        found.append(Caveat("few-seeds", "Fewer than three seeds: the interval over them says little."))
+    return list(dict.fromkeys(found))

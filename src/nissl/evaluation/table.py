@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from nissl.errors import DataError
+from nissl.errors import Caveat, DataError
 from nissl.metrics.overlap import EMPTY_POLICY, Overlap, Presence, overlap, pooled
 from nissl.metrics.statistics import bootstrap_interval, mean_over_classes
 from nissl.metrics.surface import surface_distance
@@ -81,6 +81,8 @@ class Summary:
     classes: dict[str, Scores]
     overall: Scores
     warnings: tuple[str, ...]
+    warning_codes: tuple[str, ...]
+    """What kind of warning each is; older files do not have them."""
     not_trained: tuple[str, ...] = ()
     """Classes that no labelled mask showed: they count in the means, and were not learnt."""
     steps: int | None = None
@@ -96,11 +98,12 @@ class Summary:
         return tree
 
 
-def unfinished(steps: int | None, planned_steps: int | None) -> list[str]:
-    """Say in a sentence that a run has steps left; nothing where it has none, or where that is not known."""
+def unfinished(steps: int | None, planned_steps: int | None) -> list[Caveat]:
+    """Say that a run has steps left; nothing where it has none, or where that is not known."""
     if steps is None or planned_steps is None or steps >= planned_steps:
         return []
-    return [f"The run is unfinished: {steps:,} of {planned_steps:,} steps. Finish it with --resume."]
+    text = f"The run is unfinished: {steps:,} of {planned_steps:,} steps. Finish it with --resume."
+    return [Caveat("unfinished", text)]
 
 
 def score_case(
@@ -154,7 +157,7 @@ def summarise(
     rows: Sequence[CaseScore],
     rng: np.random.Generator,
     not_trained: Sequence[str] = (),
-    warnings: Sequence[str] = (),
+    warnings: Sequence[Caveat] = (),
 ) -> Summary:
     """Summarise the rows of all cases: per class, and overall as the mean over classes.
 
@@ -174,8 +177,12 @@ def summarise(
     seed = int(rng.integers(2**63))  # the same draws for every class: with one class, `overall` is that class
     classes = {label: _scores(rows, [label], np.random.default_rng(seed)) for label in labels}
     overall = _scores(rows, labels, np.random.default_rng(seed))
-    untrained = tuple(f"The class `{name}` was not trained: no labelled mask shows it." for name in not_trained)
-    return Summary(classes, overall, (*warnings, *untrained, *_warnings(overall)), tuple(not_trained))
+    untrained = [
+        Caveat("not-trained", f"The class `{name}` was not trained: no labelled mask shows it.") for name in not_trained
+    ]
+    told = [*warnings, *untrained, *_warnings(overall)]
+    texts, codes = tuple(one.text for one in told), tuple(one.code for one in told)
+    return Summary(classes, overall, texts, codes, tuple(not_trained))
 
 
 def _scores(rows: Sequence[CaseScore], labels: Sequence[str], rng: np.random.Generator) -> Scores:
@@ -233,16 +240,16 @@ def _mean(values: Sequence[float]) -> float:
     return mean_over_classes(np.array(values, dtype=np.float64))
 
 
-def _warnings(overall: Scores) -> tuple[str, ...]:
+def _warnings(overall: Scores) -> list[Caveat]:
     warnings = []
     units, kind = (overall.n_cases, "cases") if overall.n_groups is None else (overall.n_groups, "groups")
     if units < FEW:
-        warnings.append(
-            f"Only {units} test {kind}: the interval over them is itself uncertain. Below {FEW}, take it as a hint."
-        )
+        text = f"Only {units} test {kind}: the interval over them is itself uncertain. Below {FEW}, take it as a hint."
+        warnings.append(Caveat("few-units", text))
     if overall.unit == "mixed":
-        warnings.append("Some images state their spacing and some do not: distances in mm and px have no common mean.")
-    return tuple(warnings)
+        text = "Some images state their spacing and some do not: distances in mm and px have no common mean."
+        warnings.append(Caveat("mixed-units", text))
+    return warnings
 
 
 def without_nan(value: Any) -> Any:

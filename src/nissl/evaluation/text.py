@@ -65,7 +65,7 @@ def comparison_text(found: Comparison) -> str:
         lines.append(f"over the seeds {', '.join(map(str, found.seeds))}: Dice A - B is {_over_seeds(overall)}")
     alarms = "false alarms: A {}, B {} (a pair is left out where neither mask of one side shows the class)"
     lines.append(alarms.format(*found.false_alarms))
-    begun = [f"{run}: {text}" for run, steps in found.unfinished.items() for text in unfinished(*steps)]
+    begun = [f"{run}: {one.text}" for run, steps in found.unfinished.items() for one in unfinished(*steps)]
     return "\n".join([*lines, *_warnings([*begun, *found.warnings])])
 
 

@@ -320,6 +320,7 @@ def _refused(found: str) -> InputError:
         found,
         "`binary`, `threshold=127`, values `0,1,2` or `0=background,255=gland`, or colours `#000000=background,...`",
         "correct the part that is named; each value once, two classes or more",
+        "label-map",
     )
 
 

@@ -99,7 +99,7 @@ def _predict_all(model: Model, files: Listing, out: Path, record: dict[str, Any]
             try:
                 work.predict(path, target, files.alias(path))
             except NisslError as error:
-                if isinstance(error, ResourceError) and error.where == str(target):  # the disk is full
+                if error.code == "disk-full":
                     raise
                 record["failed"][name] = error.found
                 failed.append(error)
@@ -223,7 +223,7 @@ class _Work:
         try:
             self._predict(file, target)
         except (MemoryError, RuntimeError, ResourceError, OSError) as error:
-            if out_of_memory(error) or (isinstance(error, ResourceError) and error.where != str(target)):
+            if out_of_memory(error) or (isinstance(error, ResourceError) and error.code != "disk-full"):
                 fix = "close other programs, or take a machine with more memory"
                 fix = error.fix if isinstance(error, ResourceError) else fix
                 need = f"up to {self.needs(path) / GIB:.2g} GiB of free memory"

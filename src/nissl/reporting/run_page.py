@@ -123,8 +123,9 @@ def _uses_unlabelled(contents: Contents) -> bool:
 def warnings(contents: Contents) -> list[str]:
     """List what makes the numbers of this run less than they seem."""
     split = contents.split
-    found = unfinished(*measured_steps(contents.run))
-    found += caveats(split.get("shared_groups", []), split.get("transductive", []))
+    known = unfinished(*measured_steps(contents.run))
+    known += caveats(split.get("shared_groups", []), split.get("transductive", []))
+    found = [one.text for one in known]
     found += [WARNING] if contents.config.get("protocol") == "parity" else []
     overall = contents.metrics.get("overall", {})
     dice, trivial = overall.get("dice"), overall.get("trivial_dice")

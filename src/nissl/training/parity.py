@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from nissl.config import Config, DataConfig
 from nissl.data.batches import Store
 from nissl.data.cases import Dataset
-from nissl.errors import DataError, InputError
+from nissl.errors import Caveat, DataError, InputError
 from nissl.learner import Learner
 from nissl.methods import METHODS
 from nissl.methods.method import Method
@@ -252,12 +252,12 @@ def selected(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def caveats(run: Path, protocol: str) -> list[str]:
-    """Say in sentences what the protocol of a run makes of its numbers; nothing for our own."""
+def caveats(run: Path, protocol: str) -> list[Caveat]:
+    """Say what the protocol of a run makes of its numbers; nothing for our own."""
     if protocol != "parity":
         return []
     if not (run / SELECTED).is_file():  # the run has not ended
-        return [WARNING]
+        return [Caveat("published-protocol", WARNING)]
     found = read_json(run / SELECTED)
     chosen = (
         f"{CHOSEN}, at the network's resolution: {found['pooled_dice']:.4f} (step {found['step']}, "
@@ -265,4 +265,5 @@ def caveats(run: Path, protocol: str) -> list[str]:
         f"{found['last_pooled_dice']:.4f}; foreground everywhere: {found['foreground_everywhere']:.4f}"
     )
     differs = f"the settings differ from the published protocol in {', '.join(found['differs'])}"
-    return [WARNING, chosen, *([differs] if found["differs"] else [])]
+    told = [Caveat("published-protocol", WARNING), Caveat("published-number", chosen)]
+    return [*told, *([Caveat("published-settings", differs)] if found["differs"] else [])]

@@ -125,8 +125,7 @@ def open_stores(job: Job, whole: Dataset) -> Stores:
                     raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
     told = list(differences({name: place for part in read for name, place in part.places.items()}))
-    told += [lost] if (lost := loss(stores.labelled.kept.values())) else []
-    for found, _, fix in told:
+    for found, _, fix in [*told, *loss(stores.labelled.kept.values())]:
         warn(f"{found}: {fix}")
     return stores
 

@@ -5,14 +5,14 @@ one after the other, so that neither the cells nor another arm are in its number
 """
 
 import dataclasses
-import io
-import os
+import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nissl import api
 from nissl.bench.grid.grid import Cell
-from nissl.bench.run.processes import start
+from nissl.bench.run.processes import describe_exit
 from nissl.bench.run.results import one_line
 from nissl.config import Config, TrainConfig
 from nissl.data.batches import Batch
@@ -109,30 +109,31 @@ def measure_costs(out: Path, cells: Sequence[Cell], threads: int) -> dict[Key, C
 def _apart(cell: Cell, threads: int) -> Cost:
     """Probe a cell in a fresh process, whose memory is that of this cell alone."""
     with tempfile.TemporaryDirectory() as folder:
-        process, link = start(_answer, cell, Path(folder) / "run", threads)
-        try:
-            answer: Cost = link.recv()
-        except EOFError:
-            process.join()
-            answer = Cost(cell.data, cell.arm, message=f"the process ended with exit code {process.exitcode}")
-        finally:
-            process.kill()
-            process.join()
-    return answer
+        done = subprocess.run(
+            _command(Path(folder) / "run", threads),
+            input=cell.to_json(),
+            capture_output=True,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the bench alone, which then ends this process
+        )
+    if done.returncode:
+        return Cost(cell.data, cell.arm, message=describe_exit(done.returncode))
+    return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _answer(link: Connection, cell: Cell, run: Path, threads: int) -> None:
-    """The whole life of a process that probes a cell."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C reaches the first process alone, which then ends this one
-    torch.set_num_threads(threads)
+def _command(run: Path, threads: int) -> list[str]:
+    return [sys.executable, "-m", "nissl.bench.run.cost", str(run), str(threads)]
+
+
+def main() -> None:
+    """Probe the cell that comes over stdin and write its cost to stdout: the whole life of a process of `_apart`."""
+    cell = Cell.from_json(sys.stdin.read())
+    torch.set_num_threads(int(sys.argv[2]))
     try:
-        with redirect_stderr(io.StringIO()):
-            answer = probe(cell, run)
+        answer = probe(cell, Path(sys.argv[1]))
     except Exception as error:  # whatever it is, the others are measured
         answer = Cost(cell.data, cell.arm, message=one_line(error))
-    with suppress(BrokenPipeError):  # the bench has ended
-        link.send(answer)
+    print(json.dumps(asdict(answer)))
 
 
 def probe(cell: Cell, run: Path) -> Cost:
@@ -152,10 +153,9 @@ def probe(cell: Cell, run: Path) -> Cost:
     device = choose_device(config.device)
     memory = peak_memory(device)
     data, network = read_json(run / "data.json"), read_json(run / "network.json")
-    settled = load_config(run / "config.toml")  # of the short run, but for its length
-    settled = dataclasses.replace(settled, pretrain=config.pretrain)
-    problem = Problem(data["dims"], network["input"][0], len(data["classes"]), settled.data.size, settled.net)
-    work = Work(settled, problem, Session(run, device))
+    resolved = dataclasses.replace(load_config(run / "config.toml"), pretrain=config.pretrain)  # but for its length
+    problem = Problem(data["dims"], network["input"][0], len(data["classes"]), resolved.data.size, resolved.net)
+    work = Work(resolved, problem, Session(run, device))
     passes = None
     if config.protocol != "parity":
         flops = work.flops_stage_1() + config.train.steps * work.flops_stage_2()
@@ -297,13 +297,18 @@ def seconds_of(cell: Cell, costs: Mapping[Key, Cost]) -> float | None:
 
 
 def _steps(cell: Cell) -> float:
-    """Steps of stage 2; by the published protocol, with its looks at the test images in units of a step.
+    """Steps of stage 2; by the published protocol, with its measurements of the test images in units of a step.
 
-    A step shows `batch` images to each network and takes three passes for each, a look one pass of all test images.
+    A step shows `batch` images to each network and takes three passes for each, a measurement one pass of all test
+    images.
     """
     if cell.config.protocol != "parity":
         return cell.config.train.steps
     split = make_split(list_cases(cell.path, cell.config.data).cases, cell.config.split, cell.seed)
     train = parity.settled(cell.config, len(split.labelled)).train
-    looks = parity.EPOCHS // parity.epochs_between(cell.config)
-    return train.steps + looks * len(split.test) / (3 * train.batch)
+    measurements = parity.EPOCHS // parity.epochs_between(cell.config)
+    return train.steps + measurements * len(split.test) / (3 * train.batch)
+
+
+if __name__ == "__main__":
+    main()
