@@ -99,9 +99,7 @@ def resolve(config: DataConfig, dims: int) -> DataConfig:
     return dataclasses.replace(config, sampling=sampling, size=size if len(size) == dims else size * dims)
 
 
-def resize_image(
-    image: Num[np.ndarray, "channels *space"], size: Sequence[int]
-) -> Float32[np.ndarray, "channels *size"]:
+def resize_image(image: Num[np.ndarray, "channels *space"], size: Sequence[int]) -> Float32[np.ndarray, "_ *size"]:
     """Resize by linear interpolation, with antialiasing where it shrinks; whole numbers become means that are not.
 
     Nothing is rounded: of photon counts of 0 and 1 little would be left. The last axis comes first and the first axis
