@@ -73,9 +73,8 @@ class DataConfig:
         require(0 <= self.foreground <= 1, "data.foreground", self.foreground, "a share from 0 to 1")
         require(self.cache_gib >= 0, "data.cache_gib", self.cache_gib, "0 or more")
         require(self.limit_gib > 0, "data.limit_gib", self.limit_gib, "more than 0")
-        known = set(self.axes) <= set("CZYX") and len(set(self.axes)) == len(self.axes)
-        known = not self.axes or (known and {"Y", "X"} <= set(self.axes))
-        require(known, "data.axes", self.axes, "letters of CZYX, each at most once, Y and X among them")
+        known = {"Y", "X"} <= set(self.axes) <= set("CZYX") and len(set(self.axes)) == len(self.axes)
+        require(known or not self.axes, "data.axes", self.axes, "Y, X and perhaps C and Z, each once")
         require(self.workers >= 0, "data.workers", self.workers, "0 or more")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nissl.imageio.raster import Header, Opened, Raster, UnusableError, known_spacing, plain, require_real, type_name
+from nissl.imageio.raster import Header, Opened, Raster, UnusableError, known_spacing, plain, type_name
 
 MOST_EXTENSIONS = 2**24
 UNITS = {"meter": 1e3, "micron": 1e-3}
@@ -32,11 +32,11 @@ def open_nifti(path: Path) -> Iterator[Opened]:
     count = shape[3] if len(shape) == 4 else 1
     dtype, slope, intercept = header.get_data_dtype(), float(proxy.slope), float(proxy.inter)
     scaled = (slope, intercept) != (1.0, 0.0)
-    whole = scaled and dtype.kind in "iu" and dtype.itemsize <= 2 and slope.is_integer() and intercept.is_integer()
+    whole = scaled and dtype.kind in "iu" and dtype.itemsize <= 2
+    whole = whole and all(value.is_integer() and abs(value) < 2**31 for value in (slope, intercept))
     colours = dtype.names and dtype.names[:3]  # without alpha
     # Most whole values fit 16 bits; those that do not are known only once they are decoded.
     kind = np.dtype(np.int16 if whole else np.float64 if scaled else np.uint8 if colours else dtype)
-    require_real(kind)
     unit = UNITS.get(header.get_xyzt_units()[0], 1.0)
     spacing = known_spacing(float(zoom) * unit for zoom in header.get_zooms()[: len(space)])
 
@@ -56,15 +56,12 @@ def open_nifti(path: Path) -> Iterator[Opened]:
 
 
 def _whole_values(stored: np.ndarray, slope: int, intercept: int) -> np.ndarray:
-    """`stored * slope + intercept` in the smallest type that holds the values that there are."""
+    """`stored * slope + intercept` in the smallest signed type that holds them, of 16 bits or more."""
     ends = [int(end) * slope + intercept for end in (stored.min(), stored.max())]
-    for kind in (np.int16, np.uint16, np.int32):
-        if np.iinfo(kind).min <= min(ends) and max(ends) <= np.iinfo(kind).max:
-            values: np.ndarray = stored.astype(kind, copy=False)  # what wraps around here is right again at the end
-            np.multiply(values, np.array(slope).astype(kind), out=values)
-            np.add(values, np.array(intercept).astype(kind), out=values)
-            return values
-    return stored * float(slope) + float(intercept)
+    values: np.ndarray = stored.astype(np.min_scalar_type(min(*ends, -1 - max(ends), -129)), copy=False)
+    np.multiply(values, np.array(slope).astype(values.dtype), out=values)  # what wraps around is right at the end
+    np.add(values, np.array(intercept).astype(values.dtype), out=values)
+    return values
 
 
 def _nifti_header(path: Path) -> Any:

@@ -7,22 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from nissl.imageio.raster import (
-    BoundedFile,
-    Header,
-    Opened,
-    Raster,
-    UnusableError,
-    colours_in,
-    plain,
-    type_name,
-    upright,
-    without_alpha,
-)
+from nissl.imageio.raster import BoundedFile, Header, Opened, Raster, UnusableError, plain, type_name, upright
+from nissl.imageio.tiff_regions import colours_in
 
 ORIENTATION = 0x0112
-GRAY_ALPHA = 4
-"""Colour type of a PNG."""
 
 
 @contextmanager
@@ -49,24 +37,30 @@ def open_picture(path: Path) -> Iterator[Opened]:
             fix = "save each frame as a file of its own, or all of them as a TIFF stack"
             raise UnusableError(f"an animation of {image.n_frames} frames", "one picture", fix)
         deep = start.startswith(b"\x89PNG") and start[24] == 16 and len(image.getbands()) > 1
-        palette = _palette(image)
+        palette = None
+        if image.mode == "P":
+            given = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            palette = np.pad(given, ((0, 256 - len(given)), (0, 0)))
         dtype = np.dtype({"1": bool, "I": np.int32, "F": np.float32}.get(image.mode, np.uint8))
         dtype = np.dtype(np.uint16) if image.mode.startswith("I;16") or deep else dtype
-        bands = "LA" if deep and start[25] == GRAY_ALPHA else image.getbands()  # pillow makes RGBA of these
-        alpha = "A" in bands
+        bands = "LA" if deep and start[25] == 4 else image.getbands()  # pillow makes RGBA of gray and alpha
         stored = len(bands) if palette is None else colours_in(palette)
-        colours = 3 if stored - alpha > 1 else 1  # CMYK becomes RGB
+        colours = 3 if stored > 2 else 1  # alpha is dropped, CMYK becomes RGB
         orientation = _orientation(image, file)
 
         def decode() -> Raster:
             if deep:
-                pixels = _all_bits(file)
+                import imagecodecs
+
+                file.seek(0)
+                pixels = imagecodecs.png_decode(file.read())
             else:
                 image.load()
                 pixels = np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
             channels = np.moveaxis(pixels.reshape(image.height, image.width, -1), -1, 0)
-            clear = upright(channels[-1:], orientation)[0] <= np.iinfo(channels.dtype).max // 2 if alpha else None
-            channels = without_alpha(channels) if alpha else channels[:colours]
+            alpha = upright(channels[colours:], orientation)
+            clear = alpha[0] <= np.iinfo(alpha.dtype).max // 2 if len(alpha) else None
+            channels = channels[:colours]
             return Raster(
                 plain(upright(channels, orientation)),
                 palette=palette,
@@ -79,29 +73,11 @@ def open_picture(path: Path) -> Iterator[Opened]:
         yield Header(shape, colours, type_name(dtype), None, size), decode
 
 
-def _palette(image: Any) -> np.ndarray | None:
-    """The colour table, in black where the file gives none for an index."""
-    if image.mode != "P":
-        return None
-    stored = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(stored)] = stored
-    return palette
-
-
-def _all_bits(file: BoundedFile) -> np.ndarray:
-    import imagecodecs
-
-    file.seek(0)
-    pixels: np.ndarray = imagecodecs.png_decode(file.read())
-    return pixels
-
-
 def _orientation(image: Any, file: BoundedFile) -> int:
     """How the picture is to be turned, 1 to 8; EXIF that cannot be read turns nothing, as in viewers."""
     from PIL import Image
 
-    if image.format == "PNG" and "exif" not in image.info and (late := _chunk(file, b"eXIf")):
+    if image.format == "PNG" and "exif" not in image.info and (late := _exif_chunk(file)):
         image.info["exif"] = b"Exif\0\0" + late
     with suppress(Exception):
         # Not the reader's own method: for PNG that decodes the pixels first.
@@ -110,16 +86,13 @@ def _orientation(image: Any, file: BoundedFile) -> int:
     return 1
 
 
-def _chunk(file: BoundedFile, name: bytes) -> bytes:
-    """The content of a chunk of a PNG, wherever it is; empty where there is none."""
-    place = file.tell()
-    try:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            length = int.from_bytes(head[:4], "big")
-            if head[4:] == name:
-                return file.read(length)
-            file.seek(length + 4, 1)
-        return b""
-    finally:
-        file.seek(place)
+def _exif_chunk(file: BoundedFile) -> bytes:
+    """EXIF of a PNG, which may come after its pixels; the place in the file stays."""
+    place, content = file.tell(), b""
+    file.seek(8)
+    while not content and len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[:4], "big")
+        content = file.read(length) if head[4:] == b"eXIf" else b""
+        file.seek(length + 4, 1)
+    file.seek(place)
+    return content

@@ -35,10 +35,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its pixels as an image; spacing in mm along each axis, None where it states none.
-
-    Of a file with a palette these are the colours, as `shown` makes them.
-    """
+    """What a file says of its image (of a palette, its colours); spacing in mm along each axis, None if not stated."""
 
     shape: tuple[int, ...]
     channels: int
@@ -64,8 +61,7 @@ class Raster:
     affine: Float[np.ndarray, "4 4"] | None = None
     palette: UInt8[np.ndarray, "n 3"] | None = None
     inverted: bool = False
-    """The file shows 0 as white (DICOM's MONOCHROME1, TIFF's WhiteIsZero of more than one bit); the pixels were turned
-    over, so that larger is brighter."""
+    """The file shows 0 as white (MONOCHROME1, WhiteIsZero of several bits); turned over, so that larger is brighter."""
     burned_in: bool = False
     """The file says that text is drawn into its pixels."""
     lossy: bool = False
@@ -96,12 +92,7 @@ def known_spacing(lengths: Iterable[float]) -> tuple[float, ...] | None:
 
 
 def type_name(dtype: np.dtype[Any]) -> str:
-    """Name of the type that `plain` gives."""
-    return "uint8" if dtype.kind == "b" else dtype.newbyteorder("=").name
-
-
-def require_real(dtype: np.dtype[Any]) -> None:
-    """Refuse what is no image of measured values, such as complex numbers.
+    """Name of the type that `plain` gives.
 
     Raises:
         UnusableError: the pixels are neither integers nor real numbers.
@@ -109,11 +100,7 @@ def require_real(dtype: np.dtype[Any]) -> None:
     """
     if dtype.kind not in "buif":
         raise UnusableError(f"pixels of type {dtype}, where integers or real numbers can be used")
-
-
-def colours_in(palette: UInt8[np.ndarray, "n 3"]) -> int:
-    """Channels of an image with this palette: one where all its colours are gray."""
-    return 1 if (palette == palette[:, :1]).all() else 3
+    return "uint8" if dtype.kind == "b" else dtype.newbyteorder("=").name
 
 
 def upright(pixels: Num[np.ndarray, "*rest rows columns"], orientation: int) -> Num[np.ndarray, "*rest high wide"]:
@@ -125,28 +112,8 @@ def upright(pixels: Num[np.ndarray, "*rest rows columns"], orientation: int) -> 
     return pixels[..., ::-1] if orientation in (2, 3, 6, 7) else pixels
 
 
-def without_alpha(pixels: Num[np.ndarray, "channels *space"]) -> Num[np.ndarray, "colours *space"]:
-    """Drop the last channel, which says how to draw a picture and not what was measured.
-
-    Raises:
-        UnusableError: all that can be seen is in it.
-
-    """
-    colours, alpha = pixels[:-1], pixels[-1]
-    if alpha.size and alpha.min() != alpha.max() and all(channel.min() == channel.max() for channel in colours):
-        fix = "put it on a background of another colour, and save it without alpha"
-        raise UnusableError("a picture in its alpha channel alone (all colours are constant)", "colours or gray", fix)
-    return colours
-
-
 def plain(pixels: np.ndarray) -> Num[np.ndarray, "channels *space"]:
-    """A contiguous array of native byte order that owns its memory; booleans become 0 and 1.
-
-    Raises:
-        UnusableError: the pixels are neither integers nor real numbers.
-
-    """
-    require_real(pixels.dtype)
+    """A contiguous array in native byte order that owns its memory, of 0 and 1 for booleans; raises as `type_name`."""
     return np.array(pixels, dtype=np.dtype(type_name(pixels.dtype)), order="C")
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Integer, UInt8
 
 from nissl.files import whole_file
 from nissl.imageio.mask_values import MaskValues
-from nissl.imageio.raster import Grid, Raster, colours_in
+from nissl.imageio.raster import Grid, Raster
 from nissl.imageio.tiff_segments import require_share
 
 STRIP = 2**20
@@ -31,6 +31,7 @@ TILE = 256
 VIRTUAL = 2**18
 """Bytes of the pieces in which uncompressed pages are read."""
 Box = tuple[slice, ...]
+Convert = Callable[[np.ndarray], np.ndarray]
 
 
 class Pixels(Protocol):
@@ -69,15 +70,17 @@ def row_strips(shape: Sequence[int], values: int = STRIP) -> list[slice]:
 class Recoloured:
     """Pixels whose channels are made anew, region by region."""
 
-    def __init__(
-        self, source: Pixels, channels: int, convert: Callable[[np.ndarray], np.ndarray], dtype: Any = None
-    ) -> None:
-        self.shape, self.ndim = (channels, *source.shape[1:]), source.ndim
-        self.dtype = np.dtype(dtype or source.dtype)
+    def __init__(self, source: Pixels, channels: int, convert: Convert, dtype: Any = None) -> None:
+        self.shape, self.dtype, self.ndim = (channels, *source.shape[1:]), np.dtype(dtype or source.dtype), source.ndim
         self._source, self._convert = source, convert
 
     def __getitem__(self, box: Box) -> np.ndarray:
         return self._convert(self._source[(slice(None), *box[1:])])[box[0]]
+
+
+def colours_in(palette: UInt8[np.ndarray, "n 3"]) -> int:
+    """Channels of an image with this palette: one where all its colours are gray."""
+    return 1 if (palette == palette[:, :1]).all() else 3
 
 
 def shown(raster: Raster) -> Raster:
@@ -89,10 +92,9 @@ def shown(raster: Raster) -> Raster:
     def coloured(indices: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.moveaxis(table[np.minimum(indices[0], len(table) - 1)], -1, 0))
 
-    if isinstance(raster.pixels, np.ndarray):
-        return replace(raster, pixels=coloured(raster.pixels), palette=None)
-    lazy = Recoloured(raster.pixels, table.shape[1], coloured, table.dtype)
-    return replace(raster, pixels=cast(np.ndarray, lazy), palette=None)
+    whole = isinstance(raster.pixels, np.ndarray)
+    pixels = coloured(raster.pixels) if whole else Recoloured(raster.pixels, table.shape[1], coloured, table.dtype)
+    return replace(raster, pixels=cast(np.ndarray, pixels), palette=None)
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,7 @@ class TiffRegions:
 
     lines = 1024
 
-    def __init__(
-        self,
-        series: Any,
-        axes: Axes,
-        whole: Callable[[], np.ndarray],
-        finished: Callable[[np.ndarray], np.ndarray],
-    ) -> None:
+    def __init__(self, series: Any, axes: Axes, whole: Callable[[], np.ndarray], finished: Convert) -> None:
         self._series, self._page, self._whole, self._finished = series, series.keyframe, whole, finished
         self._axes = axes
         self.shape = (axes.count, *(int(series.shape[axis]) for axis in axes.space))
