@@ -31,7 +31,7 @@ class FolderResult:
     written: tuple[Path, ...]
     failed: tuple[NisslError, ...]
     left_out: str = ""
-    """What else lies in the folder, such as `2 files of another kind (.gif) and 1 subfolder with 5 images`."""
+    """What else lies in the folder, such as `2 files of another kind (.gif); 1 subfolder with 5 images`."""
 
 
 def predict_folder(run: Path, images: Path, out: Path, device: str = "auto", tracker: Tracker = track) -> FolderResult:
