@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ SYNONYMS = {
     "split": ("set", "fold", "subset", "partition", "dataset", "phase", "usage"),
 }
 """What others call the columns that are read beside `id`."""
+TABLES = re.compile(r"(?i).*(case|patient|subject|group|split|meta|clinic|label|slide).*\.(csv|tsv|xlsx?)")
+"""Names of tables that may tell of groups."""
 Fault = Callable[[int, str, str, str], None]
 
 
@@ -73,7 +76,7 @@ def _find(root: Path, folders: Sequence[Path], findings: list[Finding], private:
         if path != table:
             where, fix = NAME if private else str(path), f"move it to {'DATA' if private else root}, or remove it"
             findings.append(Finding("error", where, "a table that is not read", f"one {NAME}, beside images/", fix))
-    others = [path.name for path in list_files(root).others if path.suffix.lower() in (".csv", ".tsv", ".xls", ".xlsx")]
+    others = [path.name for path in list_files(root).others if TABLES.fullmatch(path.name)]
     if others and not tables:
         said = f"{counted(len(others), 'table')} not read{'' if private else f', such as {others[0]}'}"
         fix = f"write groups and split to {NAME}, if they are there"
