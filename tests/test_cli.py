@@ -258,7 +258,7 @@ def test_check_leaves_with_3_where_there_are_faults_and_0_where_not(data, tmp_pa
     (broken / "masks" / "field001.png").write_bytes(b"xx")
     assert leave(["check", broken]) == 3
     shown = capsys.readouterr().out
-    assert "field000.png" in shown and "field001.png" in shown and "2 faults to mend" in shown
+    assert "field000.png" in shown and "field001.png" in shown and "2 faults to fix" in shown
     assert leave(["check", broken, "--json"]) == 3
     tree = json.loads(capsys.readouterr().out)
     assert {finding["level"] for finding in tree["findings"]} >= {"error"} and tree["facts"]["images"] == 8

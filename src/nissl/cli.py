@@ -54,7 +54,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Check:
-    """List every fault of a data set, with its file and its mend; exit 3 where there are any."""
+    """List every fault of a data set, with its file and its fix; exit 3 where there are any."""
 
     folder: Folder
     """Folder with images/ and masks/, or of the Medical Segmentation Decathlon."""
@@ -411,7 +411,7 @@ def _check_text(report: "Report", listed: int | None = LISTED) -> str:
         blocks.append("\n".join([*lines, f"  expected: {expected}", f"  next step: {fix}"]))
     facts = "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in report.facts.items())
     faults = len(report.errors)
-    ending = f"{faults} faults to mend" if faults else "no fault"
+    ending = f"{faults} faults to fix" if faults else "no fault"
     return "\n".join([*blocks, facts, f"{ending}, {len(report.findings) - faults} warnings"])
 
 

@@ -195,7 +195,7 @@ def test_f82_check_train_and_predict_count_what_they_leave_out(tmp_path, run, ca
     for name in ("e.gif", "f.webp", "Thumbs.db", "._g.png", ".DS_Store"):
         (data / "images" / name).write_bytes(b"x")
     make(data, ["h", "i"], image_folder="images/patient1")
-    said = "2 files of another kind (.gif .webp), such as e.gif and 1 subfolder with 2 images"
+    said = "2 files of another kind (.gif .webp), such as e.gif; 1 subfolder with 2 images"
     assert command("check", data) == 0 and said in capsys.readouterr().out
     assert train(data, tmp_path / "run") == 0 and said in capsys.readouterr().err
     assert command("predict", run, data / "images", "--out", tmp_path / "out") == 0
@@ -291,7 +291,7 @@ TABLES = [
     ("id,group,split\na,p,val\n", "`val`", "train"),
     ("id,group\na,b,p\n", "more fields", "quotes"),
     ("id,group,group\na,p,q\n", "id,group,group", "name the columns"),
-    ("id,group\na b,p\n", "`a b`", "correct the id"),
+    ("id,group\na b,p\n,\n", "`a b`", "correct the id"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Check a data set: every fault in one pass, each with its file and its mend."""
+"""Check a data set: every fault in one pass, each with its file and its fix."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that must be mended before training."""
+        """The findings that must be fixed before training."""
         return tuple(finding for finding in self.findings if finding.level == "error")
 
 

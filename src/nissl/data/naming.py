@@ -98,7 +98,7 @@ class Listing:
 
     @cached_property
     def left_out(self) -> str:
-        """What lies there and is not read, such as `2 files of another kind (.gif) and 1 subfolder with 5 images`."""
+        """What lies there and is not read, such as `2 files of another kind (.gif); 1 subfolder with 5 images`."""
         parts = []
         if self.others:
             kinds = " ".join(sorted({path.suffix.lower() for path in self.others if KIND.fullmatch(path.suffix)}))
@@ -108,9 +108,10 @@ class Listing:
         if self.unfit:
             parts.append(f"{counted(len(self.unfit), 'file')} whose names do not fit `{self.pattern}`")
         if self.folders:
-            inside = sum(bool(suffix(path)) for folder in self.folders for path in folder.rglob("*"))
+            files = (path for folder in self.folders for path in folder.rglob("[!.]*"))
+            inside = sum(bool(suffix(path)) for path in files)
             parts.append(f"{counted(len(self.folders), 'subfolder')} with {counted(inside, 'image')}")
-        return " and ".join(parts)
+        return "; ".join(parts)
 
     def called(self, path: Path) -> str:
         """What records call a file: its name, or its pseudonym, with a number where several have the same."""

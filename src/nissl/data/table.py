@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ SYNONYMS = {
     "split": ("set", "fold", "subset", "partition", "dataset", "phase", "usage"),
 }
 """What others call the columns that are read beside `id`."""
-TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
+TABLES = re.compile(r"(?i).*(case|patient|subject|group|split|meta|clinic|label|slide).*\.(csv|tsv|xlsx?)")
+"""Names of tables that may tell of groups."""
 Fault = Callable[[int, str, str, str], None]
 
 
@@ -46,7 +48,7 @@ def read_table(
         delimiter = max(",;\t", key=lines[0].count)
         reader = csv.DictReader(lines, skipinitialspace=True, delimiter=delimiter)
         reader.fieldnames = columns = [name.strip().lower() for name in reader.fieldnames or ()]
-        rows = [(reader.line_num, row) for row in reader]
+        rows = [(reader.line_num, row) for row in reader if any(row.values())]
     except (OSError, ValueError, csv.Error) as error:
         reason = "" if private else f": {error}"
         fault(0, f"unreadable{reason}", "CSV in UTF-8", "save it as UTF-8")
@@ -57,11 +59,10 @@ def read_table(
         return {}
     findings += _unread_columns(columns, where, private)
     named = _read_rows(rows, cases, fault, private)
-    bare = [id_ for id_ in cases if id_ not in named or not named[id_].group]
-    if 0 < len(bare) < len(cases):
-        said, fix = f"no group for {len(bare)} of {len(cases)} images", "name theirs, or leave each a group of its own"
-        if any(case.group for case in named.values()):
-            findings.append(Finding("warning", where, said, "the group of each image", fix))
+    bare = sum(not named.get(id_, case).group for id_, case in cases.items())
+    if 0 < bare < len(cases):
+        said, fix = f"no group for {bare} of {len(cases)} images", "name theirs, or leave each a group of its own"
+        findings.append(Finding("warning", where, said, "the group of each image", fix))
     return named
 
 
@@ -75,7 +76,7 @@ def _find(root: Path, folders: Sequence[Path], findings: list[Finding], private:
         if path != table:
             where, fix = NAME if private else str(path), f"move it to {'DATA' if private else root}, or remove it"
             findings.append(Finding("error", where, "a table that is not read", f"one {NAME}, beside images/", fix))
-    others = [path.name for path in list_files(root).others if path.suffix.lower() in TABLES]
+    others = [path.name for path in list_files(root).others if TABLES.fullmatch(path.name)]
     if others and not tables:
         said = f"{counted(len(others), 'table')} not read{'' if private else f', such as {others[0]}'}"
         fix = f"write groups and split to {NAME}, if they are there"
@@ -86,17 +87,13 @@ def _find(root: Path, folders: Sequence[Path], findings: list[Finding], private:
 def _unread_columns(columns: Sequence[str], where: str, private: bool) -> Iterator[Finding]:
     """Columns of other names: an error where one seems to be a column that is missing."""
     expected = "the columns id, group, split"
-    for column in columns:
-        if not column or column in ("id", *SYNONYMS):
-            continue
+    for column in sorted({*columns} - {"", "id", *SYNONYMS}):
         missing = [name for name in SYNONYMS if name not in columns]
         near = difflib.get_close_matches(column, missing, n=1, cutoff=0.7)
         meant = next((name for name in missing if column in SYNONYMS[name]), near[0] if near else None)
         shown = "a column" if private else f"column `{column}`"
-        if meant:
-            yield Finding("error", where, f"{shown}, which is not read", expected, f"call it `{meant}`, or remove it")
-        else:
-            yield Finding("warning", where, f"{shown}, which is not read", expected, "none, if it is a note")
+        fix = f"call it `{meant}`, or remove it" if meant else "none, if it is a note"
+        yield Finding("error" if meant else "warning", where, f"{shown}, which is not read", expected, fix)
 
 
 def _read_rows(
@@ -107,9 +104,7 @@ def _read_rows(
     spelt: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for line, row in rows:
         if None in row:
-            fault(
-                line, "more fields than columns", "a field for each column", 'write names with commas in quotes: "a,b"'
-            )
+            fault(line, "more fields than columns", "a field for each column", 'put names with commas in quotes: "a,b"')
             continue
         written, group, split = ((row.get(key) or "").strip() for key in ("id", "group", "split"))
         spelt[spelling(group)].add(group)

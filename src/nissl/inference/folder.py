@@ -37,7 +37,7 @@ class FolderResult:
     planned_steps: int
     """With fewer, the run is unfinished."""
     left_out: str = ""
-    """What else lies in the folder, such as `2 files of another kind (.gif) and 1 subfolder with 5 images`."""
+    """What else lies in the folder, such as `2 files of another kind (.gif); 1 subfolder with 5 images`."""
 
 
 def predict_folder(
