@@ -20,7 +20,9 @@ import torch
 from scipy.stats import t
 
 from nissl import api
-from nissl.config import AugmentConfig, Config, DataConfig, NetConfig, PretrainConfig, SplitConfig, TrainConfig
+from nissl.config import AugmentConfig, Config, DataConfig, SplitConfig, TrainConfig
+from nissl.nets.settings import UNet
+from nissl.pretrain import PRETRAININGS
 
 CONTROLS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -52,6 +54,8 @@ class Grid:
     arms: dict[str, dict[str, Any]]
     seeds: int
     config: Config
+    pretrain: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of each pre-training that has them."""
 
 
 INTERPOLATED = AugmentConfig(transpose=False, affine=1.0)
@@ -64,10 +68,10 @@ GRIDS = {
             data=DataConfig(label_map="binary", size=(64, 64)),
             augment=INTERPOLATED,
             split=SplitConfig(allow_shared_groups=True),
-            net=NetConfig(widths=POCKET),
-            pretrain=PretrainConfig(samples=0),
+            net=UNet(widths=POCKET),
             train=TrainConfig(steps=400, learning_rate=0.002),
         ),
+        {"samples": 0},
     ),
     "full": Grid(
         MAIN,
@@ -85,10 +89,10 @@ GRIDS = {
         Config(
             data=DataConfig(size=(32, 32, 32)),
             augment=INTERPOLATED,
-            net=NetConfig(widths=POCKET),
-            pretrain=PretrainConfig(steps=150, batch=4),
+            net=UNet(widths=POCKET),
             train=TrainConfig(steps=300, batch=4, learning_rate=0.002),
         ),
+        {"steps": 150, "batch": 4},
     ),
 }
 
@@ -102,7 +106,9 @@ def run(grid: Grid, data: Path, out: Path, part: tuple[int, int]) -> None:
         if (folder / "metrics.json").exists():
             continue
         shutil.rmtree(folder, ignore_errors=True)  # a run of this grid that was cut short
-        pretrain = dataclasses.replace(grid.config.pretrain, **grid.arms[arm])
+        name = grid.arms[arm].get("name", "none")
+        shared = {option: value for option, value in grid.pretrain.items() if name in PRETRAININGS.owners(option)}
+        pretrain = PRETRAININGS.make(**{"name": name} | shared | grid.arms[arm])
         api.train(data, folder, dataclasses.replace(grid.config, pretrain=pretrain, seed=seed))
         summary = api.evaluate(folder)
         (folder / "arm.json").write_text(json.dumps({"arm": arm, "seed": seed}))

@@ -7,19 +7,20 @@ learns from all positions. Prints one JSON line.
 
 import json
 import statistics
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from measure import Work, machine, peak_bytes, ratio, times
-from nissl.config import NetConfig, PretrainConfig
 from nissl.nets import factory
+from nissl.nets.settings import UNet
 from nissl.plasticity import Plasticity, RelativeStep, plastic_layers
 from nissl.pretrain.hebbian import make_rule
 from nissl.pretrain.pretraining import excluded
+from nissl.pretrain.settings import Hebbian
 from nissl.pretrain.unit_norm import normalise
-from nissl.pretrain.warm import listening
-from nissl.training.loop import lay_out
+from nissl.training.session import Session
 
 TIME_BOUND, MEMORY_BOUND = 1.7, 1.4
 
@@ -28,12 +29,12 @@ def hebbian_step(net: nn.Module, images: torch.Tensor, samples: int | None) -> W
     """One step as the pre-training makes it: forward, updates, optimiser, filters back to unit norm."""
     layers = dict(plastic_layers(net, excluded(net, "all")))
     optimiser = RelativeStep([layer.weight for layer in layers.values()], lr=1e-3)
-    rule = make_rule(PretrainConfig(rule="swta"))
+    rule = make_rule(Hebbian(rule="swta"))
 
     plasticity = Plasticity(net, rule, ("head",), unit_norm=False, samples=samples)
 
     def step() -> None:
-        with listening(net), plasticity:
+        with plasticity:
             net(images)
             plasticity.step(optimiser)
             normalise(layers.values())
@@ -42,17 +43,20 @@ def hebbian_step(net: nn.Module, images: torch.Tensor, samples: int | None) -> W
 
 
 def main() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = factory.build(NetConfig(), 2, 3, 2, seed=0).to(device)
-    lay_out(net)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = factory.build(UNet(), 2, 3, 2, seed=0)
+    Session(Path(), device).place(net)
+    for module in net.train().modules():
+        if isinstance(module, nn.Dropout):  # as in a pre-training
+            module.eval()
     normalise(layer for _, layer in plastic_layers(net, ("head",)))
     images = torch.randn(8, 3, 128, 128, device=device).contiguous(memory_format=torch.channels_last)
 
     def forward() -> None:
-        with listening(net):
+        with torch.no_grad():
             net(images)
 
-    default = PretrainConfig().samples
+    default = Hebbian().samples
     works = {"forward": forward, "step": hebbian_step(net, images, default), "all": hebbian_step(net, images, None)}
     taken = times(works)
     peaks = {name: peak_bytes(work) for name, work in works.items()}

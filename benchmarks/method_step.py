@@ -6,16 +6,18 @@ sees, which are 16 where it uses those without masks. Prints one JSON line.
 """
 
 import json
+from pathlib import Path
 
 import torch
-from nissl.training.schedule import make_optimiser
 
 from measure import Work, machine, ratio, times
-from nissl.config import NetConfig, TrainConfig
+from nissl.config import TrainConfig
 from nissl.data.batches import Batch
+from nissl.learner import Problem
 from nissl.methods import METHODS
-from nissl.nets import factory
-from nissl.training.loop import autocast, lay_out
+from nissl.nets.settings import UNet
+from nissl.training.precision import autocast
+from nissl.training.session import Session
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMAGES, SIDE, CLASSES = 8, 128, 2
@@ -35,12 +37,11 @@ def batch(images: int) -> Batch:
 
 def steps(name: str, seen: Batch) -> Work:
     """Make steps of a method on one batch."""
-    kind = METHODS[name]
-    networks = [factory.build(NetConfig(), 2, 1, CLASSES, seed) for seed in range(kind.count)]
-    method = kind(networks).to(DEVICE).train()
-    for network in method.networks:
-        lay_out(network)
-    optimiser = make_optimiser(method, TrainConfig())
+    kind, settings = METHODS[name], METHODS.make(name)
+    problem = Problem(2, 1, CLASSES, (SIDE, SIDE), UNet())
+    method = kind.build(settings, problem, kind.initial(settings, problem, 0), 0).train()
+    Session(Path(), DEVICE).place(method)
+    optimiser = method.optimiser(TrainConfig())
 
     def step() -> None:
         with autocast(DEVICE, "auto"):
@@ -63,7 +64,7 @@ def main() -> None:
         # Each method by turns with its references alone: a long round would let the machine's speed change within it.
         taken = times({"alone": alone, "method": steps(name, seen), "double": double}, rounds=9, warmup=1)
         cost[name] = round(ratio(taken["method"], taken["alone"]), 2)
-        as_many = taken["double" if METHODS[name].uses_unlabelled else "alone"]
+        as_many = taken["double" if METHODS[name].sees == "labelled+unlabelled" else "alone"]
         at_equal_images[name] = round(ratio(taken["method"], as_many), 2)
     result = {
         "benchmark": "method_step",

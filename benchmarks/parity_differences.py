@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from nissl import api
 from nissl.config import Config, DataConfig, SplitConfig, TrainConfig
 from nissl.data.batches import Store
+from nissl.learner import Learner
 from nissl.nets import factory
 from nissl.nets.unet import UNet
 
@@ -79,17 +80,16 @@ def their_network(*arguments: Any) -> nn.Module:
     return net
 
 
-def their_optimiser(module: nn.Module, config: TrainConfig, *_: object) -> torch.optim.Optimizer:
-    """SGD in which everything decays."""
-    groups = [{"params": [*module.parameters()], "share": 1.0}]
-    return torch.optim.SGD(groups, config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, fused=True)
+def their_groups(learner: Learner, weight_decay: float) -> list[dict[str, Any]]:
+    """Everything decays."""
+    return [{"params": [*learner.parameters()], "weight_decay": weight_decay, "share": 1.0}]
 
 
 BUILD = factory.build
 NORMALISATION = [patch.object(Store, "moments", fixed_moments)]
 DICE = [patch("nissl.methods.shared.soft_dice", their_dice)]
-NETWORK = [patch("nissl.nets.factory.build", their_network)]
-DECAY = [patch("nissl.training.loop.make_optimiser", their_optimiser)]
+NETWORK = [patch("nissl.learner.build", their_network)]
+DECAY = [patch.object(Learner, "parameter_groups", their_groups)]
 WAYS: dict[str, list[Any]] = {
     "preset": [],
     "their normalisation": NORMALISATION,

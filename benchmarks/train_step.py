@@ -6,7 +6,6 @@ logs and saves; the bare step is forward, loss, backward and optimiser. Prints o
 
 import contextlib
 import copy
-import dataclasses
 import io
 import json
 import statistics
@@ -14,16 +13,19 @@ import tempfile
 from pathlib import Path
 
 import torch
-from nissl.training.schedule import make_optimiser
 
 from measure import Work, machine, ratio, times
-from nissl.config import AugmentConfig, DataConfig, NetConfig, TrainConfig
-from nissl.data.batches import Schedule, Store, Stream, resolve
+from nissl.config import AugmentConfig, DataConfig, TrainConfig
+from nissl.data.batches import Schedule, Store, Stream
 from nissl.data.discovery import find_cases
+from nissl.data.preprocessing import resolve
 from nissl.datasets.phantom import PhantomConfig, write_phantoms
 from nissl.methods import METHODS
 from nissl.nets import factory
-from nissl.training.loop import Trainer, autocast
+from nissl.nets.settings import UNet
+from nissl.training.loop import Trainer
+from nissl.training.precision import autocast
+from nissl.training.session import Session, Stage
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BOUND = 0.9
@@ -38,21 +40,19 @@ def trainer(folder: Path) -> Trainer:
     masked = [case for case in dataset.cases if case.mask]
     store = Store(masked, dataset.label_map, resolve(DataConfig(), dataset.dims))
     stream = Stream(store, None, AugmentConfig(), Schedule(seed=0, batch=8))
-    method = METHODS["supervised"]([factory.build(NetConfig(), 2, 1, 2, seed=0)])
-    (folder / "checkpoints").mkdir()
-    return Trainer(method, stream, TrainConfig(steps=STEPS), folder, seed=0, device=DEVICE)
+    method = METHODS["supervised"]([factory.build(UNet(), 2, 1, 2, seed=0)], METHODS.make("supervised"))
+    return Trainer(method, stream, Stage("training", TrainConfig(steps=STEPS), 0), Session(folder, DEVICE))
 
 
 def bare(loop: Trainer) -> Work:
     """Steps of an equal network on one batch that is at hand."""
-    method = copy.deepcopy(loop.method).train()
-    optimiser = make_optimiser(method, loop.config)
+    method = copy.deepcopy(loop.learner).train()
+    optimiser = method.optimiser(loop.stage.train)
     batch = loop.stream[0].to(DEVICE)
-    batch = dataclasses.replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
 
     def steps() -> None:
         for _ in range(STEPS):
-            with autocast(DEVICE, loop.config.precision):
+            with autocast(DEVICE, loop.stage.train.precision):
                 loss = torch.stack(list(method(batch, 0.5).values())).sum()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -31,14 +31,15 @@ RUN = """
 import sys
 from pathlib import Path
 import tomli_w
+from nissl.config import Config, DataConfig, to_tree
 from nissl.nets import factory
-from nissl.config import Config, DataConfig, NetConfig, to_tree
+from nissl.nets.settings import UNet
 from nissl.runs.checkpoint import save_checkpoint
 from nissl.runs.folder import WEIGHTS, write_json
 
 run = Path(sys.argv[1])
 (run / WEIGHTS).parent.mkdir(parents=True)
-net = NetConfig(widths=(4, 8), dropout=(0.0, 0.0))
+net = UNet(widths=(4, 8), dropout=(0.0, 0.0))
 data = DataConfig(sampling=sys.argv[2], size=(128, 128))
 (run / "config.toml").write_text(tomli_w.dumps(to_tree(Config(data=data, net=net))))
 write_json(run / "data.json", {"dims": 2, "channels": 3, "classes": ["background", "gland"]})

@@ -10,8 +10,8 @@ import torch
 from tests.tiny_data import NET, tiny_config, write_tiny
 from torch import nn
 
-from nissl.config import Config, from_tree, load_config, to_tree
-from nissl.data.cases import find_cases
+from nissl.config import Config, from_tree, to_tree
+from nissl.data.discovery import find_cases
 from nissl.data.split import make_split
 from nissl.errors import InputError
 from nissl.learner import Learner
@@ -19,6 +19,7 @@ from nissl.methods import METHODS
 from nissl.methods.settings import Supervised
 from nissl.nets.settings import NETWORKS
 from nissl.pretrain import PRETRAININGS
+from nissl.runs.format import load_config
 from nissl.training.network import resolve_settings
 
 TABLES = {"net": NETWORKS, "pretrain": PRETRAININGS, "method": METHODS}
@@ -111,6 +112,8 @@ def data(request, tmp_path_factory):
 @pytest.mark.parametrize("protocol", ["nissl", "parity"])
 @pytest.mark.parametrize(("table", "name"), [("net", "vnet"), *(pair for pair in MEMBERS if pair[0] != "net")])
 def test_resolved_settings_leave_nothing_open_and_resolving_again_changes_nothing(data, table, name, protocol):
+    if protocol == "parity" and data[0].dims == 3:
+        pytest.skip("the published protocol is about 2-D images")
     config = dataclasses.replace(Config(net=NET, protocol=protocol), **{table: TABLES[table].make(name)})
     once = resolve_settings(config, *data, torch.device("cpu"))
     assert resolve_settings(once, *data, torch.device("cpu")) == once

@@ -9,13 +9,14 @@ import json
 import pytest
 from tests.tiny_data import FLAGS, pretrained, write_tiny
 from tests.toy_method import NAME, Distillation
+from tests.training.tiny import log_of
 
 from nissl import api, cli
-from nissl.config import load_config
 from nissl.errors import InputError
 from nissl.methods import METHODS
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import STATE
+from nissl.runs.format import load_config
 
 
 def test_its_options_are_its_own():
@@ -36,5 +37,5 @@ def test_it_runs_from_the_command_line_to_a_mask_with_both_networks_pretrained(t
     small, large = (state[f"learner.networks.{index}.head.weight"].shape[1] for index in (0, 1))
     assert (small, large) == (4, 8)
     assert json.loads((out / "pretrain.json").read_text())["images"] == 2 * 2 * 2  # networks, steps, images
-    assert {"dice", "cross_entropy", "agreement"} == set(json.loads((out / "log.jsonl").open().readline())["terms"])
+    assert {"dice", "cross_entropy", "agreement"} == set(log_of(out)[0]["terms"])
     assert api.evaluate(out).overall.n_cases == 2

@@ -11,10 +11,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from nissl.config import Config, DataConfig, from_tree, to_tree
-from nissl.data.cases import CaseFile, load_case, mask_values
+from nissl.data.cases import load_case, mask_values
 from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
 from nissl.data.discovery import find_cases, inspect_header, list_cases, scan
@@ -25,7 +24,7 @@ from nissl.evaluation.compare import Comparison
 from nissl.evaluation.compare_runs import compare_runs
 from nissl.evaluation.table import Summary, score_case, scores_to_csv, summarise, unfinished
 from nissl.files import write_whole
-from nissl.imageio.formats import mask_suffix, read_raster, write_mask
+from nissl.imageio.formats import NIFTI, mask_suffix, read_raster, write_mask
 from nissl.imageio.mask_values import MaskValues
 from nissl.inference.folder import FolderResult, predict_folder
 from nissl.inference.memory import MemoryFallback
@@ -228,7 +227,9 @@ def evaluate(
             if case.mask is None:
                 raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
             prediction = predict_mask(model, case.image, fallback)
-            _write_prediction(folder, file, prediction, model)
+            kind = mask_suffix(file.image)
+            like = read_raster(file.image, model.reading.limit_gib, file.alias) if kind in NIFTI else None
+            write_mask(folder / f"{file.id}{kind}", prediction, like, values=MaskValues.of(model.values))
             rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
             advance(case.id)
     pixels = read_json(run / "budget.json").get("class_pixels", {})
@@ -241,12 +242,6 @@ def evaluate(
     write_whole(run / f"{name}.csv", scores_to_csv(rows))
     write_json(run / f"{name}.json", summary.to_tree() | {"split": on, "cases": len(cases)})
     return summary
-
-
-def _write_prediction(folder: Path, file: CaseFile, prediction: UInt8[np.ndarray, "*space"], model: Model) -> None:
-    kind = mask_suffix(file.image)
-    like = read_raster(file.image, model.reading.limit_gib, file.alias) if kind.startswith(".nii") else None
-    write_mask(folder / f"{file.id}{kind}", prediction, like, values=MaskValues.of(model.values))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class DataConfig:
     read in parts, it is for one strip or tile."""
     axes: str = ""
     """Axes of TIFF images that do not name them, or name them wrongly, from slowest to fastest: `CYX` where channels
-    come first, `ZYX` where a stack is said to be a time series. It holds for files of so many axes."""
+    come first, `ZYX` where a stack is labelled a time series. It holds for files of so many axes."""
     workers: int = 0
     """Worker processes that prepare batches; the batches are the same for any number."""
 

@@ -5,19 +5,10 @@ from tests.shared import shared
 from torch.nn import functional
 
 from nissl.config import AugmentConfig, DataConfig
-from nissl.data.batches import (
-    Batch,
-    Schedule,
-    Store,
-    Stream,
-    indices,
-    loader,
-    normalised,
-    resize_image,
-    resolve,
-)
-from nissl.data.cases import Case, CaseFile
+from nissl.data.batches import Batch, Schedule, Store, Stream, indices, loader
+from nissl.data.cases import CaseFile
 from nissl.data.discovery import find_cases
+from nissl.data.preprocessing import Preprocessing, resize_image, resolve
 from nissl.data.resizing import resize_mask
 from nissl.errors import DataError, InputError
 from nissl.imageio.formats import write_image, write_mask
@@ -125,7 +116,7 @@ def test_masks_take_the_nearest_pixel(size):
 def test_normalised_channels_have_mean_zero_and_deviation_one():
     image = np.random.default_rng(0).integers(0, 60000, (3, 20, 30)).astype(np.uint16)
     image[2] = 7
-    pixels = normalised(Case("a", image))
+    pixels = Preprocessing("patches", (16, 16))(image)
     assert pixels.dtype == np.float32
     np.testing.assert_allclose(pixels.mean(axis=(1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(pixels.std(axis=(1, 2)), [1, 1, 0], atol=1e-5)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.pretrain.driver import run
+from tests.pretrain import driver
 from tests.tiny_data import FLAGS, pretrained, write_tiny
 from tests.training.tiny import (
     CPU,
@@ -362,7 +362,7 @@ def stage_of(recipe, folder, change=None):
     images = make_images(recipe.files)
     images = Changed(images, change) if change else images
     folder.mkdir(exist_ok=True)
-    facts = run(recipe.pretraining(net), images, Session(folder, CPU), save_every=3)
+    facts = driver.run(recipe.pretraining(net), images, Session(folder, CPU), save_every=3)
     return net, json.dumps(dataclasses.asdict(facts), sort_keys=True)
 
 
@@ -526,31 +526,40 @@ def filling(disk, stage):
         Path.replace = rename
 
 
+PHASED = ["--pretrain", "hebbian", "--pretrain.steps", "4", "--data.workers", "1", "--steps", "5"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run into whose phases the signals fall, without a signal."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert leave(train(write_tiny(folder / "tiny"), folder / "run", *PHASED)) == 0
+    return folder / "run"
+
+
 PHASES = {"reading": "reading", "pre-training": "pre-training (hebbian)", "training": "training"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("phase", [*PHASES, "saving"])
-def test_f12_a_signal_in_any_phase_is_answered_and_the_run_goes_on(data, tmp_path, phase, number):
-    more = [*pretrained(), "--pretrain.steps", "4", "--data.workers", "1", "--steps", "5"]
-    assert leave(train(data, tmp_path / "whole", *more)) == 0
+def test_f12_a_signal_in_any_phase_is_answered_and_the_run_goes_on(data, tmp_path, undisturbed, phase, number):
     # As the command has them; a shell that starts the tests in the background has SIGINT ignored.
     handlers = {signal.SIGTERM: lambda number, frame: sys.exit(128 + number), signal.SIGINT: signal.default_int_handler}
     before = {each: signal.signal(each, handler) for each, handler in handlers.items()}
     try:
         with signalled(phase, number):
-            assert leave(train(data, tmp_path / "run", *more)) == 128 + number
+            assert leave(train(data, tmp_path / "run", *PHASED)) == 128 + number
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
     assert multiprocessing.active_children() == []
     begun = (tmp_path / "run" / "config.toml").exists()
     assert begun == (phase != "reading")
-    again = ["train", data, "--out", tmp_path / "run", "--resume"] if begun else train(data, tmp_path / "run", *more)
+    again = ["train", data, "--out", tmp_path / "run", "--resume"] if begun else train(data, tmp_path / "run", *PHASED)
     assert leave(again) == 0
-    hashes = [load_checkpoint(tmp_path / run / STATE)[1]["sha256"] for run in ("whole", "run")]
+    hashes = [load_checkpoint(run / STATE)[1]["sha256"] for run in (undisturbed, tmp_path / "run")]
     assert hashes[0] == hashes[1]
-    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
+    assert log_of(tmp_path / "run") == log_of(undisturbed)
 
 
 @contextmanager

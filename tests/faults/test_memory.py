@@ -63,7 +63,7 @@ def test_f39_a_tile_that_does_not_fit_becomes_smaller_ones_and_the_mask_stays(sh
     image = picture(*shape)
     reference = assembled(model, image)
     most = (32 + 32) ** 2 if dims == 2 else 40**3
-    limited = with_net(model, Limited(model.net, most, error))
+    limited = with_net(model, Limited(model.predictor, most, error))
     fallback = MemoryFallback(limited)
     np.testing.assert_allclose(assembled(limited, image, fallback), reference, atol=1e-5)
     # Where two classes are as good, rounding may choose.
@@ -97,7 +97,7 @@ def test_f39_where_the_gpu_has_too_little_the_cpu_goes_on(sampling, monkeypatch)
     monkeypatch.setattr(tiles, "autocast", lambda device, precision: torch.autocast("cpu", enabled=False))
     model = tiny_model(sampling=sampling, tile=32, halo=16)
     image = picture(1, 90, 70)
-    there = dataclasses.replace(with_net(model, OnlyOnCpu(model.net)), device=torch.device("meta"))
+    there = dataclasses.replace(with_net(model, OnlyOnCpu(model.predictor)), device=torch.device("meta"))
     said = []
     fallback = MemoryFallback(there, said.append)
     np.testing.assert_array_equal(predict_mask(there, image, fallback), predict_mask(model, image))
@@ -110,7 +110,7 @@ def test_f39_a_real_gpu_that_is_full_hands_over_to_the_cpu():
     model = tiny_model(tile=512)
     image = picture(1, 700, 700)
     expected = predict_mask(model, image)
-    gpu = dataclasses.replace(with_net(model, model.net.to("cuda")), device=torch.device("cuda"))
+    gpu = dataclasses.replace(with_net(model, model.predictor.to("cuda")), device=torch.device("cuda"))
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-5)
     try:

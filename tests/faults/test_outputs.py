@@ -16,7 +16,7 @@ from tests.inference.tiny import picture, tiny_model, write_run
 
 from nissl import cli
 from nissl.imageio.formats import read_raster, write_image, write_mask
-from nissl.runs.folder import load_model
+from nissl.model import Model
 
 KINDS = ["png", "tif", "nii.gz"]
 
@@ -69,7 +69,7 @@ def test_f57_masks_of_an_older_run_are_refused_by_name(run, tmp_path, capsys):
     capsys.readouterr()
     assert predict(run, images, "--out", out) == 2
     shown = capsys.readouterr().err
-    for part in (str(out), "run-7", load_model(run).weights[:12], "another folder", "nothing is overwritten"):
+    for part in (str(out), "run-7", Model.load(run).weights[:12], "another folder", "nothing is overwritten"):
         assert part in shown
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
@@ -79,7 +79,7 @@ def test_f57_every_mask_tells_which_run_and_weights_made_it(kind, run, tmp_path)
     images, out = make_images(tmp_path / "images", f"a.{kind}", f"b.{kind}"), tmp_path / "out"
     assert predict(run, images, "--out", out) == 0
     content = record(out)
-    assert (content["run"], content["weights"]) == ("run-7", load_model(run).weights)
+    assert (content["run"], content["weights"]) == ("run-7", Model.load(run).weights)
     for entry in content["images"].values():
         written = (out / entry["mask"]).read_bytes()
         assert entry["sha256"] == hashlib.sha256(written).hexdigest()

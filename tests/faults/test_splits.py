@@ -14,10 +14,11 @@ from tests.tiny_data import FLAGS, opened_files, pretrained, tiny_config, write_
 
 from nissl import api, cli, errors
 from nissl.config import DataConfig, SplitConfig
-from nissl.data.batches import Store, resize_image, resolve
+from nissl.data.batches import Store
 from nissl.data.cases import CaseFile, load_case, read_image
 from nissl.data.discovery import find_cases
 from nissl.data.duplicates import NEAR, small_picture
+from nissl.data.preprocessing import resize_image, resolve
 from nissl.data.split import lock_test_cases, make_split
 from nissl.errors import InputError
 from nissl.imageio.formats import read_raster, write_image, write_mask

@@ -14,7 +14,7 @@ from nissl.errors import InputError
 from nissl.imageio.formats import Raster, read_raster, write_image, write_mask
 from nissl.inference.folder import mask_names, predict_folder
 from nissl.inference.tiles import predict_mask
-from nissl.runs.folder import load_model
+from nissl.model import Model
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def test_the_record_tells_where_each_mask_comes_from(run, tmp_path):
     predict_folder(run, images, out, tracker=quiet)
     content = record(out)
     assert content["run"] == "run-7"
-    assert content["weights"] == load_model(run).weights
+    assert content["weights"] == Model.load(run).weights
     assert content["classes"] == {"0": "background", "1": "head", "2": "body"}
     assert content["sampling"] == "patches"
     assert (content["tile"], content["halo"]) == (512, 96)

@@ -12,7 +12,7 @@ import torch
 from tests.inference.tiny import tiny_model, with_net
 from torch import nn
 
-from nissl.config import Config
+from nissl.config import PredictConfig
 from nissl.errors import ResourceError
 from nissl.imageio.formats import Header
 from nissl.imageio.raster import Grid
@@ -26,6 +26,7 @@ from nissl.inference.memory import (
     total_bytes,
 )
 from nissl.nets import factory
+from nissl.nets.settings import UNet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,15 +111,15 @@ def test_memory_of_this_process_is_known():
 def test_the_network_is_as_it_was_after_its_memory_is_measured():
     model = tiny_model()
     assert network_bytes(model) == network_bytes(model) > 4 * (1 + 3 + 4 + 8)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.net.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.predictor.modules())
 
 
 @pytest.mark.parametrize(("dims", "shape"), [(2, (20_000, 20_000)), (3, (512, 512, 512))])
 def test_the_default_settings_need_less_than_four_gib(dims, shape):
     model = tiny_model(dims)
-    config = Config(data=model.config.data)
-    net = factory.build(config.net, dims, 1, 3, seed=0).eval()
-    assert peak_bytes(dataclasses.replace(model, net=net, config=config), shape) < 4 * 2**30
+    description = dataclasses.replace(model.description, net=UNet(), predict=PredictConfig())
+    net = factory.build(description.net, dims, 1, 3, seed=0).eval()
+    assert peak_bytes(dataclasses.replace(model, predictor=net, description=description), shape) < 4 * 2**30
 
 
 def test_smaller_tiles_come_before_the_cpu_and_the_settings_first():

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from tests.inference.tiny import assembled, picture, tiny_model, whole_at_once, with_net
 from torch import nn
 
-from nissl.config import TrainConfig
-from nissl.data.batches import Schedule, Store, Stream, moments, resize_image
+from nissl.config import DataConfig
+from nissl.data import preprocessing
+from nissl.data.batches import Schedule, Store, Stream
 from nissl.data.cases import CaseFile
+from nissl.data.preprocessing import Preprocessing, moments, resize_image
 from nissl.errors import DataError
 from nissl.imageio.formats import read_raster, write_image
 from nissl.imageio.label_map import default_map
@@ -67,12 +69,13 @@ def test_an_image_no_larger_than_a_window_is_one_tile():
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
 def test_resizing_in_strips_equals_resizing_at_once(shape, dtype, monkeypatch):
     monkeypatch.setattr(tiles, "STRIP", 200)  # many strips
+    monkeypatch.setattr(preprocessing, "STRIP", 200)
     image = picture(*shape, dtype=dtype)
     model = tiny_model(len(shape) - 1, "resize", channels=shape[0])
-    small = resize_image(image if dtype != np.float64 else image.astype(np.float32), model.config.data.size)
+    small = resize_image(image if dtype != np.float64 else image.astype(np.float32), model.preprocessing.size)
     mean, deviation = moments(small)
     with torch.inference_mode():
-        logits = model.net(torch.from_numpy((small - mean) / deviation)[None])[0].numpy()
+        logits = model.predictor(torch.from_numpy((small - mean) / deviation)[None])[0].numpy()
     assert len(list(pieces(model, image))) > 1
     reference = resize_image(logits, image.shape[1:])
     np.testing.assert_allclose(assembled(model, image), reference, atol=1e-5)
@@ -82,32 +85,34 @@ def test_resizing_in_strips_equals_resizing_at_once(shape, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32, np.float32, np.float64])
 @pytest.mark.parametrize("size", [(16, 16), (40, 16), (16, 40), (40, 40)])
 def test_resizing_in_strips_gives_the_bits_of_the_training_whatever_the_type(dtype, size, monkeypatch):
-    monkeypatch.setattr(tiles, "STRIP", 200)
+    monkeypatch.setattr(preprocessing, "STRIP", 200)
     image = np.random.default_rng(0).poisson(0.3, (2, 37, 29)).astype(dtype)
     trained_on = resize_image(image, size)
     assert trained_on.dtype == np.float32 and (trained_on != np.rint(trained_on)).mean() > 0.5
-    assert np.array_equal(tiles._shrunk(image, size), trained_on)
+    assert np.array_equal(Preprocessing("resize", size).resized(image), trained_on)
     assert np.array_equal(trained_on, resize_image(image.astype(np.float32), size))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
 def test_moments_in_strips_equal_those_of_the_training(dtype, monkeypatch):
-    monkeypatch.setattr(tiles, "STRIP", 100)
+    monkeypatch.setattr(preprocessing, "STRIP", 100)
     image = picture(3, 31, 17, dtype=dtype)
     image[2] = 7  # a constant channel
-    np.testing.assert_allclose(tiles._moments_in_strips(image), moments(image), rtol=1e-6)
+    np.testing.assert_allclose(moments_in_strips(image), moments(image), rtol=1e-6)
 
 
 @pytest.mark.parametrize("sampling", ["resize", "patches"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_prediction_and_training_see_the_same_pixels(sampling, dims, tmp_path):
     model = tiny_model(dims, sampling, size=16)
-    spy = Spy(model.net)
+    spy = Spy(model.predictor)
     shape = (30, 21, 12)[:dims] if sampling == "resize" else (16, 9, 16)[:dims]
     path = tmp_path / "a.tif"
     write_image(path, picture(1, *shape, dtype=np.uint16))
     predict_mask(with_net(model, spy), read_raster(path).pixels)
-    store = Store([CaseFile("a", path)], default_map(None), model.config.data, with_masks=False)
+    store = Store(
+        [CaseFile("a", path)], default_map(None), DataConfig(size=(16,) * dims, sampling=sampling), with_masks=False
+    )
     trained_on = Stream(None, store, None, Schedule(seed=0, batch=1))[0].images
     torch.testing.assert_close(spy.seen[0], trained_on, atol=1e-5, rtol=0)
 
@@ -126,8 +131,8 @@ def test_the_network_runs_in_the_precision_of_the_settings():
     types = {}
     for precision in ("auto", "float32", "bfloat16"):
         model = tiny_model()
-        config = dataclasses.replace(model.config, train=TrainConfig(precision=precision))
-        model.net.head.register_forward_hook(lambda m, i, output, p=precision: types.update({p: output.dtype}))
-        logits = assembled(dataclasses.replace(model, config=config), image)
+        description = dataclasses.replace(model.description, precision=precision)
+        model.predictor.head.register_forward_hook(lambda m, i, output, p=precision: types.update({p: output.dtype}))
+        logits = assembled(dataclasses.replace(model, description=description), image)
         assert logits.dtype == np.float32
     assert types == {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -10,7 +10,8 @@ from tests.tiny_data import tiny_config, write_tiny
 
 from nissl import api, cli
 from nissl.config import Config, DataConfig
-from nissl.data.cases import find_cases, mask_values
+from nissl.data.cases import mask_values
+from nissl.data.discovery import find_cases
 from nissl.imageio.formats import Raster, read_raster, write_image, write_mask
 from nissl.imageio.label_map import LabelMap
 from nissl.imageio.mask_values import MaskValues

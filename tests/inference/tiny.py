@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from nissl.config import Config, DataConfig, PredictConfig, to_tree
-from nissl.data.batches import moments, resize_image
+from nissl.config import PredictConfig
+from nissl.data.preprocessing import Preprocessing, moments, resize_image
 from nissl.inference.tiles import pieces
+from nissl.model import Description, Model
 from nissl.nets import factory
 from nissl.nets.settings import UNet
 from nissl.runs.checkpoint import save_checkpoint
-from nissl.runs.folder import WEIGHTS, Model, write_json
+from nissl.runs.folder import WEIGHTS
 
 NET = UNet(widths=(4, 8), dropout=(0.0, 0.0))
 
@@ -20,28 +21,28 @@ NET = UNet(widths=(4, 8), dropout=(0.0, 0.0))
 def tiny_model(dims=2, sampling="patches", channels=1, size=16, tile=512, halo=96):
     """A U-Net of two levels with three classes; its receptive field reaches 10 pixels at most to each side."""
     torch.set_num_threads(1)
-    config = Config(
-        data=DataConfig(sampling=sampling, size=(size,) * dims), net=NET, predict=PredictConfig(tile=tile, halo=halo)
+    description = Description(
+        Preprocessing(sampling, (size,) * dims),
+        channels,
+        ("background", "head", "body"),
+        NET,
+        predict=PredictConfig(tile=tile, halo=halo),
+        planned_steps=4,
     )
     net = factory.build(NET, dims, channels, 3, seed=0).eval()
-    return Model(net, config, dims, channels, ("background", "head", "body"), "0" * 64, torch.device("cpu"), 4, 4)
+    return Model(net, description, torch.device("cpu"), steps=4)
 
 
 def with_net(model, net: nn.Module):
     """The same model with another network."""
-    return dataclasses.replace(model, net=net)
+    return dataclasses.replace(model, predictor=net)
 
 
 def write_run(folder, model):
     """Write a model as the folder of a run."""
-    import tomli_w
-
     (folder / WEIGHTS).parent.mkdir(parents=True)
-    (folder / "config.toml").write_text(tomli_w.dumps(to_tree(model.config)))
-    write_json(
-        folder / "data.json", {"dims": model.dims, "channels": model.channels, "classes": model.classes, "cases": []}
-    )
-    save_checkpoint(folder / WEIGHTS, model.net.state_dict(), {"step": model.steps})
+    model.description.save(folder)
+    save_checkpoint(folder / WEIGHTS, model.predictor.state_dict(), {"step": model.steps})
 
 
 def picture(*shape, dtype=np.uint8, seed=0):
@@ -66,12 +67,12 @@ def assembled(model, image, fallback=None):
 
 def whole_at_once(model, image):
     """Independent reference for `patches`: pad with NumPy, run the network once, crop."""
-    step = model.net.multiple
-    want = [-(-max(s, t) // step) * step for s, t in zip(image.shape[1:], model.config.data.size, strict=True)]
+    step = model.predictor.multiple
+    want = [-(-max(s, t) // step) * step for s, t in zip(image.shape[1:], model.preprocessing.size, strict=True)]
     around = [((w - s) // 2, w - s - (w - s) // 2) for w, s in zip(want, image.shape[1:], strict=True)]
     mean, deviation = moments(image)
     padded = (np.pad(image, [(0, 0), *around], mode="symmetric") - mean) / deviation
     with torch.inference_mode():
-        logits = model.net(torch.from_numpy(padded.astype(np.float32))[None])[0].numpy()
+        logits = model.predictor(torch.from_numpy(padded.astype(np.float32))[None])[0].numpy()
     cut = tuple(slice(a, a + s) for (a, _), s in zip(around, image.shape[1:], strict=True))
     return logits[(slice(None), *cut)]

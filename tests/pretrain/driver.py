@@ -67,6 +67,7 @@ def trainer_of(learner, stream, session):
 
 def run(learner, stream, session, **changes):
     """Make all steps, from a checkpoint in the folder if there is one, and finish; return the facts."""
+    session.place(learner)
     if not isinstance(learner.settings, Stepped):
         return Facts(**learner.finish(lambda step: ()))
     trainer = run_stage(learner, stream, stage_of(learner, **changes), session, has_checkpoint(session.folder / STATE))

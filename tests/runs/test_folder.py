@@ -8,9 +8,10 @@ from tests.training.tiny import NET, PRETRAIN, TRAIN, Recipe, make_stream, write
 
 from nissl.config import Config, DataConfig, to_tree
 from nissl.errors import DataError, InputError
+from nissl.model import Model
 from nissl.nets import factory
 from nissl.runs.checkpoint import load_checkpoint
-from nissl.runs.folder import WEIGHTS, choose_device, load_model, read_json, write_json
+from nissl.runs.folder import WEIGHTS, choose_device, read_json, write_json
 
 CONFIG = Config(data=DataConfig(sampling="resize", size=(16, 16)), net=NET, train=TRAIN, seed=3)
 
@@ -33,14 +34,14 @@ def describe(folder, **facts):
 
 
 def test_a_loaded_model_gives_what_the_averaged_weights_gave(run):
-    model = load_model(run.session.folder, "cpu")
+    model = Model.load(run.session.folder, "cpu")
     images = make_stream(Recipe(write_files(run.session.folder.parent / "data")).files)[0].images
-    assert not model.net.training
-    run.session.place(model.net)  # other layouts are summed in another order
+    assert not model.predictor.training
+    run.session.place(model.predictor)  # other layouts are summed in another order
     with torch.no_grad():
-        assert torch.equal(model.net(images), run.average.module.eval()(images))
+        assert torch.equal(model.predictor(images), run.average.module.eval()(images))
     assert (model.dims, model.channels, model.classes) == (2, 1, ("background", "cell"))
-    assert model.config == CONFIG
+    assert model.description.net == CONFIG.net and model.planned_steps == CONFIG.train.steps
     assert model.weights == load_checkpoint(run.session.folder / WEIGHTS)[1]["sha256"]
     assert model.device == torch.device("cpu")
 
@@ -54,16 +55,16 @@ def test_a_run_with_filters_of_unit_norm_loads_as_a_plain_network(tmp_path):
     )
     trainer = recipe.whole(tmp_path / "run")
     describe(tmp_path / "run", dims=3)
-    model = load_model(tmp_path / "run", "cpu")
+    model = Model.load(tmp_path / "run", "cpu")
     images = make_stream(recipe.files)[0].images
     with torch.no_grad():
-        torch.testing.assert_close(model.net(images), trainer.average.module.eval()(images), rtol=0, atol=1e-6)
-    assert model.net.state_dict().keys() == factory.build(NET, 3, 1, 2, 0).state_dict().keys()
+        torch.testing.assert_close(model.predictor(images), trainer.average.module.eval()(images), rtol=0, atol=1e-6)
+    assert model.predictor.state_dict().keys() == factory.build(NET, 3, 1, 2, 0).state_dict().keys()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError) as caught:
-        load_model(tmp_path / "nowhere", "cpu")
+        Model.load(tmp_path / "nowhere", "cpu")
     for part in ("nowhere", "no such file", "the folder of a run made by `nissl train`", "check the folder"):
         assert part in str(caught.value)
 
@@ -71,27 +72,27 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_another_folder_is_refused_and_stays_as_it_is(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"data\.json"):
-        load_model(tmp_path, "cpu")
+        Model.load(tmp_path, "cpu")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_run_without_its_settings_is_refused_by_name(run):
     (run.session.folder / "config.toml").unlink()
     with pytest.raises(InputError, match=r"config\.toml\n  found: cannot be read"):
-        load_model(run.session.folder, "cpu")
+        Model.load(run.session.folder, "cpu")
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b""])
 def test_damaged_facts_are_refused_by_name(run, content):
     (run.session.folder / "data.json").write_bytes(content)
     with pytest.raises(DataError, match=r"data\.json\n  found: unreadable .*\n  expected: the JSON that the run wrote"):
-        load_model(run.session.folder, "cpu")
+        Model.load(run.session.folder, "cpu")
 
 
 def test_missing_weights_are_refused_by_name(run):
     (run.session.folder / WEIGHTS).unlink()
     with pytest.raises(DataError, match=r"last\.safetensors\n  found: no such file"):
-        load_model(run.session.folder, "cpu")
+        Model.load(run.session.folder, "cpu")
 
 
 def test_f06_altered_weights_are_refused_by_name(run):
@@ -100,14 +101,14 @@ def test_f06_altered_weights_are_refused_by_name(run):
     altered[-1] ^= 128
     path.write_bytes(altered)
     with pytest.raises(DataError, match=r"last\.safetensors\n  found: checksum differs"):
-        load_model(run.session.folder, "cpu")
+        Model.load(run.session.folder, "cpu")
 
 
 @pytest.mark.parametrize("facts", [{"channels": 3}, {"classes": ["a", "b", "c"]}, {"dims": 3}])
 def test_weights_that_do_not_fit_the_settings_are_refused_by_name(run, facts):
     describe(run.session.folder, **facts)
     with pytest.raises(DataError) as caught:
-        load_model(run.session.folder, "cpu")
+        Model.load(run.session.folder, "cpu")
     for part in ("last.safetensors", "weights of another network", "those of unet as in config.toml", "restore"):
         assert part in str(caught.value)
 

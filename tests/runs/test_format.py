@@ -11,8 +11,9 @@ import nissl
 from nissl import several_seeds
 from nissl.config import Config, SplitConfig, to_tree
 from nissl.errors import DataError, InputError
+from nissl.model import Model
 from nissl.runs.checkpoint import load_checkpoint
-from nissl.runs.folder import STATE, holds_seeds, load_model, read_json, write_json
+from nissl.runs.folder import STATE, holds_seeds, read_json, write_json
 from nissl.runs.format import CONTENT, FORMAT, load_config, upgraded
 from nissl.runs.reuse import stage_1_settings
 from nissl.runs.seeds import runs_of
@@ -56,7 +57,7 @@ def test_an_old_interrupted_run_is_resumed_and_ends(tmp_path):
     run = old_run(tmp_path, "interrupted")
     nissl.train(DATA, run, resume=True)
     assert load_checkpoint(run / STATE)[1]["step"] == 40
-    assert (load_model(run, "cpu").steps, load_model(run, "cpu").planned_steps) == (40, 40)
+    assert (Model.load(run, "cpu").steps, Model.load(run, "cpu").planned_steps) == (40, 40)
     assert read(run / "env.json")["continued"][0]["changed"] == []
     assert [read_json(run / name) for name in STORED if (run / name).exists()]
 

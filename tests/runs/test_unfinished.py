@@ -8,7 +8,8 @@ from tests.old_runs import DATA, old_run
 import nissl
 from nissl import cli
 from nissl.evaluation.table import unfinished
-from nissl.runs.folder import load_model, measured_steps
+from nissl.model import Model
+from nissl.runs.folder import measured_steps
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def command(*arguments):
 
 
 def test_the_model_knows_its_steps(run):
-    model = load_model(run, "cpu")
+    model = Model.load(run, "cpu")
     assert (model.steps, model.planned_steps) == (12, 40)
 
 

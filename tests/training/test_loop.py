@@ -27,7 +27,7 @@ from nissl.nets import factory
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.checkpoint import load_checkpoint, plain_state
 from nissl.runs.folder import STATE, WEIGHTS
-from nissl.training import loop
+from nissl.schedule import learning_rate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,7 +122,7 @@ def test_the_log_tells_what_was_done(files, tmp_path):
     for step, line in enumerate(json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()):
         assert line["step"] == step + 1
         assert line["loss"] == pytest.approx(sum(line["terms"].values()))
-        assert line["learning_rate"] == loop.learning_rate(step, trainer.stage.train)
+        assert line["learning_rate"] == learning_rate(step, trainer.stage.train)
         assert line["gradient"] > 0 and line["seconds"] >= 0 and "skipped" not in line
     losses = [line["loss"] for line in log_of(tmp_path / "run")]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])

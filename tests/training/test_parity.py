@@ -12,16 +12,18 @@ from tests.tiny_data import NET, opened_files, tiny_config, write_tiny
 
 from nissl import api
 from nissl.config import Config, DataConfig, TrainConfig
-from nissl.data.batches import Store, resolve
+from nissl.data.batches import Store
 from nissl.data.discovery import find_cases
+from nissl.data.preprocessing import resolve
 from nissl.errors import DataError, InputError
 from nissl.methods import METHODS
 from nissl.metrics.overlap import Overlap
+from nissl.model import Model
 from nissl.nets import factory
 from nissl.nets.settings import UNet
 from nissl.pretrain.settings import Hebbian
 from nissl.runs.checkpoint import load_checkpoint
-from nissl.runs.folder import WEIGHTS, load_model
+from nissl.runs.folder import WEIGHTS
 from nissl.runs.format import load_config
 from nissl.schedule import learning_rate
 from nissl.training import parity
@@ -204,15 +206,15 @@ def test_the_best_and_earliest_look_is_chosen_and_the_last_one_told():
 
 
 def test_the_last_look_is_what_the_saved_weights_give_on_the_test_images(run, data):
-    model, found = load_model(run, "cpu"), find_cases(data)
+    model, found = Model.load(run, "cpu"), find_cases(data)
     files = [file for file in found.cases if file.id in TEST]
-    store = Store(files, found.label_map, resolve(model.config.data, 2))
+    store = Store(files, found.label_map, resolve(load_config(run / "config.toml").data, 2))
     shares, masks = [], []
     for index in range(len(store)):
         mean, deviation = store.moments(index)
         pixels = torch.from_numpy((store[index].image - mean) / deviation)[None]
         with torch.no_grad():
-            shares.append(model.net(pixels).softmax(1)[:, 1])
+            shares.append(model.predictor(pixels).softmax(1)[:, 1])
         masks.append(torch.from_numpy(store[index].mask).long()[None])
     shares, masks = torch.cat(shares), torch.cat(masks)
     last = log(run)[-1]["parity"]
@@ -316,10 +318,10 @@ def test_of_two_networks_the_better_one_is_taken(data):
     store = Store(files, found.label_map, resolve(config.data, 2))
     method = METHODS["cps"]([factory.build(config.net, 2, 1, 2, seed) for seed in (0, 1)], config.method).train()
     states = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    looks = parity.Looks(method, store, config, 3, torch.device("cpu"))
-    assert looks(1) == {}
+    looks = parity.Looks(store, config, 3, torch.device("cpu"))
+    assert looks(method, 1) == {}
     each = [looks._look(name, net.eval()) for name, net in method.candidates().items()]
-    taken = looks(2)["parity"]
+    taken = looks(method, 2)["parity"]
     assert taken["pooled_jaccard"] == max(one["pooled_jaccard"] for one in each)
     assert taken["dice_at_half"] == each[0]["dice_at_half"]  # of the network that is saved
     assert each[0]["dice_at_half"] != each[1]["dice_at_half"] and method.training
@@ -365,7 +367,7 @@ def test_test_masks_without_foreground_are_refused():
             return 2
 
     with pytest.raises(DataError, match="no foreground"):
-        parity.Looks(None, Empty(), small(), 3, torch.device("cpu"))
+        parity.Looks(Empty(), small(), 3, torch.device("cpu"))
 
 
 def test_our_own_protocol_is_the_default_and_fixes_nothing():

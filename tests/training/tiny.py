@@ -11,8 +11,9 @@ from tests.members import made
 from tests.pretrain.driver import learner_of, run
 
 from nissl.config import AugmentConfig, DataConfig, TrainConfig
-from nissl.data.batches import Schedule, Store, Stream, resolve
+from nissl.data.batches import Schedule, Store, Stream
 from nissl.data.cases import CaseFile
+from nissl.data.preprocessing import resolve
 from nissl.errors import DataError
 from nissl.imageio.formats import read_header, write_image, write_mask
 from nissl.imageio.label_map import LabelMap

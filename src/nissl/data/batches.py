@@ -214,7 +214,7 @@ class Store:
                 self.kept[index] = kept(mask, self.config.size)
             mask = None if mask is None else resize_mask(mask, self.config.size)
         else:
-            self.places[case.id] = Place(case.spacing, case.direction)
+            self.places[case.id] = case.spacing, case.direction
         image = self.preprocessing.resized(image)
         self._moments[index] = self.preprocessing.statistics(image)
         short = [max(0, want - have) for want, have in zip(self.config.size, image.shape[1:], strict=True)]

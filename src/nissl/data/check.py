@@ -118,7 +118,7 @@ def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observ
         seen.digest, seen.picture = digest(image.pixels), small_picture(image.pixels)
         seen.findings += _image_findings(file, image)
         if _settled(config, image.pixels.ndim - 1).sampling == "patches":
-            seen.place = Place(image.spacing, direction_of(image.affine))
+            seen.place = image.spacing, direction_of(image.affine)
     if image and mask:
         seen.findings += pair_faults(file, image, mask)
     if mask and mask_path:
@@ -242,10 +242,9 @@ def _leaks(cases: Sequence[CaseFile], accepted: Accepted) -> Iterator[Finding]:
 
 def _geometry(observations: Sequence[_Observation], place: str) -> Iterator[Finding]:
     """Structures that are too small for the network's size, and cases that lie in space in several ways."""
-    for told in differences({seen.file.id: seen.place for seen in observations if seen.place}):
-        yield Finding("warning", place, *told)
-    if lost := loss(seen.kept for seen in observations):
-        yield Finding("warning", place, *lost)
+    told = [*differences({seen.file.id: seen.place for seen in observations if seen.place})]
+    for words in (*told, *loss(seen.kept for seen in observations)):
+        yield Finding("warning", place, *words)
 
 
 def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, place: str) -> Iterator[Finding]:

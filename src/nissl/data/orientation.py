@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -12,12 +11,8 @@ APART = 1.1
 LISTED = 4
 
 
-@dataclass(frozen=True)
-class Place:
-    """How a file lies in space: spacing in mm along each axis, and where its axes point (`RAS`); empty if unknown."""
-
-    spacing: tuple[float, ...] | None
-    direction: str = ""
+Place = tuple[tuple[float, ...] | None, str]
+"""Spacing in mm along each axis, None if unknown, and where the axes point (`RAS`), empty if unknown."""
 
 
 def direction_of(affine: Float[np.ndarray, "4 4"] | None) -> str:
@@ -30,15 +25,15 @@ def direction_of(affine: Float[np.ndarray, "4 4"] | None) -> str:
 def differences(places: Mapping[str, Place]) -> Iterator[tuple[str, str, str]]:
     """Say what was found, expected and can be done where cases, by their ids, lie in space in several ways."""
     directions, spacings = defaultdict(list), defaultdict(list)
-    for name, place in places.items():
-        if place.direction:
-            directions[place.direction].append(name)
-        if place.spacing:
-            spacings[" x ".join(f"{length:.3g}" for length in place.spacing) + " mm"].append(name)
+    for name, (spacing, direction) in places.items():
+        if direction:
+            directions[direction].append(name)
+        if spacing:
+            spacings[" x ".join(f"{length:.3g}" for length in spacing) + " mm"].append(name)
     if len(directions) > 1:
         fix = "bring them to one direction, for instance with nibabel.as_closest_canonical, masks as well"
         yield f"axes of {len(directions)} directions: {_listed(directions)}", "the same direction in all cases", fix
-    lengths = [place.spacing for place in places.values() if place.spacing]
+    lengths = [spacing for spacing, _ in places.values() if spacing]
     if len({len(spacing) for spacing in lengths}) == 1 and np.ptp(np.log(lengths), axis=0).max() > np.log(APART):
         fix = "resample them to one spacing, masks as well: patches are cut at each file's own resolution"
         yield f"{len(spacings)} spacings: {_listed(spacings)}", f"equal spacings, to {APART:g} times", fix

@@ -1,6 +1,6 @@
 """What is lost where a mask is resized to the network's size: structures, and Dice of even a perfect mask."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +12,12 @@ LEAST_SEEN, LEAST_DICE = 0.9, 0.9
 
 @dataclass(frozen=True)
 class Kept:
-    """What the network's size keeps of one mask."""
+    """Of one mask: its connected pieces, those with a pixel at the network's size, and its Dice there and back."""
 
     size: tuple[int, ...]
     structures: int
-    """Connected pieces of foreground."""
     seen: int
-    """Those that have a pixel at the network's size."""
     dice: float
-    """Dice of the mask with itself after it went to that size and back."""
 
 
 def resize_mask(mask: UInt8[np.ndarray, "*space"], size: Sequence[int]) -> UInt8[np.ndarray, "*size"]:
@@ -46,15 +43,14 @@ def kept(mask: UInt8[np.ndarray, "*space"], size: Sequence[int]) -> Kept | None:
     return Kept(tuple(size), count, int(np.count_nonzero(seen)), float(dice))
 
 
-def loss(masks: Iterable[Kept | None]) -> tuple[str, str, str] | None:
-    """Say what was found, expected and can be done where much is lost; None where little is."""
+def loss(masks: Iterable[Kept | None]) -> Iterator[tuple[str, str, str]]:
+    """Say what was found, expected and can be done where much is lost."""
     measured = [mask for mask in masks if mask is not None]
-    structures, seen = (sum(getattr(mask, key) for mask in measured) for key in ("structures", "seen"))
+    structures, seen = sum(mask.structures for mask in measured), sum(mask.seen for mask in measured)
     dice = float(np.mean([mask.dice for mask in measured])) if measured else 1.0
-    if seen >= LEAST_SEEN * structures and dice >= LEAST_DICE:
-        return None
-    found = f"{structures - seen} of {structures} structures in {len(measured)} masks cannot be seen at "
-    found += f"{' x '.join(map(str, measured[0].size))} pixels, and a perfect mask of that size has Dice {dice:.2f} "
-    found += "at full size"
-    fix = "add --data.sampling patches, or a larger --size"
-    return found, "structures of two pixels or more at the network's size", fix
+    if seen < LEAST_SEEN * structures or dice < LEAST_DICE:
+        size = f"{' x '.join(map(str, measured[0].size))} pixels"
+        found = f"{structures - seen} of {structures} structures in {len(measured)} masks cannot be seen at {size}, "
+        found += f"and a perfect mask of that size has Dice {dice:.2f} at full size"
+        fix = "add --data.sampling patches, or a larger --size"
+        yield found, "structures of two pixels or more at the network's size", fix

@@ -147,7 +147,10 @@ def _examine(path: Path) -> _Source:
     try:
         grid = stacked(planes) if len(planes) > 1 else None
     except UnusableError as error:
-        raise (_partial_segments(str(error)) if _is_segmentation(heads[0]) else error) from None
+        if not _is_segmentation(heads[0]):
+            raise
+        found = f"a segmentation object whose frames are no whole volume: {error}"
+        raise UnusableError(found, "a frame for every slice of the image", SEGMENTS_FIX) from None
     if len(files) > 1 and grid is None:
         raise UnusableError("slices that state no position", EXPECTED, "convert the series to a TIFF stack")
     burned_in = any(str(head.get("BurnedInAnnotation", "")).upper() == "YES" for head in heads)
@@ -187,7 +190,7 @@ def _pydicom() -> Any:
 
 @contextmanager
 def _blaming(place: str) -> Iterator[None]:
-    """Whatever pydicom raises on hostile bytes is a fault of that file, said in our words."""
+    """Whatever pydicom raises on hostile bytes is a fault of that file, in our words."""
     try:
         yield
     except (UnusableError, OSError, MemoryError):
@@ -197,7 +200,7 @@ def _blaming(place: str) -> Iterator[None]:
 
 
 def _read(path: Path, place: str, elements: Sequence[str]) -> Any:
-    """The elements of one file; those after the pixels are not looked at where the pixels are not wanted."""
+    """The elements of one file; those after the pixels are not read where the pixels are not wanted."""
     pydicom = _pydicom()
     with _blaming(place), BoundedFile(path) as file:
         file.seek(132)
@@ -268,14 +271,6 @@ def _require_usable(head: Any, place: str) -> None:
 
 def _is_segmentation(head: Any) -> bool:
     return str(head.get("SOPClassUID", "")) in SEGMENTATIONS
-
-
-def _partial_segments(why: str) -> UnusableError:
-    return UnusableError(
-        f"a segmentation object whose frames are no whole volume: {why}",
-        "a frame for every slice of the image",
-        SEGMENTS_FIX,
-    )
 
 
 def _require_one_segment(head: Any) -> None:

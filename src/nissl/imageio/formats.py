@@ -112,7 +112,7 @@ def open_raster(
 
 
 def _require_below(limit_gib: float, where: Path | str, header: Header, asked: tuple[int, str, str]) -> None:
-    """Refuse what is asked for (bytes, of what, and how to mend it) where it is above the limit."""
+    """Refuse what is asked for (bytes, of what, and how to fix it) where it is above the limit."""
     size, what, fix = asked
     if size > limit_gib * GIB:
         found = f"{size / GIB:.3g} GiB {what} (shape {header.shape}, {header.channels} x {header.dtype})"

@@ -55,8 +55,8 @@ class LabelMap:
         names = tuple(sorted(dict.fromkeys(name for _, name in pairs), key=lambda name: name.lower() != BACKGROUND))
         label_map = cls(names, tuple((code, names.index(name)) for code, name in pairs), colours)
         if ignored := [name for name in names if name.lower() in IGNORED]:
-            fix = "cut the images to what was annotated, or name the class that these pixels belong to"
             expected = "a class for each value: there is no way yet to leave pixels out of loss and scores"
+            fix = "cut the images to what was annotated, or name the class that these pixels belong to"
             raise InputError("--label-map", f"the name `{ignored[0]}` in `{label_map}`", expected, fix)
         if names[0].lower() != BACKGROUND and pairs[0][0] != 0:
             zero = _written(0, colours)
@@ -158,9 +158,8 @@ class LabelMap:
     def _foreground(self, values: np.ndarray, raster: Raster, path: Path) -> UInt8[np.ndarray, "*space"]:
         """Every value but 0, where the values are one, or numbers of structures."""
         foreground = values != 0
-        low, high = values.min(initial=0), values.max(initial=0)
-        between = foreground & (values != high)
-        if low < 0 or (between.any() and (foreground.all() or has_gray_edges(values))):
+        between = foreground & (values != values.max(initial=0))
+        if values.min(initial=0) < 0 or (between.any() and (foreground.all() or has_gray_edges(values))):
             raise self._unexpected(values, between, raster, path)
         return self._opaque(np.asarray(foreground, np.uint8), raster, path)
 
@@ -208,10 +207,7 @@ class LabelMap:
         return values
 
     def _require_gray(self, raster: Raster, path: Path) -> None:
-        """Refuse a palette whose positions, which are the values, say something else than its colours.
-
-        Position 0 must not be a colour where black is another one, and grays are brightness only if they are in order.
-        """
+        """Refuse a palette in which black is not position 0, or for a threshold, grays are not at their positions."""
         packed = _packed(raster)
         assert packed is not None and raster.palette is not None
         positions = np.unique(raster.pixels[0])
@@ -219,10 +215,9 @@ class LabelMap:
         black = ~colours.any(axis=1)
         if (colours == positions[:, None]).all() or not (self.threshold is not None or (black & (positions > 0)).any()):
             return
-        codes, counts = _counted(packed)
-        found = f"a palette with the colours {_listed(codes, counts, colours=True)} at other positions than gray has"
-        expected = f"values ({self}), which are positions in the palette"
-        raise DataError(path, found, expected, _colour_fix(codes, counts, path))
+        counted = _counted(packed)
+        found = f"a palette with the colours {_listed(*counted, colours=True)} at other positions than gray has"
+        raise DataError(path, found, f"values ({self}), which are its positions", _colour_fix(*counted, path))
 
     def _unexpected(self, values: np.ndarray, bad: np.ndarray, raster: Raster, path: Path) -> DataError:
         everything = _counted(values)[0]

@@ -70,7 +70,7 @@ def open_tiff(path: Path, axes: str = "") -> Iterator[Opened]:
         require_real(series.dtype)
         _require_known_colours(page)
         sizes, channels, space = _layout(series, axes)
-        # Only one extra sample that is said to be alpha (1 and 2) is so; others are measurements.
+        # A single extra sample is alpha where the file calls it so (1 and 2); others are measurements.
         alpha = len(page.extrasamples) == 1 and int(page.extrasamples[0]) in (1, 2)
         count = prod(sizes[at][1] for at in channels) - alpha
         if alpha and count >= page.samplesperpixel:
@@ -153,7 +153,7 @@ def _require_known_colours(page: Any) -> None:
         found = f"colours of the kind {getattr(page.photometric, 'name', kind)} in compression {compression}"
         raise UnusableError(found, "brightness, RGB or a palette", "convert it to RGB or gray, and save it as TIFF")
     if kind == WHITE_IS_ZERO and page.dtype.kind not in "bu":
-        found = f"values of type {page.dtype} of which 0 is said to be white"
+        found = f"values of type {page.dtype} of which 0 stands for white"
         raise UnusableError(found, "values of which larger ones are brighter", "save it as BlackIsZero (minisblack)")
 
 
@@ -173,7 +173,7 @@ def _layout(series: Any, axes: str) -> tuple[list[tuple[str, int]], list[int], l
         names = "".join(sizes[at][0] if sizes[at][0] in "CYX" else "Z" for at in used)
         if len(space) == 3 and "S" not in stored:
             other = next(sizes[at][0] for at in space if sizes[at][0] not in "YX")
-            fix += f", or say what the axes are: --data.axes {names} if {other} is depth (C for channels)"
+            fix += f", or name the axes: --data.axes {names} if {other} is depth (C for channels)"
         raise UnusableError(found, "2 or 3 axes of space (Z, Y, X) beside channels", fix)
     return sizes, [at for at in used if at not in space], space
 

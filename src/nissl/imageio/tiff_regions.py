@@ -216,7 +216,7 @@ class TiffRegions:
             target[sample - inside[0][0], to[0], to[1], to[2]] = segment[(*source, slice(*inside[4]))]
 
     def _segment(self, number: int, index: int) -> np.ndarray:
-        """A decoded segment, kept until others need its room."""
+        """A decoded segment, kept until others need its memory."""
         key = (number, index)
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -224,8 +224,8 @@ class TiffRegions:
         segment = (self._stored if self._stored_in_place else self._decoded)(number, index)
         self._kept[key] = segment
         self._used += segment.nbytes
-        room = self.grid.held(self.lines)
-        while self._used > room and len(self._kept) > 1:
+        most = self.grid.held(self.lines)
+        while self._used > most and len(self._kept) > 1:
             self._used -= self._kept.popitem(last=False)[1].nbytes
         return segment
 
@@ -278,7 +278,7 @@ def readable(series: Any) -> bool:
         and tuple(series.shape[-trailing:]) == tuple(page.shape)
         and (page.is_final if in_place else prod(series.shape[: series.ndim - trailing]) == len(series))
         and set(page.axes) <= set("SZYX")
-        and page.jpegheader is None  # strips that are said to be tiles
+        and page.jpegheader is None  # strips that the file calls tiles
     )
 
 

@@ -124,7 +124,7 @@ def open_stores(job: Job, whole: Dataset) -> Stores:
                     found, expected = f"{channels} channels", f"{dataset.channels}, as the first image"
                     raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
-    told = [*differences({name: place for part in read for name, place in part.places.items()})]
+    told = list(differences({name: place for part in read for name, place in part.places.items()}))
     told += [lost] if (lost := loss(stores.labelled.kept.values())) else []
     for found, _, fix in told:
         warn(f"{found}: {fix}")
