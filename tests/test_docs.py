@@ -15,11 +15,10 @@ from urllib.parse import unquote
 import pytest
 from tests.tiny_data import write_tiny
 
-from nissl import cli
+from nissl import cli, load_config
 from nissl.bench.grid.grid import load_grid
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
-from nissl.runs.format import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -115,7 +114,8 @@ def test_every_command_of_the_pages_is_one_of_today(words, monkeypatch, capsys, 
     settings = [Path(words[words.index("--config") + 1])] if "--config" in words else []
     if "--resume" in words:
         settings.append(Path(words[words.index("--out") + 1]) / "config.toml")
-    for path in settings:  # a command may be parsed with the settings that a file gives
+    settings += [Path(word[1:]) for word in words if word.startswith("@")]
+    for path in settings:  # a command may be parsed with what a file gives
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     code, said = parse(words, monkeypatch, capsys)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
-from tests.test_structure import LAYERS, ROOT, SOURCES, imported, package_of, parsed  # noqa: E402
+from tests.test_structure import ROOT, SOURCES, imported, package_of, parsed  # noqa: E402
 
-FOUNDATION = tuple(name for name in ("errors", "files", "progress", "members", "config") if name in LAYERS)
+FOUNDATION = ("errors", "files", "progress", "members", "config")
 HIDDEN = ("__init__", "__main__")
 SETTINGS = "settings"
 """Modules of this name hold settings alone: the tree of settings imports them, and they import no implementation."""
@@ -26,7 +26,7 @@ Rows = list[list[str]]
 
 def imports() -> Edges:
     """Which packages each package imports; left out are itself and the foundation, to which all settings belong."""
-    edges: Edges = {name: set() for name in LAYERS if name not in (*FOUNDATION, *HIDDEN)}
+    edges: Edges = {name: set() for name in map(package_of, SOURCES) if name not in (*FOUNDATION, *HIDDEN)}
     for path in SOURCES:
         if (name := package_of(path)) in edges and path.stem != SETTINGS:
             found = {names[0] for names in imported(parsed(path)) if SETTINGS not in names[1:2]}
