@@ -206,3 +206,9 @@ def test_a_bench_without_its_list_of_cells_is_refused(out, name, text, kind):
     with pytest.raises(kind, match=name.replace(".", r"\.")):
         report_bench(out)
     assert (out / "report.html").read_bytes() == before
+
+
+def test_results_csv_keeps_its_columns(out):
+    """Other programs read them, and tables of results hold them: see any CSV file of docs/results/few-labels."""
+    old = (ROOT / "docs/results/few-labels/augment-others.csv").read_text().splitlines()[0]
+    assert (out / "results.csv").read_text().splitlines()[0] == old
