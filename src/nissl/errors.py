@@ -29,7 +29,7 @@ class NisslError(Exception):
         found: what was there.
         expected: what should have been there.
         fix: the next step.
-        code: what kind of fault it is, for callers that treat some kinds in a way of their own; the texts are for people.
+        code: what kind of fault it is, for callers that treat some kinds apart; the texts are for people.
 
     """
 

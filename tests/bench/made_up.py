@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from nissl.bench.grid.grid import Cell
-from nissl.bench.run.results import Result
+from nissl.bench.run.results import Result, Tested, Training
 from nissl.config import Config, MethodConfig, PretrainConfig
 from nissl.evaluation.table import CaseScore
 
@@ -28,30 +28,40 @@ def scores(dice, groups=None):
 
 
 def result(of, dice=None, masks=5, **changes):
-    """A finished run with the Dice of each case, or one of another status."""
-    known = Result(of.data, of.budget, of.arm, of.seed, "missing", run=f"runs/{of.id}")
-    if dice is None:
-        return replace(known, **changes)
-    measured = {
-        "dice": float(np.mean(dice)),
-        "pooled_dice": float(np.mean(dice)) + 0.01,
-        "hd95": 10.0,
-        "unit": "px",
-        "n_cases": len(dice),
-        "trivial_dice": 0.4,
-        "trivial_pooled_dice": 0.5,
-        "masks_seen": masks,
-        "input": "3x64x64",
-        "parameters": 1000,
-        "steps_stage_1": 0,
-        "steps": 300,
-        "images_stage_1": 0,
-        "images_stage_2": 2400,
-        "device": "cpu",
-        "date": "2026-11-21T10:00:00+00:00",
-        "protocol": "nissl",
-    }
-    return replace(known, status="done", **measured | changes)
+    """A finished run with the Dice of each case, or one of another status; a change is a field of it or of a part."""
+    known = Result(of.data, of.budget, of.arm, of.seed, "missing", f"runs/{of.id}")
+    if dice is not None:
+        mean = float(np.mean(dice))
+        known = replace(
+            known,
+            status="done",
+            scores={"dice": mean, "pooled_dice": mean + 0.01, "hd95": 10.0},
+            trivial={"dice": 0.4, "pooled_dice": 0.5},
+            tested=Tested(unit="px", n_missed=0, n_false_alarm=0, n_cases=len(dice)),
+            training=TRAINED,
+        )
+        changes = {"masks_seen": masks} | changes
+    return changed(known, **changes)
+
+
+TRAINED = Training(
+    input="3x64x64",
+    parameters=1000,
+    steps_stage_1=0,
+    steps=300,
+    images_stage_1=0,
+    images_stage_2=2400,
+    device="cpu",
+    date="2026-11-21T10:00:00+00:00",
+)
+
+
+def changed(one, **changes):
+    """A result with other values of its fields, or of those of its parts."""
+    for name, value in changes.items():
+        part = next((part for part in ("tested", "training") if hasattr(getattr(one, part), name)), None)
+        one = replace(one, **({part: replace(getattr(one, part), **{name: value})} if part else {name: value}))
+    return one
 
 
 def made_up(dice, budget="5%", masks=5, groups=None, **changes):

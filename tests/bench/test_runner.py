@@ -13,9 +13,9 @@ from tests.tiny_data import write_tiny
 import nissl
 from nissl import nets
 from nissl.bench.grid.grid import cells, load_grid
-from nissl.bench.run.cell import alike, make
+from nissl.bench.run.cell import make, reusable
 from nissl.bench.run.results import folder_of, is_done, result_of
-from nissl.bench.runner import _held, bench
+from nissl.bench.runner import _locked, bench
 from nissl.config import to_tree
 from nissl.data.cases import find_cases
 from nissl.data.split import Split
@@ -92,16 +92,16 @@ def test_a_stage_1_is_taken_from_finished_runs_alone_and_from_two_networks_rathe
         (tmp_path / "cells.json").write_text(json.dumps(tree))
 
     pretend(other, 1)
-    assert alike(tmp_path, wanted) is None
+    assert reusable(tmp_path, wanted) is None
     pretend(one, 1, done=False)
-    assert alike(tmp_path, wanted) is None
+    assert reusable(tmp_path, wanted) is None
     pretend(one, 1, path="/another/folder")
-    assert alike(tmp_path, wanted) is None
+    assert reusable(tmp_path, wanted) is None
     pretend(one, 1)
-    assert alike(tmp_path, wanted) == folder_of(tmp_path, one)
+    assert reusable(tmp_path, wanted) == folder_of(tmp_path, one)
     pretend(two, 2)
-    assert alike(tmp_path, wanted) == folder_of(tmp_path, two)
-    assert alike(tmp_path, made["tiny/50pct/none-supervised/seed-0"]) is None
+    assert reusable(tmp_path, wanted) == folder_of(tmp_path, two)
+    assert reusable(tmp_path, made["tiny/50pct/none-supervised/seed-0"]) is None
 
 
 def test_a_damaged_stage_1_of_another_run_fails_no_cell(folder, tmp_path):
@@ -164,7 +164,8 @@ def test_a_cell_is_done_at_the_length_that_its_protocol_states(tmp_path):
     make(cell, tmp_path / "out")
     assert is_done(tmp_path / "out", cell)
     result = result_of(tmp_path / "out", cell)
-    assert (result.status, result.steps, result.images_stage_2, result.masks_seen) == ("done", 200, 400, 1)
+    assert (result.status, result.training.steps, result.training.images_stage_2) == ("done", 200, 400)
+    assert result.training.masks_seen == 1
 
 
 def test_the_test_cases_are_those_of_every_seed(tmp_path):
@@ -283,10 +284,10 @@ def test_a_folder_keeps_to_its_grid(folder, tmp_path, capsys):
 def test_a_bench_that_was_killed_before_it_began_can_begin(folder, tmp_path):
     for name in ("grid.toml", ".nissl.bench-0123", ".cells.json.x.tmp"):
         (tmp_path / name).touch()
-    with _held(tmp_path):
+    with _locked(tmp_path):
         pass
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"not empty: notes\.txt"), _held(tmp_path):
+    with pytest.raises(InputError, match=r"not empty: notes\.txt"), _locked(tmp_path):
         pass
 
 

@@ -2,10 +2,10 @@
 
 DIR/grid.toml cells.json      the grid as it was started, and the settings of each of its cells
 DIR/runs/DATA/BUDGET/ARM/seed-N/      an ordinary run folder each, or failed.json in it
-DIR/logs/DATA/BUDGET/ARM/seed-N.log   what a run says while it works
+DIR/logs/DATA/BUDGET/ARM/seed-N.log   what a run writes to stderr
 DIR/cost.json                 what each arm costs on each data set
 DIR/results.csv               a row for each cell
-DIR/tables.md report.html     what they come to
+DIR/tables.md report.html     the tables and the page of them
 """
 
 import json
@@ -23,16 +23,18 @@ import torch
 from nissl.bench.grid.grid import Cell, cells, load_grid
 from nissl.bench.page.page import write_page
 from nissl.bench.run.cell import enter_failure
-from nissl.bench.run.cluster import TOKEN, Cluster
+from nissl.bench.run.cluster import ClusterPool
 from nissl.bench.run.cost import measure_costs
 from nissl.bench.run.estimate import estimate
-from nissl.bench.run.preflight import require_apart, require_fit, require_unchanged
+from nissl.bench.run.preflight import require_separate, require_unchanged, require_workable
+from nissl.bench.run.processes import TOKEN
 from nissl.bench.run.results import CELLS, Result, folder_of, is_bench, read_results, write_results
-from nissl.bench.run.workers import Crew, Processes
+from nissl.bench.run.workers import LocalPool, WorkerPool
 from nissl.config import Config, from_tree, to_tree
 from nissl.errors import InputError
 from nissl.evaluation.compare_runs import differing
 from nissl.files import write_whole
+from nissl.metrics.metric import SEGMENTATION
 from nissl.progress import track, warn
 from nissl.runs.folder import read_json, write_json
 from nissl.runs.provenance import LOCK
@@ -42,8 +44,8 @@ GRID = "grid.toml"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a bench came to."""
+class BenchResult:
+    """What came of a bench."""
 
     table: Path
     """results.csv."""
@@ -57,24 +59,24 @@ class Outcome:
         return [result for result in self.results if result.status == "failed"]
 
 
-def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster: str | None = None) -> Outcome:
+def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster: str | None = None) -> BenchResult:
     """Train and measure every cell of a grid that is not done yet.
 
-    Finished cells stay as they are, interrupted ones go on, failed ones are tried again. The threads of the machine are
-    divided between the workers; their number can change the last bits of a result, as it does in any run.
+    Finished cells stay as they are, interrupted ones are resumed, failed ones are tried again. The threads of the
+    machine are divided between the workers; their number can change the last bits of a result, as it does in any run.
 
     Args:
         grid: the grid file (see `nissl.bench.grid.grid`).
         out: folder of the bench: new or empty, or that of the same grid or a part of it.
         workers: processes of this machine that train side by side, each one cell at a time; None is one.
-        cluster: address of a Dask scheduler, whose workers then make the cells; they see `out` and the data under the
+        cluster: address of a Dask scheduler, whose workers then make the cells; they have `out` and the data under the
             same absolute paths.
 
     Raises:
         InputError: as of `load_grid`; or an arm cannot work with the images; or the folder holds something else, is in
             use, or has cells of other settings or data; or the cluster does not answer or cannot make cells.
         DataError: as of `load_grid`.
-        ResourceError: the cluster went away. The same call goes on, on another one or without.
+        ResourceError: the cluster went away. The same call resumes, on another one or without.
         Interrupted: SIGINT or SIGTERM came; running cells have saved their state.
 
     """
@@ -84,38 +86,38 @@ def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster
         raise InputError("--workers", str(workers), "1 or more", "leave it out for one")
     loaded, out = load_grid(grid), Path(out)
     all_cells = cells(loaded)
-    with _held(out):
+    with _locked(out):
         _require_same(out, all_cells)
         results = dict(zip(all_cells, read_results(out, all_cells), strict=True))
         todo = [cell for cell, result in results.items() if result.status != "done"]
-        require_fit(todo, here=cluster is None)
-        require_apart(todo)
+        require_workable(todo, here=cluster is None)
+        require_separate(todo)
         require_unchanged(out, all_cells, todo)
-        with _crew(out, [source.path for source in loaded.data], workers or 1, cluster) as crew:
+        with _worker_pool(out, [source.path for source in loaded.data], workers or 1, cluster) as pool:
             write_whole(out / GRID, loaded.text)
             write_json(out / CELLS, _described(all_cells))
             table = write_results(out, list(results.values()))
             try:
-                costs = measure_costs(out, all_cells, crew.threads)
+                costs = measure_costs(out, all_cells, pool.threads)
                 if todo:
-                    told = f"{len(todo)} of {len(results)} cells to run on {crew.size} workers"
-                    print(told, file=sys.stderr, flush=True)
-                    print(estimate(todo, list(results.values()), costs, crew.size), file=sys.stderr, flush=True)
-                    _Bench(out, results, crew).run(todo)
+                    todo_text = f"{len(todo)} of {len(results)} cells to run on {pool.size} workers"
+                    print(todo_text, file=sys.stderr)
+                    print(estimate(todo, list(results.values()), costs, pool.size), file=sys.stderr, flush=True)
+                    _Bench(out, results, pool).run(todo)
             finally:
                 page = write_page(out, all_cells, list(results.values()))
-    return Outcome(table, page, tuple(results.values()))
+    return BenchResult(table, page, tuple(results.values()))
 
 
-def _crew(out: Path, folders: Sequence[Path], workers: int, cluster: str | None) -> Crew:
+def _worker_pool(out: Path, folders: Sequence[Path], workers: int, cluster: str | None) -> WorkerPool:
     if cluster is not None:
-        return Cluster(cluster, out, folders)
-    return Processes(out, workers, max(1, torch.get_num_threads() // workers))
+        return ClusterPool(cluster, out, folders)
+    return LocalPool(out, workers, max(1, torch.get_num_threads() // workers))
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """Hold the folder against another bench; refuse one that holds something else."""
+def _locked(out: Path) -> Iterator[None]:
+    """Lock the folder against another bench; refuse one that holds something else."""
     if out.exists() and not out.is_dir():
         raise InputError(out, "a file", "a folder for the bench", "choose another --out")
     present = sorted(path.name for path in out.iterdir()) if out.exists() else []
@@ -173,51 +175,52 @@ class _Bench:
 
     out: Path
     results: dict[Cell, Result]
-    crew: Crew
+    pool: WorkerPool
     losses: Counter[Cell] = field(default_factory=Counter)
     """How often a cell has lost its worker without having come further in between."""
     reached: dict[Cell, int] = field(default_factory=dict)
     """How far it had come when it last did."""
 
     def run(self, todo: Sequence[Cell]) -> None:
-        """Run cells; each is handed to one worker, by this process alone, so that none is taken twice."""
-        waiting, away = deque(todo), 0
-        finished = len(self.results) - len(todo)
+        """Run cells; each is submitted to one worker, by this process alone, so that none is made twice."""
+        waiting, running = deque(todo), 0
+        done = len(self.results) - len(todo)
         try:
-            with stop_signals() as caught, track(len(self.results), "cells", finished) as advance:
-                while waiting or away:
+            with stop_signals() as caught, track(len(self.results), "cells", done) as advance:
+                while waiting or running:
                     if caught:
                         raise Interrupted(128 + caught[-1])
-                    for _ in range(min(self.crew.free(), len(waiting))):
-                        self.crew.give(waiting.popleft())
-                        away += 1
-                    for ending in self.crew.heard():
-                        away -= 1
-                        if ending.lost and self._may_go_on(ending.cell):
-                            warn(f"{ending.cell.id}: {ending.lost}; another worker goes on with it")
-                            waiting.append(ending.cell)
+                    for _ in range(min(self.pool.free(), len(waiting))):
+                        self.pool.submit(waiting.popleft())
+                        running += 1
+                    for finished in self.pool.poll():
+                        running -= 1
+                        if finished.lost and self._may_retry(finished.cell):
+                            warn(f"{finished.cell.id}: {finished.lost}; another worker resumes it")
+                            waiting.append(finished.cell)
                             continue
-                        if ending.lost:
-                            enter_failure(folder_of(self.out, ending.cell), ending.lost)
-                        advance(self._record(ending.cell))
+                        if finished.lost:
+                            enter_failure(folder_of(self.out, finished.cell), finished.lost)
+                        advance(self._record(finished.cell))
         finally:
-            self.crew.stop()
+            self.pool.stop()
             for cell in list(self.results):
                 if self.results[cell].status != "done":
                     self.results[cell] = read_results(self.out, [cell])[0]
             write_results(self.out, list(self.results.values()))
 
-    def _may_go_on(self, cell: Cell) -> bool:
-        """Say whether a cell that has lost its worker is given to another: not if it seems to be what kills them."""
+    def _may_retry(self, cell: Cell) -> bool:
+        """Whether a cell that has lost its worker is submitted again: not if it seems to be what kills them."""
         saved = [path.stat().st_mtime_ns for path in folder_of(self.out, cell).glob("checkpoints/*.safetensors")]
         reached = max(saved, default=0)
         if reached > self.reached.get(cell, 0):
             self.losses[cell] = 0
         self.reached[cell] = reached
         self.losses[cell] += 1
-        return self.losses[cell] < self.crew.tries
+        return self.losses[cell] < self.pool.tries
 
     def _record(self, cell: Cell) -> str:
         result = self.results[cell] = read_results(self.out, [cell])[0]
         write_results(self.out, list(self.results.values()))
-        return f"{cell.id}: " + (f"Dice {result.dice:.3f}" if result.dice is not None else result.status)
+        score = result.scores.get(SEGMENTATION[0].name)
+        return f"{cell.id}: " + (f"Dice {score:.3f}" if score is not None else result.status)

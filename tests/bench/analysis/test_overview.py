@@ -65,7 +65,7 @@ def test_without_a_common_seed_nothing_is_said():
     dice = [drawn(np.random.default_rng(2), seeds=2) for _ in BUDGETS]
     gaps = [("5%", "none + cps", 0), ("10%", "none + cps", 1)]
     found = {gain.arm: gain for gain in gains_of(tables(dice, gaps))}["none + cps"]
-    assert found.seeds == 0 and np.isnan(found.dice) and found.outcome == "not compared"
+    assert found.seeds == 0 and np.isnan(found.dice) and found.verdict == "not compared"
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,15 @@ def test_without_a_common_seed_nothing_is_said():
     ],
 )
 def test_an_arm_has_helped_where_the_corrected_test_says_so(dice, p, outcome):
-    assert Gain("a", (), 6, dice, (0.0, 0.1), p).outcome == outcome
+    assert Gain("a", (), 6, dice, (0.0, 0.1), p).verdict == outcome
 
 
-def test_false_alarms_that_say_the_opposite_make_it_unclear():
+def test_false_positive_cases_that_contradict_it_make_it_unclear():
     def versus(mine, others):
         return Versus(6, 0.03, (NAN, NAN), (NAN, NAN), 0.01, 0.01, (mine, others))
 
     def gain(*versus):
         return Gain("a", versus, 6, 0.03, (0.0, 0.1), 0.01)
 
-    assert gain(versus(20, 0), None, versus(0, 3)).outcome == "unclear"
-    assert gain(versus(2, 0), None, versus(0, 3)).outcome == "helped"
+    assert gain(versus(20, 0), None, versus(0, 3)).verdict == "unclear"
+    assert gain(versus(2, 0), None, versus(0, 3)).verdict == "helped"

@@ -6,9 +6,9 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy import stats
-from tests.bench.made_up import BASELINE, cell, made_up, result, scores
+from tests.bench.made_up import BASELINE, cell, changed, made_up, result, scores
 
-from nissl.bench.analysis.tables import Versus, baseline_of, masks_needed, tables_of, unlike
+from nissl.bench.analysis.tables import Versus, baseline_of, equivalent_of, tables_of, unequal_lengths
 from nissl.bench.run.cost import Cost
 from nissl.config import Config, MethodConfig, PretrainConfig
 from nissl.metrics.statistics import bootstrap_interval
@@ -44,11 +44,13 @@ def test_a_row_has_the_mean_and_both_intervals():
     found = {row.arm: row for row in table(dice).rows}
     for arm, values in dice.items():
         row, means = found[arm], values.mean(axis=1)
-        assert row.dice == pytest.approx(values.mean()) and row.pooled == pytest.approx(values.mean() + 0.01)
+        assert row.dice == pytest.approx(values.mean()) and row.others["pooled_dice"].mean == pytest.approx(
+            values.mean() + 0.01
+        )
         expected = stats.t.interval(0.95, 4, means.mean(), stats.sem(means))
         assert row.over_seeds == pytest.approx(expected)
         assert row.over_cases == pytest.approx(bootstrap_interval(values.mean(axis=0), None, np.random.default_rng(0)))
-        assert row.pooled_sd == pytest.approx(np.std(means, ddof=1)) and row.masks == 5
+        assert row.others["pooled_dice"].deviation == pytest.approx(np.std(means, ddof=1)) and row.masks == 5
 
 
 def test_differences_are_paired_by_seed_and_corrected_over_the_arms():
@@ -122,27 +124,27 @@ def test_the_baseline_is_plain_training_or_the_first_arm():
     ],
 )
 def test_an_arm_helped_or_hurt_only_where_both_tests_say_so(p_seeds, p_cases, dice, outcome):
-    assert Versus(6, dice, (0.0, 0.1), (0.0, 0.1), p_seeds, p_cases).outcome == outcome
+    assert Versus(6, dice, (0.0, 0.1), (0.0, 0.1), p_seeds, p_cases).verdict == outcome
 
 
-def test_masks_needed_are_read_off_a_rising_curve():
+def test_annotation_equivalents_are_read_off_a_rising_curve():
     curve = [(5, 0.6), (10, 0.7), (40, 0.8)]
     grid = np.exp(np.linspace(np.log(5), np.log(40), 20001))
     heights = np.interp(np.log(grid), np.log([5, 10, 40]), [0.6, 0.7, 0.8])
     for here, own in curve:
         for dice in (0.6, 0.63, 0.7, 0.745, 0.8):
-            kind, masks = masks_needed(curve[::-1], here, dice - own)
+            kind, masks = equivalent_of(curve[::-1], here, dice - own)
             assert kind == "" and masks == pytest.approx(grid[np.searchsorted(heights, dice - 1e-9)], rel=1e-3)
-        assert masks_needed(curve, here, 0.81 - own) == (">", 40)
-        assert masks_needed(curve, here, 0.59 - own) == ("<", 5)
-    assert masks_needed([(5, 0.6)], 5, 0.0) == ("", 5)
+        assert equivalent_of(curve, here, 0.81 - own) == (">", 40)
+        assert equivalent_of(curve, here, 0.59 - own) == ("<", 5)
+    assert equivalent_of([(5, 0.6)], 5, 0.0) == ("", 5)
 
 
 def test_a_curve_that_falls_is_levelled_first():
     curve = [(5, 0.6), (10, 0.72), (20, 0.68), (40, 0.8)]
     for here in (10, 20):  # both at 0.7 then
-        assert masks_needed(curve, here, 0.0) == ("", here)
-        kind, masks = masks_needed(curve, here, 0.05)
+        assert equivalent_of(curve, here, 0.0) == ("", here)
+        kind, masks = equivalent_of(curve, here, 0.05)
         assert kind == "" and masks == pytest.approx(20 * 2**0.5)
 
 
@@ -153,7 +155,7 @@ def test_an_arm_equal_to_a_baseline_that_falls_needs_its_own_masks():
     ]
     merged = [[one for part in parts for one in part[place]] for place in (0, 1)]
     tables = tables_of(*merged, parts[0][2] | parts[1][2] | parts[2][2], {})
-    assert [one.rows[1].needed for one in tables] == [("", 5), ("", 9), ("", 17)]
+    assert [one.rows[1].equivalent for one in tables] == [("", 5), ("", 9), ("", 17)]
 
 
 def test_a_budget_at_which_the_baseline_lacks_a_run_is_no_point_of_its_curve():
@@ -164,25 +166,25 @@ def test_a_budget_at_which_the_baseline_lacks_a_run_is_no_point_of_its_curve():
     parts[2][1][1] = result(parts[2][0][1])
     merged = [[one for part in parts for one in part[place]] for place in (0, 1)]
     tables = tables_of(*merged, parts[0][2] | parts[1][2] | parts[2][2], {})
-    assert [one.rows[1].needed for one in tables] == [(">", 10), (">", 10), None]
+    assert [one.rows[1].equivalent for one in tables] == [(">", 10), (">", 10), None]
 
 
-def test_one_budget_says_nothing_of_masks_needed():
+def test_one_budget_gives_no_annotation_equivalent():
     tables = tables_of(*made_up({BASELINE: np.full((2, 3), 0.6), "none + cps": np.full((2, 3), 0.7)}), {})
-    assert tables[0].rows[1].needed is None
+    assert tables[0].rows[1].equivalent is None
 
 
 @pytest.mark.parametrize("gain", [1e-7, -1e-7, 4e-4, -4e-4])
 def test_what_is_printed_as_no_gain_is_worth_no_masks(gain):
     for here in (5, 10, 40):
-        assert masks_needed([(5, 0.6), (10, 0.7), (40, 0.8)], here, gain) == ("", here)
+        assert equivalent_of([(5, 0.6), (10, 0.7), (40, 0.8)], here, gain) == ("", here)
 
 
 def test_a_difference_of_rounding_is_not_shown_by_many_equal_seeds():
     """Without its limit such an arm would have helped by +0.0 points, with p below 0.001."""
     dice = np.random.default_rng(0).uniform(0.6, 0.9, (6, 30))
     row = tables_of(*made_up({BASELINE: dice, "warm + supervised": dice + 5e-6}), {})[0].rows[1]
-    assert row.versus.p_seeds == 1.0 and row.versus.outcome == "no difference"
+    assert row.versus.p_seeds == 1.0 and row.versus.verdict == "no difference"
 
 
 def with_alarms(dice, alarms):
@@ -199,14 +201,14 @@ def with_alarms(dice, alarms):
     return made, results, by_run
 
 
-def test_more_dice_with_more_false_alarms_has_not_helped():
+def test_more_dice_with_more_false_positives_has_not_helped():
     dice = drawn({BASELINE: 0.0, "none + cps": 0.03}, seeds=6)
     rows = tables_of(*with_alarms(dice, {}.fromkeys([("none + cps", seed) for seed in range(6)], 10)), {})[0].rows
     assert rows[1].versus.dice > 0.02 and max(rows[1].versus.p_seeds, rows[1].versus.p_cases) < 0.05
-    assert (rows[1].versus.outcome, rows[1].versus.false_alarms, rows[1].needed) == ("unclear", (60, 0), None)
-    assert [row.false_alarms for row in rows] == [0, 60]
+    assert (rows[1].versus.verdict, rows[1].versus.false_positives, rows[1].equivalent) == ("unclear", (60, 0), None)
+    assert [row.false_positives for row in rows] == [0, 60]
     fewer = with_alarms(dice, {}.fromkeys([(BASELINE, seed) for seed in range(6)], 10))
-    assert tables_of(*fewer, {})[0].rows[1].versus.outcome == "helped"
+    assert tables_of(*fewer, {})[0].rows[1].versus.verdict == "helped"
 
 
 def test_a_false_alarm_of_one_seed_weighs_in_the_interval_as_in_the_mean():
@@ -224,17 +226,17 @@ def test_a_run_of_other_groups_units_or_masks_than_most_counts_as_failed(changes
     made, results, by_run = made_up(drawn({BASELINE: 0.0, "none + cps": 0.03}))
     by_run[results[0].run] = [replace(row, **changes) for row in by_run[results[0].run]]
     rows = tables_of(made, results, by_run, {})[0].rows
-    assert [row.count("failed") for row in rows] == [1, 0] and "masks" in rows[0].runs[0].message
+    assert [row.count("failed") for row in rows] == [1, 0] and rows[0].runs[0].message
 
 
-def test_masks_needed_come_from_the_baseline_of_all_budgets_of_the_data_set():
+def test_annotation_equivalents_come_from_the_baseline_of_all_budgets_of_the_data_set():
     parts = [
         made_up({BASELINE: np.full((2, 3), level), "none + cps": np.full((2, 3), level + 0.05)}, budget, masks)
         for budget, masks, level in (("5%", 5, 0.6), ("20%", 20, 0.7))
     ]
     merged = [parts[0][place] + parts[1][place] for place in (0, 1)]
     tables = tables_of(*merged, parts[0][2] | parts[1][2], {})
-    needed = [{row.arm: row.needed for row in one.rows} for one in tables]
+    needed = [{row.arm: row.equivalent for row in one.rows} for one in tables]
     assert needed[0] == {BASELINE: None, "none + cps": ("", pytest.approx(10))}
     assert needed[1]["none + cps"] == (">", 20)
 
@@ -246,14 +248,14 @@ def test_a_missing_seed_is_no_gain_in_masks():
     results[3] = result(made[3])
     more = made_up({BASELINE: dice + 0.1, "none + cps": dice + 0.1}, "10%", 10)
     row = tables_of(made + more[0], results + more[1], scores | more[2], {})[0].rows[1]
-    assert row.dice > 0.7 and row.needed == ("", 5)
+    assert row.dice > 0.7 and row.equivalent == ("", 5)
 
 
 def test_unequal_steps_or_images_are_found():
     made, results, by_run = made_up(drawn({BASELINE: 0.0, "none + cps": 0.03}))
-    assert unlike(tables_of(made, results, by_run, {})[0]) == {}
-    results = [replace(one, images_stage_2=4800) if one.arm == "none + cps" else one for one in results]
-    found = unlike(tables_of(made, results, by_run, {})[0])
+    assert unequal_lengths(tables_of(made, results, by_run, {})[0]) == {}
+    results = [changed(one, images_stage_2=4800) if one.arm == "none + cps" else one for one in results]
+    found = unequal_lengths(tables_of(made, results, by_run, {})[0])
     assert found == {"images": {"2400": [BASELINE], "4800": ["none + cps"]}}
 
 

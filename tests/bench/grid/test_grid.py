@@ -1,4 +1,4 @@
-"""A grid file becomes cells in one order, or is refused with the line at fault."""
+"""A grid file becomes cells in one order, or is refused with the key at fault."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from tests.bench.grids import TINY, write_grid
 from tests.tiny_data import write_tiny
 
 from nissl import cli
-from nissl.bench.grid.grid import cells, load_grid, plain
+from nissl.bench.grid.grid import cells, folder_name, load_grid
 from nissl.errors import InputError
 
 
@@ -62,79 +62,93 @@ def test_cells_of_one_data_set_differ_in_what_is_compared_alone(folder):
 
 @pytest.mark.parametrize("name", ["a/b", "..", "con", "A b", "5%", "ж5", "x" * 300, "0.5%", ".hidden", "a:b"])
 def test_names_become_folders_that_every_file_system_takes(name):
-    made = plain(name)
+    made = folder_name(name)
     assert len(made) < 80 and all(c.isascii() and (c.isalnum() or c in "_-") for c in made)
     assert made not in ("con", "prn", "aux", "nul")
 
 
 BAD = {
-    "method": ('method = "supervised"', 'method = "supervized"', "supervised"),
-    "method in a table": ('method = "supervised"', 'method = { name = "supervized" }', "did you mean `supervised`"),
-    "pre-training": ('pretrain = "none"', 'pretrain = "hebian"', "did you mean `hebbian`"),
-    "pre-training in a table": ('name = "hebbian"', 'name = "hebian"', "did you mean `hebbian`"),
-    "rule": ('rule = "hpca"', 'rule = "hcpa"', "did you mean 'hpca'"),
-    "data set": ('path = "tiny"', 'path = "tinny"', "did you mean `tiny`"),
-    "top key": ("seeds = 2", "seed = 2", "did you mean `seeds`"),
-    "setting": ("train = { steps = 3,", "train = { stebs = 3,", "did you mean `steps`"),
-    "range": ("train = { steps = 3,", "train = { steps = 0,", "1 or more"),
-    "kind of value": ("train = { steps = 3,", 'train = { steps = "3",', "int"),
-    "key of an arm": ('method = "supervised"', 'methode = "supervised"', "did you mean `method`"),
-    "key of a data set": ('path = "tiny"', 'path = "tiny"\nlabelmap = "binary"', "did you mean `label_map`"),
-    "budget above the masks": ('"50%"', '"6"', "1 to 5 masks"),
-    "budget above all": ('"50%"', '"101%"', "1 to 5 masks"),
-    "budget that is no budget": ('"50%"', '"half"', "no masked training case"),
-    "budget twice": ('"50%"', '"1"', "names that differ"),
-    "no budgets": ('["1", "50%"]', "[]", "an empty list"),
-    "no seeds": ("seeds = 2", "seeds = []", "an empty list"),
-    "zero seeds": ("seeds = 2", "seeds = 0", "1 or more"),
-    "seed below zero": ("seeds = 2", "seeds = [0, -1]", "0 or more"),
-    "seed twice": ("seeds = 2", "seeds = [3, 3]", "names that differ"),
-    "arm twice": ('name = "HPCA, folded"', 'name = "None Supervised"', "names that differ"),
-    "arm without a letter": ('name = "HPCA, folded"', 'name = "?!"', "letters or digits"),
-    "seed among the settings": ("train = { steps = 3,", "seed = 5\ntrain = { steps = 3,", "`seeds` of the grid"),
+    "method": ('method = "supervised"', 'method = "supervized"', "arms[0].method.name", "supervised"),
+    "method in a table": ('= "supervised"', '= { name = "supervized" }', "arms[0].method.name", "`supervised`"),
+    "pre-training": ('pretrain = "none"', 'pretrain = "hebian"', "arms[0].pretrain.name", "`hebbian`"),
+    "pre-training in a table": ('name = "hebbian"', 'name = "hebian"', "arms[1].pretrain.name", "`hebbian`"),
+    "rule": ('rule = "hpca"', 'rule = "hcpa"', "arms[1].pretrain.rule", "'hpca'"),
+    "data set": ('path = "tiny"', 'path = "tinny"', "data.tiny.path", "`tiny`"),
+    "top key": ("seeds = 2", "seed = 2", "seed", "`seeds`"),
+    "setting": ("train = { steps = 3,", "train = { stebs = 3,", "settings.train", "`steps`"),
+    "range": ("train = { steps = 3,", "train = { steps = 0,", "settings.train.steps", "1 or more"),
+    "kind of value": ("train = { steps = 3,", 'train = { steps = "3",', "settings.train.steps", "int"),
+    "setting of a data set": (
+        'path = "tiny"',
+        'path = "tiny"\ntrain = { stebs = 3 }',
+        "data.tiny.train",
+        "`steps`",
+    ),
+    "key of an arm": ('method = "supervised"', 'methode = "supervised"', "arms[0].methode", "`method`"),
+    "key of a data set": ('path = "tiny"', 'path = "tiny"\nlabelmap = "binary"', "data.tiny.labelmap", "`label_map`"),
+    "data set without a path": ('path = "tiny"', "", "data.tiny.path", "missing"),
+    "budget above the masks": ('"50%"', '"6"', "budgets", "1 to 5 masks"),
+    "budget above all": ('"50%"', '"101%"', "budgets", "1 to 5 masks"),
+    "budget that is no budget": ('"50%"', '"half"', "budgets", "`half`"),
+    "budget twice": ('"50%"', '"1"', "budgets[1]", "`1`"),
+    "no budgets": ('["1", "50%"]', "[]", "budgets", "an empty list"),
+    "no seeds": ("seeds = 2", "seeds = []", "seeds", "an empty list"),
+    "zero seeds": ("seeds = 2", "seeds = 0", "seeds", "1 or more"),
+    "seed below zero": ("seeds = 2", "seeds = [0, -1]", "seeds[1]", "0 or more"),
+    "seed twice": ("seeds = 2", "seeds = [3, 3]", "seeds[1]", "`3`"),
+    "arm twice": ('name = "HPCA, folded"', 'name = "None Supervised"', "arms[1]", "`none + supervised`"),
+    "arm without a letter": ('name = "HPCA, folded"', 'name = "?!"', "arms[1]", "`?!`"),
+    "seed among the settings": ("train = { steps = 3,", "seed = 5\ntrain = { steps = 3,", "settings.seed", "`seeds`"),
     "labels among the settings": (
         "train = { steps = 3",
         'split.labels = "3"\ntrain = { steps = 3',
-        "`budgets` of the grid",
+        "settings.split.labels",
+        "`budgets`",
     ),
-    "arm of no kind": ('pretrain = "none"', "pretrain = 3", "the name of a pretrain"),
-    "name that is none": ('method = "supervised"', "method = { name = 3 }", "the name of a method"),
+    "arm of no kind": ('pretrain = "none"', "pretrain = 3", "arms[0].pretrain", "3"),
+    "name that is none": ('method = "supervised"', "method = { name = 3 }", "arms[0].method", "3"),
     "method among the settings": (
         "train = { steps = 3,",
         'method = "supervized"\ntrain = { steps = 3,',
-        "did you mean `supervised`",
+        "settings.method.name",
+        "`supervised`",
     ),
-    "two budgets of the same masks": ('"50%"', '"20%"', "20% and 1 are the same 1 masks"),
-    "label map": ('path = "tiny"', 'path = "tiny"\nlabel_map = "1"', "classes in `1`"),
-    "folder without images": ('path = "tiny"', 'path = "."', "images/ and masks/"),
+    "two budgets of the same masks": ('"50%"', '"20%"', "budgets", "20% and 1"),
+    "label map": ('path = "tiny"', 'path = "tiny"\nlabel_map = "1"', "data.tiny.label_map", "`1`"),
+    "folder without images": ('path = "tiny"', 'path = "."', "data.tiny.path", "images/ and masks/"),
 }
-AT = {"key of a data set": "labelmap", "method among the settings": "supervized", "label map": "label_map"}
-"""Where the line at fault is not the one that was replaced: a word of it."""
+"""Each fault by the text that it replaces in the grid, the key that the error names, and a fact of it."""
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_a_grid_that_cannot_run_is_refused_with_its_line_and_the_nearest_name(folder, fault, tmp_path, capsys):
-    before, after, told = BAD[fault]
+def test_a_grid_that_cannot_run_is_refused_with_its_key_and_the_nearest_name(folder, fault, tmp_path, capsys):
+    before, after, key, told = BAD[fault]
     assert TINY.count(before) == 1
     path = write_grid(folder, TINY.replace(before, after))
-    word = AT.get(fault, after.split("\n")[0])
-    line = max(n for n, text in enumerate(path.read_text().splitlines(), 1) if word in text)
     assert cli.run(["bench", str(path), "--out", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr().err
-    assert f"{path}, line {line}\n" in shown and told in shown, shown
+    assert f"{path}: {key}\n" in shown and told in shown, shown
     assert not (tmp_path / "out").exists()
 
 
-def test_a_batch_that_a_method_cannot_halve_is_refused_with_its_line(folder):
+def test_a_batch_that_a_method_cannot_halve_is_refused_where_it_is_written(folder):
     path = write_grid(folder, TINY.replace("steps = 3, batch = 2", "steps = 3, batch = 3").replace("supervised", "cps"))
-    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "steps = 3" in text)
-    with pytest.raises(InputError, match=f"line {line}\n.*train.batch: 3\n.*an even number: with cps"):
+    with pytest.raises(InputError) as caught:
         load_grid(path)
+    assert (caught.value.where, caught.value.found) == (f"{path}: settings.train.batch", "3")
+    assert "even" in caught.value.expected and "cps" in caught.value.expected
+
+
+def test_a_method_without_unlabelled_images_is_refused(tmp_path):
+    write_tiny(tmp_path / "tiny", unmasked=())
+    text = TINY.replace('["1", "50%"]', '["6"]').replace("supervised", "cps")
+    with pytest.raises(InputError, match=r"arms\[0\]\.method\n.*no unlabelled"):
+        load_grid(write_grid(tmp_path, text))
 
 
 @pytest.mark.parametrize(
     ("cut", "told"),
-    [("[[arms]]", "`arms`: missing"), ("budgets", "`budgets`: missing"), ("[data", "no data set")],
+    [("[[arms]]", "arms\n.*missing"), ("budgets", "budgets\n.*missing"), ("[data", "data\n.*no data set")],
 )
 def test_a_part_that_is_missing_is_named(folder, cut, told):
     blocks = {"[[arms]]": TINY[: TINY.index("[[arms]]")], "budgets": TINY.replace('budgets = ["1", "50%"]\n', "")}
@@ -158,6 +172,6 @@ def test_a_number_of_seeds_and_their_list_are_one(folder):
 def test_a_data_set_may_have_budgets_of_its_own(folder):
     own = TINY.replace('path = "tiny"\n', 'path = "tiny"\nbudgets = ["2"]\n')
     assert {cell.budget for cell in cells(load_grid(write_grid(folder, own)))} == {"2"}
-    with pytest.raises(InputError, match="line 5") as caught:
+    with pytest.raises(InputError, match=r"data\.tiny\.budgets\n") as caught:
         load_grid(write_grid(folder, own.replace('["2"]', '["6"]')))
-    assert "data set tiny" in str(caught.value) and "1 to 5 masks" in str(caught.value)
+    assert caught.value.expected == "1 to 5 masks"

@@ -14,11 +14,13 @@ from tests.tiny_data import write_tiny
 
 from nissl import cli
 from nissl.bench.page.page import report_bench
+from nissl.bench.page.printed import DIFFERENCE, PUBLISHED
+from nissl.bench.page.text import PUBLISHED as WARNING_OF_TABLES
 from nissl.bench.runner import bench
 from nissl.errors import DataError, InputError
 from nissl.training.parity import CHOSEN, WARNING
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ARM = "HPCA | <b>folded</b>"
 GRID = TINY.replace("HPCA, folded", ARM).replace('["1", "50%"]', '["1", "3"]')
 
@@ -29,8 +31,8 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
     write_tiny(root / "tiny")
     path = write_grid(root, GRID)
-    outcome = bench(path, root / "out")
-    assert outcome.page == root / "out" / "report.html" and not outcome.failed
+    made = bench(path, root / "out")
+    assert made.page == root / "out" / "report.html" and not made.failed
     shutil.copytree(root / "out", root / "whole")
     shutil.rmtree(root / "tiny")
     path.unlink()
@@ -89,14 +91,17 @@ def test_a_packed_bench_gives_the_same_page_and_tables(out, tmp_path):
 
 def test_page_and_markdown_have_the_same_tables_with_a_row_for_each_arm(out):
     found = tables(out)
-    assert list(found) == ["All tables together", "tiny, 1 (1 mask)", "tiny, 3 (3 masks)", "Cost"]
+    assert (
+        list(found)
+        == ["All tables together", "tiny, 1 (1 mask)", "tiny, 3 (3 masks)", "Cost of each arm", "How to read this"][:4]
+    )
     together = found.pop("All tables together")
     assert [row[0] for row in together] == ["arm", "HPCA | &lt;b>folded&lt;/b>"]
     for name, rows in found.items():
         assert len({len(row) for row in rows}) == 1, name
         arms = [row[0] for row in rows[1:]]
         assert arms[:2] == ["none + supervised (baseline)", "HPCA | &lt;b>folded&lt;/b>"]
-        assert (arms[2:] == ["foreground everywhere"]) == (name != "Cost")
+        assert (arms[2:] == ["foreground everywhere"]) == (name != "Cost of each arm")
     shown = [[text.replace("&gt;", ">") for text in row] for row in page_rows(out)]
     assert all(row in shown for rows in (together, *found.values()) for row in rows)
 
@@ -113,11 +118,11 @@ def test_the_numbers_are_those_of_the_runs(out):
         assert float(row[head.index("HD95, px")]) == pytest.approx(sum(r["hd95"] for r in runs) / 2, abs=0.051)
         assert float(trivial[3]) == pytest.approx(100 * runs[0]["trivial_dice"], abs=0.051)
     gain = sum(a["dice"] - b["dice"] for a, b in zip(*reversed(overall), strict=True)) / 2
-    shown = arm[head.index("difference, points")]
+    shown = arm[head.index(DIFFERENCE)]
     assert float(shown.replace("−", "-")) == pytest.approx(100 * gain, abs=0.051)
-    other = tables(out)["tiny, 1 (1 mask)"][2][head.index("difference, points")]
+    other = tables(out)["tiny, 1 (1 mask)"][2][head.index(DIFFERENCE)]
     assert tables(out)["All tables together"][1][1:3] == [other, shown]
-    costs = tables(out)["Cost"]
+    costs = tables(out)["Cost of each arm"]
     assert [row[1:5] for row in costs[1:]] == [["0", "0", "3", "6"], ["2", "4", "3", "6"]]
     assert costs[1][6] == "1.00×" and float(costs[2][6].rstrip("×")) > 1
 
@@ -145,8 +150,9 @@ def test_failed_missing_and_damaged_cells_are_shown_with_their_reason(out):
     text, page = (out / "tables.md").read_text(), (out / "report.html").read_text()
     assert "5 of 8 runs done, 2 failed, 1 missing" in text
     assert "3 of 4 runs have no result (2 failed, 1 missing)" in text
-    assert "&lt;i&gt;no memory" in page and "seed-1: found: &lt;i>no memory" in text
-    assert "Not compared, for too few finished runs: HPCA" in text
+    assert "&lt;i&gt;no memory" in page
+    assert ["runs/tiny/1/none-supervised/seed-1", "found: &lt;i>no memory&lt;/i>"] in tables(out)["Failed runs"]
+    assert re.search(r"Not compared, [^:]*: HPCA", text)
 
 
 def test_a_log_that_ends_too_early_or_in_half_a_line_is_no_finished_run(out):
@@ -163,19 +169,23 @@ def test_a_run_by_the_published_protocol_is_marked(out):
     (out / "runs/tiny/3/none-supervised/seed-0/parity.json").write_text(json.dumps(parity))
     report_bench(out)
     head, baseline, arm, _ = tables(out)["tiny, 3 (3 masks)"]
-    column = head.index("published protocol: pooled Dice, % (sd)")
+    column = head.index(PUBLISHED)
     assert (baseline[column], arm[column]) == ("98.8", "–")
     for name in ("tables.md", "report.html"):  # at all tables together, at that table and at the costs
-        assert (out / name).read_text().lower().count("published protocol: the checkpoint and the threshold") == 3, name
+        assert (out / name).read_text().count(WARNING_OF_TABLES.text) == 3, name
     assert "published" not in " ".join(tables(out)["tiny, 1 (1 mask)"][0])
 
 
-def test_what_the_published_protocol_gives_a_run_is_not_told_of_all(out):
+@pytest.mark.parametrize("with_codes", [True, False], ids=["codes", "written before there were codes"])
+def test_what_the_published_protocol_gives_a_run_is_not_told_of_all(out, with_codes):
     for seed in (0, 1):
         metrics = out / f"runs/tiny/3/none-supervised/seed-{seed}/metrics.json"
         own = f"{CHOSEN}, at the network's resolution: 0.8{seed}"
-        told = json.loads(metrics.read_text()) | {"warnings": [WARNING, own, "the settings differ in net.widths"]}
-        metrics.write_text(json.dumps(told))
+        told = {"warnings": [WARNING, own, "the settings differ in net.widths"]}
+        if with_codes:
+            told["warning_codes"] = ["published-protocol", "published-number", "published-settings"]
+        known = {key: value for key, value in json.loads(metrics.read_text()).items() if key != "warning_codes"}
+        metrics.write_text(json.dumps(known | told))
     report_bench(out)
     text = (out / "tables.md").read_text()
     assert text.count("the settings differ in net.widths") == 1 and CHOSEN not in text
@@ -196,3 +206,9 @@ def test_a_bench_without_its_list_of_cells_is_refused(out, name, text, kind):
     with pytest.raises(kind, match=name.replace(".", r"\.")):
         report_bench(out)
     assert (out / "report.html").read_bytes() == before
+
+
+def test_results_csv_keeps_its_columns(out):
+    """Other programs read them, and tables of results hold them: see any CSV file of docs/results/few-labels."""
+    old = (ROOT / "docs/results/few-labels/augment-others.csv").read_text().splitlines()[0]
+    assert (out / "results.csv").read_text().splitlines()[0] == old

@@ -13,7 +13,7 @@ from tests.bench.made_up import BASELINE, cell, made_up, result
 
 from nissl.bench.analysis.overview import gains_of
 from nissl.bench.analysis.tables import tables_of
-from nissl.bench.page.pictures import curves_of, glance, pictures, spread
+from nissl.bench.page.pictures import curves_of, dataset_pictures, overview_picture, spread
 
 ARMS = [BASELINE, *(f"none + {name}" for name in ("entropy", "mean-teacher", "uamt", "cps", "urpc", "cct", "dtc"))]
 
@@ -36,23 +36,23 @@ def test_the_baseline_is_first_and_the_others_from_the_best_on():
 
 def test_the_pictures_need_neither_several_budgets_nor_several_seeds():
     for made, count in ((tables(), 2), (tables((("5%", 5),)), 1), (tables(seeds=1), 2)):
-        found = pictures(made)
+        found = dataset_pictures(made)
         assert len(found) == count
         for picture in found:
-            kind, _, content = picture.partition(",")
+            kind, _, content = picture.source.partition(",")
             assert kind == "data:image/svg+xml;base64" and b"</svg>" in base64.b64decode(content)
 
 
 def svg(picture):
-    return base64.b64decode(picture.partition(",")[2]).decode()
+    return base64.b64decode(picture.source.partition(",")[2]).decode()
 
 
-def test_the_glance_has_each_arm_in_its_place_with_dots_mean_and_interval():
+def test_the_overview_has_each_arm_in_its_place_with_dots_mean_and_interval():
     made = tables()
     gains = gains_of(made)
     unknown = [replace(gains[0], arm="$a^$", versus=(None, None), dice=float("nan")), *gains[1:]]
     for asked, known in ((gains, len(gains)), (unknown, len(gains) - 1)):
-        drawn = svg(glance(asked, made))
+        drawn = svg(overview_picture(asked, made))
         assert [drawn.count(f"<!-- {gain.arm} -->") for gain in asked] == [1] * len(asked)
         ordered = sorted(asked, key=lambda gain: -np.inf if np.isnan(gain.dice) else gain.dice)
         places = [drawn.index(f"<!-- {gain.arm} -->") for gain in ordered]
@@ -64,7 +64,7 @@ def test_the_glance_has_each_arm_in_its_place_with_dots_mean_and_interval():
 
 def test_one_budget_shows_each_arm_in_a_row_of_its_own_the_best_on_top():
     made = tables((("5%", 5),))
-    (drawn,) = map(svg, pictures(made))
+    (drawn,) = map(svg, dataset_pictures(made))
     ordered = [row.arm for row in sorted(made[0].rows, key=lambda row: row.dice)]
     places = [drawn.index(f"<!-- {arm} -->") for arm in ordered]
     assert places == sorted(places) and "masks (logarithmic)" not in drawn
@@ -78,7 +78,7 @@ def test_a_long_name_above_a_small_picture_is_broken():
         replace(one, rows=tuple(replace(row, arm=long) if row.arm == ARMS[1] else row for row in one.rows))
         for one in tables()
     ]
-    beside = svg(pictures(renamed)[1])
+    beside = svg(dataset_pictures(renamed)[1])
     assert "hebbian hpca, all layers" in beside and long not in beside
 
 
@@ -88,24 +88,24 @@ def test_names_are_drawn_as_they_are_written():
         replace(one, baseline=BASELINE + odd, rows=tuple(replace(row, arm=row.arm + odd) for row in one.rows))
         for one in tables()
     ]
-    assert len(pictures(renamed)) == 2
+    assert len(dataset_pictures(renamed)) == 2
     renamed = [replace(one, data=odd) for one in tables()]
-    assert f"<!-- {odd} -->" in svg(glance(gains_of(renamed), renamed))
+    assert f"<!-- {odd} -->" in svg(overview_picture(gains_of(renamed), renamed))
 
 
 def test_the_same_tables_give_the_same_bytes():
-    assert pictures(tables()) == pictures(tables())
+    assert dataset_pictures(tables()) == dataset_pictures(tables())
 
 
 def test_there_is_no_picture_of_nothing():
     made, results, scores = made_up({BASELINE: np.full((2, 3), 0.7)})
     alone = tables_of(made, results, scores, {})
-    assert len(pictures(alone)) == 1
+    assert len(dataset_pictures(alone)) == 1
     other = cell("none + cps")
-    assert len(pictures(tables_of([*made, other], [*results, result(other)], scores, {}))) == 1
-    assert pictures(tables_of([other], [result(other)], {}, {})) == ()
+    assert len(dataset_pictures(tables_of([*made, other], [*results, result(other)], scores, {}))) == 1
+    assert dataset_pictures(tables_of([other], [result(other)], {}, {})) == ()
     without_baseline = [result(cell()), result(other, [0.7])], made_up({"none + cps": np.full((1, 1), 0.7)})[2]
-    assert len(pictures(tables_of([cell(), other], *without_baseline, {}))) == 1
+    assert len(dataset_pictures(tables_of([cell(), other], *without_baseline, {}))) == 1
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=20), st.floats(0.1, 4))

@@ -11,10 +11,10 @@ from tests.bench.grids import LONG, command, env, hashes, lines, rows, started, 
 from tests.bench.run.clusters import cluster
 from tests.tiny_data import write_tiny
 
-from nissl.bench.grid.grid import cells, load_grid
+from nissl.bench.grid.grid import Cell, cells, load_grid
 from nissl.bench.run import cluster as module
-from nissl.bench.run.cell import as_text, from_text, lock_of, log_of
-from nissl.bench.run.dask_task import look, versions
+from nissl.bench.run.cell import lock_of, log_of
+from nissl.bench.run.processes import TOKEN, probe_worker, versions
 from nissl.bench.runner import bench
 
 psutil = pytest.importorskip("psutil", reason="comes with Dask")
@@ -54,7 +54,7 @@ def in_process(folder):
 def test_a_cell_is_the_same_after_its_way_through_text(tmp_path):
     write_tiny(tmp_path / "tiny")
     for cell in cells(load_grid(write_grid(tmp_path))):
-        assert from_text(as_text(cell)) == cell
+        assert Cell.from_json(cell.to_json()) == cell
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_cells_of_a_killed_worker_go_on_with_another_and_nothing_is_made_twice(t
         process_of(second)[0].kill()  # what the system does where memory is short
         said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
-    assert "was lost; another worker goes on" in said and "ended by SIGKILL: most often a lack of memory" in said
+    assert "was lost; another worker resumes it" in said and "ended by SIGKILL: most often a lack of memory" in said
     assert [row["status"] for row in rows(tmp_path / "out")] == ["done", "done"]
     for cell, run in zip(made, (first, second)):
         assert starts(tmp_path, cell) == 2 and len(env(run)["continued"]) == 1
@@ -113,7 +113,7 @@ def test_ctrl_c_lets_the_workers_save_and_the_bench_waits_for_its_first_worker(t
         assert process.returncode == 130 and f"--cluster {dask.address}" in said, said
         half = steps(first)
         assert 5 < len(half) < STEPS and (first / "checkpoints" / "state.safetensors").is_file()
-        assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(module.TOKEN)]
+        assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(TOKEN)]
         time.sleep(2)
         assert steps(first) == half and not second.exists()
         assert command("bench", tmp_path / "grid.toml", "--out", tmp_path / "out", "--cluster", dask.address) == 0
@@ -132,9 +132,9 @@ def test_a_worker_that_is_believed_dead_keeps_its_cell_and_the_next_one_waits(tm
         process_of(run)[1].suspend()
         dask.worker()
         said = process.communicate(timeout=300)[1]
-    assert process.returncode == 0 and "was lost; another worker goes on" in said, said
+    assert process.returncode == 0 and "was lost; another worker resumes it" in said, said
     log = log_of(tmp_path / "out", cell).read_text()
-    assert "another worker is at this cell: waiting" in log
+    assert "another worker makes this cell: waiting" in log
     assert starts(tmp_path, cell) == 1 and "continued" not in env(run)
     assert steps(run) == list(range(1, 3001))
     assert not lock_of(tmp_path / "out", cell).exists()
@@ -147,7 +147,7 @@ def test_a_cell_that_keeps_losing_its_worker_has_failed(tmp_path):
         dask.worker()
         process = started(tmp_path, "--cluster", dask.address)
         killed = 0
-        while killed < module.Cluster.tries:
+        while killed < module.ClusterPool.tries:
             wait_for(lambda: len(lines(first / "log.jsonl")) > 5, process)
             process_of(first)[0].kill()
             (first / "log.jsonl").unlink()
@@ -172,10 +172,12 @@ def test_a_cluster_that_cannot_make_cells_is_refused(tmp_path, monkeypatch, caps
 
     with cluster(tmp_path / "cluster") as dask:
         dask.worker()
-        monkeypatch.setattr(module, "look", lambda *where: (["no such folder: /data"], versions() | {"torch": "1.0"}))
+        monkeypatch.setattr(
+            module, "probe_worker", lambda *where: (["no such folder: /data"], versions() | {"torch": "1.0"})
+        )
         shown = refused("worker tcp://127.0.0.1:", "no such folder: /data", "under the same paths", "next step: ")
         assert f"warning: workers have torch 1.0, here it is {versions()['torch']}" in shown
-        monkeypatch.setattr(module, "look", lambda *where: __import__("no_such_package"))
+        monkeypatch.setattr(module, "probe_worker", lambda *where: __import__("no_such_package"))
         refused("ModuleNotFoundError: No module named 'no_such_package'")
         monkeypatch.undo()
         monkeypatch.setattr(module, "ANSWER", 2.0)
@@ -201,9 +203,9 @@ def test_an_address_that_is_none_and_workers_beside_a_cluster_are_refused(tmp_pa
 
 def test_a_worker_sees_what_is_missing_on_its_machine(tmp_path):
     token, lock = tmp_path / "token", tmp_path / "lock"
-    assert "is not there" in look(token, lock, [tmp_path])[0][0]
+    assert "is not there" in probe_worker(token, lock, [tmp_path])[0][0]
     token.touch()
     with filelock.FileLock(lock):
-        assert look(token, lock, [tmp_path]) == ([], versions())
-        assert look(token, lock, [tmp_path / "data"])[0] == [f"no such folder: {tmp_path / 'data'}"]
-    assert "does not lock files across machines" in look(token, lock, [tmp_path])[0][0]
+        assert probe_worker(token, lock, [tmp_path]) == ([], versions())
+        assert probe_worker(token, lock, [tmp_path / "data"])[0] == [f"no such folder: {tmp_path / 'data'}"]
+    assert "does not lock files across machines" in probe_worker(token, lock, [tmp_path])[0][0]

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import multiprocessing.util
-import os
-import signal
+import sys
 
 import pytest
 import torch
@@ -33,10 +31,6 @@ def work(method="supervised", pretrain="none", steps=7):
     train = dataclasses.replace(config.train, batch=4)
     changed = dataclasses.replace(config, method=MethodConfig(name=method), pretrain=pretraining, train=train)
     return Work(changed, SHAPE, 2, CPU)
-
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def by_hand(net, image):
@@ -167,7 +161,6 @@ def test_a_damaged_file_of_costs_is_measured_again(made, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_probe_that_fails_says_why_and_leaves_nothing(made, tmp_path, monkeypatch):
-    multiprocessing.util.get_temp_dir()  # for the sockets of all processes of this one, until it ends
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     gone = dataclasses.replace(made[0], path=tmp_path / "gone")
@@ -179,8 +172,9 @@ def test_a_probe_that_fails_says_why_and_leaves_nothing(made, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_a_probe_that_is_killed_is_told(made, monkeypatch):
-    monkeypatch.setattr(cost, "_answer", die)
-    assert "ended with exit code" in cost._apart(made[0], 1).message
+    die = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(cost, "_command", lambda run, threads: [sys.executable, "-c", die])
+    assert "SIGKILL" in cost._apart(made[0], 1).message
 
 
 def test_the_estimate_takes_finished_cells_first_then_the_probe(made):

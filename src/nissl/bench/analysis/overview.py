@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nissl.bench.analysis.tables import NAN, Interval, Outcome, Table, Versus
-from nissl.evaluation.compare import SIGNIFICANT
+from nissl.bench.analysis.tables import NAN, Interval, Table, Verdict, Versus, verdict_of
 from nissl.metrics.statistics import holm, paired_t_test, seed_interval
 
 
@@ -27,22 +26,15 @@ class Gain:
     """Of the paired t-test over seeds, Holm-corrected over the arms."""
 
     @property
-    def false_alarms(self) -> tuple[int, int]:
+    def false_positives(self) -> tuple[int, int]:
         """Of the arm and of the baseline, over all tables."""
-        known = [one.false_alarms for one in self.versus if one]
+        known = [one.false_positives for one in self.versus if one]
         return sum(mine for mine, _ in known), sum(others for _, others in known)
 
     @property
-    def outcome(self) -> Outcome:
-        """Helped or hurt on average where the corrected test says so; unclear where false alarms say the opposite."""
-        if np.isnan(self.p_seeds):
-            return "not compared"
-        if self.p_seeds >= SIGNIFICANT or self.dice == 0:
-            return "no difference"
-        mine, others = self.false_alarms
-        if (mine - others) * self.dice > 0:
-            return "unclear"
-        return "helped" if self.dice > 0 else "hurt"
+    def verdict(self) -> Verdict:
+        """Helped or hurt on average by the corrected test; unclear where the false-positive cases contradict it."""
+        return verdict_of((self.p_seeds,), self.dice, self.false_positives)
 
 
 def gains_of(tables: Sequence[Table]) -> tuple[Gain, ...]:

@@ -10,10 +10,11 @@ from jaxtyping import Float
 
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.cost import Cost, Key
-from nissl.bench.run.results import Result
+from nissl.bench.run.results import TRIVIAL, Result
 from nissl.config import Config
 from nissl.evaluation.compare import SIGNIFICANT
 from nissl.evaluation.table import CaseScore, score_matrix, units_of
+from nissl.metrics.metric import SEGMENTATION
 from nissl.metrics.statistics import (
     bootstrap_interval,
     holm,
@@ -26,13 +27,13 @@ from nissl.metrics.statistics import (
 
 NAN = float("nan")
 NOTHING = 5e-4
-"""A gain below this, in Dice, is printed as 0.0 points; the masks it is worth would be told from noise."""
+"""A gain below this, in Dice, is printed as 0.0 percentage points; its annotation equivalent would be noise."""
 ROUNDING = 1e-5
 """A mean difference below this comes from a few pixels that the order of sums decides, and counts as none."""
 Interval = tuple[float, float]
-Outcome = Literal["helped", "hurt", "unclear", "no difference", "not compared"]
-Needed = tuple[Literal["", ">", "<"], float]
-"""Masks that the baseline needs, or the bound that its budgets give."""
+Verdict = Literal["helped", "hurt", "unclear", "no difference", "not compared"]
+Equivalent = tuple[Literal["", ">", "<"], float]
+"""Annotation equivalent: labels the baseline needs to match an arm, or the bound that its budgets give."""
 Scores = Mapping[str, Sequence[CaseScore]]
 """Rows of metrics.csv of each run that is done, by `Result.run`."""
 
@@ -52,25 +53,38 @@ class Versus:
     """Of the paired t-test over seeds, Holm-corrected over the arms of the table."""
     p_cases: float
     """Of the sign-flip test over cases (groups where known), corrected in the same way."""
-    false_alarms: tuple[int, int] = (0, 0)
-    """Of the arm and of the baseline, on these seeds. Where only one of the two has one, the pair is left out."""
+    false_positives: tuple[int, int] = (0, 0)
+    """False-positive cases of the arm and of the baseline, on these seeds. A pair with one of them is left out."""
     by_seed: tuple[tuple[int, float], ...] = ()
     """Each of these seeds with its mean difference over cases."""
 
     @property
-    def outcome(self) -> Outcome:
-        """Helped or hurt only where both tests say so; unclear where the false alarms say the opposite."""
-        if np.isnan([self.p_seeds, self.p_cases]).any():
-            return "not compared"
-        if max(self.p_seeds, self.p_cases) >= SIGNIFICANT or self.dice == 0:
-            return "no difference"
-        if (self.false_alarms[0] - self.false_alarms[1]) * self.dice > 0:
-            return "unclear"
-        return "helped" if self.dice > 0 else "hurt"
+    def verdict(self) -> Verdict:
+        """Helped or hurt only by both tests; unclear where the false-positive cases contradict them."""
+        return verdict_of((self.p_seeds, self.p_cases), self.dice, self.false_positives)
+
+
+def verdict_of(p_values: Sequence[float], dice: float, false_positives: tuple[int, int]) -> Verdict:
+    """What corrected p-values, a difference and the false-positive cases of arm and baseline come to."""
+    if np.isnan(p_values).any():
+        return "not compared"
+    if max(p_values) >= SIGNIFICANT or dice == 0:
+        return "no difference"
+    if (false_positives[0] - false_positives[1]) * dice > 0:
+        return "unclear"
+    return "helped" if dice > 0 else "hurt"
 
 
 @dataclass(frozen=True)
-class Row:
+class Spread:
+    """Mean and standard deviation over seeds; nan is not known."""
+
+    mean: float = NAN
+    deviation: float = NAN
+
+
+@dataclass(frozen=True)
+class ArmRow:
     """An arm on a data set with a budget; nan is not known."""
 
     arm: str
@@ -84,21 +98,16 @@ class Row:
     """95 % interval of the mean over seeds."""
     over_cases: Interval
     """95 % interval over cases (groups where known), each with what all its seeds reach on it."""
-    pooled: float
-    """Dice of all pixels of all cases together, mean over seeds."""
-    pooled_sd: float
-    hd95: float
-    parity: float
-    """Pooled Dice by the published protocol, mean over the seeds that have it."""
-    parity_sd: float
-    false_alarms: int
-    """Of all its runs together."""
+    others: Mapping[str, Spread]
+    """The metrics beside Dice by name, and `published`: pooled Dice by the published protocol."""
+    false_positives: int
+    """False-positive cases of all its runs together."""
     cost: Cost | None
     versus: Versus | None = None
     """None for the baseline, and where no seed is finished on both sides."""
-    needed: Needed | None = None
-    """Masks that the baseline needs for the same mean Dice; None for the baseline itself, and where it is not known."""
-    needed_span: tuple[Needed, Needed] | None = None
+    equivalent: Equivalent | None = None
+    """None for the baseline itself, and where it is not known."""
+    equivalent_span: tuple[Equivalent, Equivalent] | None = None
     """The same for the ends of the interval over seeds of the difference."""
 
     @property
@@ -118,7 +127,7 @@ class Table:
     data: str
     budget: str
     baseline: str
-    rows: tuple[Row, ...]
+    rows: tuple[ArmRow, ...]
     """In the order of the grid."""
     config: Config
     """Of the baseline's first run; data, sizes and length are those of all."""
@@ -131,11 +140,12 @@ class Table:
     @property
     def trivial(self) -> tuple[float, float]:
         """Mean and pooled Dice of calling every pixel foreground."""
-        return _mean([run.trivial_dice for run in self.done]), _mean([run.trivial_pooled_dice for run in self.done])
+        dice, pooled = (_spread([run.trivial.get(name) for run in self.done]).mean for name in TRIVIAL)
+        return dice, pooled
 
 
 def baseline_of(configs: Mapping[str, Config]) -> str:
-    """The arm that the others are compared with: no pre-training and masks alone, or else the first of the grid."""
+    """The arm that the others are compared with: labelled images only, or else the first of the grid."""
     plain = [arm for arm, one in configs.items() if (one.pretrain.name, one.method.name) == ("none", "supervised")]
     return plain[0] if plain else next(iter(configs))
 
@@ -143,7 +153,7 @@ def baseline_of(configs: Mapping[str, Config]) -> str:
 def tables_of(
     cells: Sequence[Cell], results: Sequence[Result], scores: Scores, costs: Mapping[Key, Cost]
 ) -> tuple[Table, ...]:
-    """Work out the tables of a bench, in the order of the grid.
+    """Compute the tables of a bench, in the order of the grid.
 
     Args:
         cells: all cells of the grid.
@@ -164,7 +174,7 @@ def tables_of(
         baseline = baseline_of(configs[place])
         rows = _rows(place[0], baseline, arms, scores, costs)
         tables.append(Table(*place, baseline, rows, configs[place][baseline]))
-    return tuple(_with_needed(table, [other for other in tables if other.data == table.data]) for table in tables)
+    return tuple(_with_equivalents(table, [other for other in tables if other.data == table.data]) for table in tables)
 
 
 Matrix = Float[np.ndarray, "cases classes"]
@@ -172,10 +182,10 @@ Matrix = Float[np.ndarray, "cases classes"]
 
 @dataclass(frozen=True)
 class _Measured:
-    """What a run has reached."""
+    """The Dice of a run, and its false-positive cases."""
 
     dice: Matrix
-    false_alarms: int
+    false_positives: int
 
 
 def _rows(
@@ -184,7 +194,7 @@ def _rows(
     arms: Mapping[str, Sequence[Result]],
     scores: Scores,
     costs: Mapping[Key, Cost],
-) -> tuple[Row, ...]:
+) -> tuple[ArmRow, ...]:
     known = [run for runs in arms.values() for run in runs if run.status == "done" and run.run in scores]
     tested = {run.run: tuple(_tested_on(row) for row in scores[run.run]) for run in known}
     usual = max(tested.values(), key=Counter(tested.values()).__getitem__, default=())
@@ -201,17 +211,13 @@ def _rows(
     }
     checked = {arm: tuple(_checked(run, found) for run in runs) for arm, runs in arms.items()}
     rows = [_row(arm, runs, found, members, costs.get((data, arm))) for arm, runs in checked.items()]
-    versus = {arm: _versus(runs, checked[baseline], found, members) for arm, runs in checked.items() if arm != baseline}
-    compared = [arm for arm, one in versus.items() if one]
-    over_seeds, over_cases = (
-        dict(zip(compared, holm([getattr(versus[arm], name) for arm in compared]), strict=True))
-        for name in ("p_seeds", "p_cases")
-    )
-    corrected = {
-        arm: replace(one, p_seeds=over_seeds[arm], p_cases=over_cases[arm]) if one else None
-        for arm, one in versus.items()
-    }
-    return tuple(replace(row, versus=corrected.get(row.arm)) for row in rows)
+    arms_only = {arm: runs for arm, runs in checked.items() if arm != baseline}
+    compared = {arm: _versus(runs, checked[baseline], found, members) for arm, runs in arms_only.items()}
+    versus = {arm: one for arm, one in compared.items() if one}
+    p_seeds, p_cases = ([getattr(one, name) for one in versus.values()] for name in ("p_seeds", "p_cases"))
+    corrected = zip(versus.items(), holm(p_seeds), holm(p_cases), strict=True)
+    versus = {arm: replace(one, p_seeds=seeds, p_cases=cases) for (arm, one), seeds, cases in corrected}
+    return tuple(replace(row, versus=versus.get(row.arm)) for row in rows)
 
 
 def _tested_on(row: CaseScore) -> tuple[str, str, str, str, int, int]:
@@ -232,27 +238,24 @@ def _row(
     found: Mapping[str, _Measured],
     members: Sequence[str] | None,
     cost: Cost | None,
-) -> Row:
+) -> ArmRow:
     done = [run for run in runs if run.status == "done"]
     means = np.array([mean_over_classes(found[run.run].dice) for run in done])
     interval = (NAN, NAN)
     if done:
         together = side_by_side(np.stack([found[run.run].dice for run in done]))
         interval = bootstrap_interval(together, members, np.random.default_rng(0))
-    pooled, parity = [run.pooled_dice for run in done], [run.parity_pooled_dice for run in done]
-    return Row(
+    others = {one.name: _spread([run.scores.get(one.name) for run in done]) for one in SEGMENTATION[1:]}
+    others["published"] = _spread([run.published.pooled_dice for run in done if run.published])
+    return ArmRow(
         arm=arm,
         runs=runs,
-        masks=_mean([run.masks_seen for run in done]),
-        dice=_mean(means.tolist()),
+        masks=_spread([run.training.masks_seen for run in done]).mean,
+        dice=_spread(means.tolist()).mean,
         over_seeds=seed_interval(means),
         over_cases=interval,
-        pooled=_mean(pooled),
-        pooled_sd=_spread(pooled),
-        hd95=_mean([run.hd95 for run in done]),
-        parity=_mean(parity),
-        parity_sd=_spread(parity),
-        false_alarms=sum(found[run.run].false_alarms for run in done),
+        others=others,
+        false_positives=sum(found[run.run].false_positives for run in done),
         cost=cost,
     )
 
@@ -277,17 +280,17 @@ def _versus(
         over_cases=(cases.low, cases.high),
         p_seeds=paired_t_test(by_seed),
         p_cases=cases.p_value,
-        false_alarms=(sum(own.false_alarms for own, _ in pairs), sum(twin.false_alarms for _, twin in pairs)),
+        false_positives=(sum(own.false_positives for own, _ in pairs), sum(twin.false_positives for _, twin in pairs)),
         by_seed=tuple(zip((run.seed for run in done), by_seed.tolist(), strict=True)),
     )
 
 
-def _with_needed(table: Table, of_data: Sequence[Table]) -> Table:
-    """Read off the baseline's own curve how many masks it needs for what each other arm reaches.
+def _with_equivalents(table: Table, of_data: Sequence[Table]) -> Table:
+    """Read off the baseline's own curve how many labels it needs to match each other arm.
 
     The curve has the budgets at which all runs of the baseline are done: with other seeds at each, it would show their
-    difference as well. Nothing is said of a budget that is not among them, of an outcome that is unclear, or where the
-    curve is a single point.
+    difference as well. A budget that is not among them, a verdict that is unclear and a curve of a single point give
+    none.
     """
     baseline = [row for other in of_data for row in other.rows if row.arm == other.baseline]
     curve = [(row.masks, row.dice) for row in baseline if len(row.done) == len(row.runs)]
@@ -295,24 +298,25 @@ def _with_needed(table: Table, of_data: Sequence[Table]) -> Table:
     if here not in dict(curve) or len(dict(curve)) < 2:
         return table
 
-    def known(row: Row) -> Row:
-        """Enter what is known of a row: the masks for its gain, and for the ends of the interval of the gain."""
+    def extended(row: ArmRow) -> ArmRow:
+        """Add the labels for the gain of a row, and for the ends of its interval."""
         one = row.versus
-        if not one or one.outcome == "unclear" or np.isnan(one.dice):
+        if not one or one.verdict == "unclear" or np.isnan(one.dice):
             return row
         low, high = one.over_seeds
-        ends = None if np.isnan(low) else (masks_needed(curve, here, low), masks_needed(curve, here, high))
-        return replace(row, needed=masks_needed(curve, here, one.dice), needed_span=ends)
+        ends = None if np.isnan(low) else (equivalent_of(curve, here, low), equivalent_of(curve, here, high))
+        return replace(row, equivalent=equivalent_of(curve, here, one.dice), equivalent_span=ends)
 
-    return replace(table, rows=tuple(known(row) for row in table.rows))
+    return replace(table, rows=tuple(extended(row) for row in table.rows))
 
 
-def masks_needed(curve: Sequence[tuple[float, float]], here: float, gain: float) -> Needed:
-    """How many masks the baseline needs for its Dice at a budget and a gain, by its own curve.
+def equivalent_of(curve: Sequence[tuple[float, float]], here: float, gain: float) -> Equivalent:
+    """How many labels the baseline needs for its Dice at a budget plus a gain, by its own curve.
 
     The curve is first made one that never falls (isotonic regression), then read linearly in the logarithm of the
-    number of masks; nothing is said beyond its ends. The gain is that over the baseline's own runs, so that an arm that
-    lacks a seed neither gains nor loses by that, and it starts from the curve, so that no gain needs no other budget.
+    number of masks; beyond its ends there is only a bound. The gain is that over the baseline's own runs, so that an
+    arm that lacks a seed neither gains nor loses by that, and it starts from the curve, so that no gain needs no other
+    budget.
 
     Args:
         curve: masks and mean Dice of the baseline, one point or more.
@@ -338,26 +342,21 @@ def masks_needed(curve: Sequence[tuple[float, float]], here: float, gain: float)
     return "", float(np.exp(low + (high - low) * (dice - ends[0]) / (ends[1] - ends[0])))
 
 
-def unlike(table: Table) -> dict[str, dict[str, list[str]]]:
+def unequal_lengths(table: Table) -> dict[str, dict[str, list[str]]]:
     """What differs between the arms of a table and should not: steps or images of stage 2, each value with its arms."""
     found = {}
     for what, field in (("steps", "steps"), ("images", "images_stage_2")):
         values: dict[str, list[str]] = {}
         for row in table.rows:
-            for value in sorted({getattr(run, field) for run in row.done}):
+            for value in sorted({getattr(run.training, field) for run in row.done}):
                 values.setdefault(str(value), []).append(row.arm)
         if len(values) > 1:
             found[what] = values
     return found
 
 
-def _mean(values: Sequence[float | int | None]) -> float:
-    """Mean of what is there; nan where nothing is."""
+def _spread(values: Sequence[float | int | None]) -> Spread:
+    """Mean of what is there, and its standard deviation where there are two or more."""
     present = [value for value in values if value is not None and not np.isnan(value)]
-    return float(np.mean(present)) if present else NAN
-
-
-def _spread(values: Sequence[float | None]) -> float:
-    """Standard deviation of what is there; nan for fewer than two."""
-    present = [value for value in values if value is not None]
-    return float(np.std(present, ddof=1)) if len(present) > 1 else NAN
+    deviation = float(np.std(present, ddof=1)) if len(present) > 1 else NAN
+    return Spread(float(np.mean(present)), deviation) if present else Spread()

@@ -25,14 +25,14 @@ pretrain = { name = "hebbian", rule = "hpca" }
 import dataclasses
 import difflib
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nissl.bench.grid.lines import Keys, line_of
-from nissl.config import Config, DataConfig, from_tree
+from nissl.config import Config, DataConfig, from_tree, to_tree
 from nissl.data.cases import CaseFile, list_cases
 from nissl.data.split import make_split
 from nissl.errors import InputError
@@ -97,11 +97,23 @@ class Cell:
     @property
     def id(self) -> str:
         """`data/budget/arm/seed-N`, of characters that every file system takes; the name of its folder."""
-        return f"{plain(self.data)}/{plain(self.budget)}/{plain(self.arm)}/seed-{self.seed}"
+        return f"{folder_name(self.data)}/{folder_name(self.budget)}/{folder_name(self.arm)}/seed-{self.seed}"
+
+    def to_json(self) -> str:
+        """A line of JSON for another process; the data by their absolute path."""
+        tree = {"data": self.data, "budget": self.budget, "arm": self.arm, "seed": self.seed}
+        return json.dumps(tree | {"path": str(self.path.absolute()), "config": to_tree(self.config)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Cell":
+        """Read what `to_json` wrote."""
+        tree = json.loads(text)
+        config = from_tree(Config, tree.pop("config"), "cell")
+        return cls(path=Path(tree.pop("path")), config=config, **tree)
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class BenchGrid:
     """What `load_grid` reads."""
 
     path: Path
@@ -114,12 +126,12 @@ class Grid:
     settings: Tree
 
 
-def load_grid(path: Path | str) -> Grid:
-    """Read a grid and look at the names of its data; nothing runs and no image is opened.
+def load_grid(path: Path | str) -> BenchGrid:
+    """Read a grid and validate it against the file names of its data; nothing runs and no image is opened.
 
     Raises:
         InputError: an unknown key, method, pre-training or folder, a budget above the masks there are, or a name twice;
-            it says in which line, and the nearest name that there is.
+            it names the key, such as `arms[1].method.name` (counted from 0), and the nearest name that there is.
         DataError: the names in a data folder show a fault.
 
     """
@@ -131,16 +143,16 @@ def load_grid(path: Path | str) -> Grid:
         raise InputError(path, f"cannot be read: {error.strerror}", "a grid file", "check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(path, str(error), "a TOML file", "correct the line that is named") from error
-    reader = _Reader(path, text)
-    reader.require_keys((), tree, TOP)
-    grid = Grid(
+    reader = _Reader(path)
+    reader.require_keys("", tree, TOP)
+    grid = BenchGrid(
         path,
         text,
         reader.sources(tree.get("data")),
         reader.budgets(tree.get("budgets")),
         reader.arms(tree.get("arms")),
         reader.seeds(tree.get("seeds")),
-        reader.settings(tree.get("settings", {})),
+        reader.settings("settings", tree.get("settings", {})),
     )
     reader.require_settings(grid)
     for source in grid.data:
@@ -148,7 +160,7 @@ def load_grid(path: Path | str) -> Grid:
     return grid
 
 
-def cells(grid: Grid) -> tuple[Cell, ...]:
+def cells(grid: BenchGrid) -> tuple[Cell, ...]:
     """Every run: by data set, in it by budget, then by seed, then by arm.
 
     The arms of one seed follow each other, so that a grid that is stopped early has whole comparisons. The test cases
@@ -156,7 +168,7 @@ def cells(grid: Grid) -> tuple[Cell, ...]:
     """
     made = []
     for source in grid.data:
-        configs = [from_tree(Config, _merged(grid, source, arm), str(grid.path)) for arm in grid.arms]
+        configs = [_config(_merged(_layers(grid, source, index).values())) for index in range(len(grid.arms))]
         for budget in source.budgets or grid.budgets:
             for seed in grid.seeds:
                 for arm, config in zip(grid.arms, configs, strict=True):
@@ -167,7 +179,7 @@ def cells(grid: Grid) -> tuple[Cell, ...]:
     return tuple(made)
 
 
-def plain(name: str) -> str:
+def folder_name(name: str) -> str:
     """Bring a name to characters that every file system takes: letters, digits, `_`, `-`; `%` becomes `pct`."""
     text = re.sub(r"[^a-z0-9_]+", "-", name.lower().replace("%", "pct").replace(".", "p")).strip("-")
     if len(text) > LONGEST:
@@ -175,17 +187,55 @@ def plain(name: str) -> str:
     return f"{text}_" if re.fullmatch(r"con|prn|aux|nul|(com|lpt)\d", text) else text
 
 
-def _merged(grid: Grid, source: Source, arm: Arm) -> Tree:
-    """Settings of the arm over those of the data set over those of all."""
-    return _over(_over(grid.settings, source.settings), arm.settings)
+def _layers(grid: BenchGrid, source: Source, index: int) -> dict[str, Tree]:
+    """Settings of a cell by where they stand, each over those before: of all cells, of its data set, of its arm."""
+    arm = grid.arms[index].settings
+    return {"settings": grid.settings, _key("data", source.name): source.settings, f"arms[{index}]": arm}
 
 
-def _over(below: Tree, above: Tree) -> Tree:
-    tree = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
-        tree[key] = _over(tree[key], value) if both else value
+def _merged(layers: Iterable[Tree]) -> Tree:
+    tree: Tree = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+            tree[key] = _merged((tree[key], value)) if both else value
     return tree
+
+
+def _config(tree: Tree) -> Config:
+    """Settings of a cell.
+
+    Raises:
+        InputError: a setting is unknown or out of its range, or no method or pre-training has the name; its `where` is
+            the key at fault as seen from the settings, such as `train.steps`.
+
+    """
+    try:
+        config = from_tree(Config, tree, "")
+    except InputError as error:
+        where = error.where.replace(": ", ".").strip(".")
+        raise InputError(where, error.found, error.expected, error.fix) from error
+    for stage, registry in STAGES.items():
+        name = getattr(config, stage).name
+        if name not in registry:
+            fix, expected = _nearest(name, registry, "choose one of them"), f"one of {', '.join(registry)}"
+            raise InputError(f"{stage}.name", f"unknown {stage} `{name}`", expected, fix)
+    per_stream(config)
+    return config
+
+
+def _refusal(tree: Tree) -> str:
+    """The error that these settings give; empty where there is none."""
+    try:
+        _config(tree)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _key(*parts: str) -> str:
+    """A key path as in TOML."""
+    return ".".join(part if re.fullmatch(r"[\w-]+", part) else json.dumps(part, ensure_ascii=False) for part in parts)
 
 
 def _has(tree: Any, keys: Sequence[str]) -> bool:
@@ -196,163 +246,150 @@ def _has(tree: Any, keys: Sequence[str]) -> bool:
     return True
 
 
-def _near(name: str, known: Iterable[str], otherwise: str) -> str:
+def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean `{near[0]}`?" if near else otherwise
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """The parts of a grid, each refused with the line where it stands."""
+    """The parts of a grid, each refused with the key at fault."""
 
     path: Path
-    text: str
 
-    def fault(self, place: tuple[Keys, str], found: str, expected: str, fix: str) -> InputError:
-        """State a fault of the line where a key, and under it a value, stands."""
-        return InputError(f"{self.path}, line {line_of(self.text, *place)}", found, expected, fix)
+    def fault(self, key: str, found: str, expected: str, fix: str) -> InputError:
+        """State a fault of a key, such as `arms[1].method.name`."""
+        return InputError(f"{self.path}: {key}", found, expected, fix)
 
-    def require_keys(self, keys: Keys, tree: Tree, known: Sequence[str]) -> None:
+    def require_keys(self, place: str, tree: Tree, known: Sequence[str]) -> None:
         """Refuse a key that is none of those known."""
         for key in tree:
             if key not in known:
-                choices = ", ".join(known)
-                fix = _near(key, known, "leave it out")
-                raise self.fault(((*keys, key), ""), f"unknown key `{key}`", f"one of {choices}", fix)
+                fix = _nearest(key, known, "leave it out")
+                raise self.fault(f"{place}.{_key(key)}".strip("."), "unknown key", f"one of {', '.join(known)}", fix)
 
     def sources(self, tables: Any) -> tuple[Source, ...]:
         """Read `[data.NAME]`."""
         if not isinstance(tables, dict) or not tables:
-            raise self.fault((("data",), ""), "no data set", "a table [data.NAME] with its path", "name the data")
+            raise self.fault("data", "no data set", "a table [data.NAME] with its path", "name the data")
         found = []
         known = ("path", "budgets", *SHORT, *(field.name for field in dataclasses.fields(Config)))
         for name, table in tables.items():
-            place: Keys = ("data", name)
+            place = _key("data", name)
             if not isinstance(table, dict) or not isinstance(table.get("path"), str):
-                raise self.fault((place, ""), "no path", f"[data.{name}] with path = '...'", "say where the data are")
+                raise self.fault(f"{place}.path", "missing", "the folder of the data: path = '...'", "state it")
             self.require_keys(place, table, known)
             settings: Tree = {key: value for key, value in table.items() if key not in ("path", "budgets", *SHORT)}
-            for key, (part, field) in SHORT.items():
-                if key in table:
-                    settings = _over(settings, {part: {field: table[key]}})
-            self._require_free(place, settings)
-            settings = self._named(place, settings)
-            own = self.budgets(table["budgets"], (*place, "budgets")) if "budgets" in table else ()
-            found.append(Source(name, self._folder((*place, "path"), table["path"]), settings, own))
-        self._require_distinct([((("data", one.name), ""), one.name) for one in found])
+            short = ({part: {field: table[key]}} for key, (part, field) in SHORT.items() if key in table)
+            settings = self.settings(place, _merged((settings, *short)))
+            own = self.budgets(table["budgets"], f"{place}.budgets") if "budgets" in table else ()
+            found.append(Source(name, self._folder(f"{place}.path", table["path"]), settings, own))
+        self._require_distinct({_key("data", one.name): one.name for one in found})
         return tuple(found)
 
-    def _folder(self, keys: Keys, text: str) -> Path:
+    def _folder(self, key: str, text: str) -> Path:
         folder = self.path.parent / text
         if folder.is_dir():
             return folder
         above = next((one for one in folder.parents if one.is_dir()), Path())
         present = sorted(one.name for one in above.iterdir() if one.is_dir() and not one.name.startswith("."))
         missing = folder.relative_to(above).parts[0]
-        fix = _near(missing, present, f"in {above} there are: {', '.join(present[:8]) or 'no folders'}")
-        found = f"no such folder: {text} (looked for {folder})"
-        raise self.fault((keys, ""), found, "the folder of a data set, as seen from the grid file", fix)
+        fix = _nearest(missing, present, f"in {above} there are: {', '.join(present[:8]) or 'no folders'}")
+        found = f"no such folder: {text} (expected at {folder})"
+        raise self.fault(key, found, "the folder of a data set, as seen from the grid file", fix)
 
-    def budgets(self, values: Any, place: Keys = ("budgets",)) -> tuple[str, ...]:
-        """Read `budgets`: shares, numbers or lists of ids."""
+    def budgets(self, values: Any, place: str = "budgets") -> tuple[str, ...]:
+        """Read `budgets`: fractions, numbers or lists of ids."""
         self._require_list(place, values, (str, int), 'label budgets, such as ["5%", "10%"]')
         found = tuple(str(value).strip() for value in values)
-        self._require_distinct([((place, value), value) for value in found])
+        self._require_distinct({f"{place}[{index}]": value for index, value in enumerate(found)})
         return found
 
     def seeds(self, values: Any) -> tuple[int, ...]:
         """Read `seeds`: how many, or which."""
         if type(values) is int and values > 0:
             return tuple(range(values))
-        self._require_list(("seeds",), values, (int,), "a number of seeds, 1 or more, or a list of them")
-        for value in values:
+        self._require_list("seeds", values, (int,), "a number of seeds, 1 or more, or a list of them")
+        for index, value in enumerate(values):
             if value < 0:
-                raise self.fault((("seeds",), str(value)), f"the seed {value}", "0 or more", "choose another")
-        self._require_distinct([((("seeds",), str(value)), str(value)) for value in values])
+                raise self.fault(f"seeds[{index}]", f"the seed {value}", "0 or more", "choose another")
+        self._require_distinct({f"seeds[{index}]": str(value) for index, value in enumerate(values)})
         return tuple(values)
 
-    def settings(self, tree: Any) -> Tree:
-        """Read `[settings]`."""
+    def settings(self, place: str, tree: Any) -> Tree:
+        """Read a table of settings, in which a method or pre-training may be a name alone, as in an arm."""
         if not isinstance(tree, dict):
-            raise self.fault((("settings",), ""), repr(tree), "a table [settings]", "make it one")
-        self._require_free(("settings",), tree)
-        return self._named(("settings",), tree)
+            raise self.fault(place, repr(tree), f"a table [{place}]", "make it one")
+        for keys, instead in OF_THE_GRID.items():
+            if _has(tree, keys):
+                fix = f"give it as `{instead}` of the grid"
+                raise self.fault(f"{place}.{'.'.join(keys)}", "a setting that a grid has elsewhere", "no such key", fix)
+        return {key: self._stage(f"{place}.{key}", key, tree[key]) if key in STAGES else tree[key] for key in tree}
 
     def arms(self, tables: Any) -> tuple[Arm, ...]:
         """Read `[[arms]]`."""
-        self._require_list(("arms",), tables, (dict,), "a table [[arms]] for each way to learn")
+        self._require_list("arms", tables, (dict,), "a table [[arms]] for each way to learn")
         found = []
         for index, table in enumerate(tables):
-            place: Keys = ("arms", index)
+            place = f"arms[{index}]"
             self.require_keys(place, table, ("name", *STAGES))
-            settings = {stage: self._stage((*place, stage), table[stage]) for stage in STAGES if stage in table}
+            settings = {
+                stage: self._stage(f"{place}.{stage}", stage, table[stage]) for stage in STAGES if stage in table
+            }
             parts = [settings.get(stage, {}).get("name", "") for stage in STAGES]
             name = table.get("name", " + ".join(part for part in parts if part))
             if not isinstance(name, str) or not name:
                 fix = 'give it a pretrain, a method or a name = "..."'
-                raise self.fault((place, ""), "an arm without a name", "what is compared", fix)
+                raise self.fault(place, "an arm without a name", "what is compared", fix)
             found.append(Arm(name, settings))
-        self._require_distinct([((("arms", index), arm.name), arm.name) for index, arm in enumerate(found)])
+        self._require_distinct({f"arms[{index}]": arm.name for index, arm in enumerate(found)})
         return tuple(found)
 
-    def _stage(self, keys: Keys, value: Any) -> Tree:
-        stage = str(keys[-1])
+    def _stage(self, key: str, stage: str, value: Any) -> Tree:
         tree = {"name": value} if isinstance(value, str) else value
         if not isinstance(tree, dict) or not isinstance(tree.get("name", ""), str):
-            raise self.fault(
-                (keys, ""), repr(value), f"the name of a {stage}, or a table of its settings", "correct it"
-            )
+            raise self.fault(key, repr(value), f"the name of a {stage}, or a table of its settings", "correct it")
         return tree
 
-    def _named(self, keys: Keys, tree: Tree) -> Tree:
-        """Settings in which a method or pre-training may be a name alone, as in an arm."""
-        return {key: self._stage((*keys, key), value) if key in STAGES else value for key, value in tree.items()}
-
-    def require_settings(self, grid: Grid) -> None:
+    def require_settings(self, grid: BenchGrid) -> None:
         """Refuse what is no setting, a value out of its range, and a name that is no method or pre-training."""
         for source in grid.data:
-            for index, arm in enumerate(grid.arms):
-                tree = _merged(grid, source, arm)
+            for index in range(len(grid.arms)):
+                layers = _layers(grid, source, index)
                 try:
-                    config = from_tree(Config, tree, "grid")
+                    _config(_merged(layers.values()))
                 except InputError as error:
-                    keys = _keys_of(error)
-                    place = (self._origin(grid, source, index, keys), "")
-                    raise self.fault(place, f"{'.'.join(keys)}: {error.found}", error.expected, error.fix) from error
-                for stage, registry in STAGES.items():
-                    name = getattr(config, stage).name
-                    if name not in registry:
-                        place = (self._origin(grid, source, index, [stage, "name"]), name)
-                        fix, what = _near(name, registry, "choose one of them"), f"one of {', '.join(registry)}"
-                        raise self.fault(place, f"unknown {stage} `{name}`", what, fix)
-                try:
-                    per_stream(config)
-                except InputError as error:
-                    place = (self._origin(grid, source, index, error.where.split(".")), "")
-                    raise self.fault(place, f"{error.where}: {error.found}", error.expected, error.fix) from error
+                    trees = list(layers.values())
+                    failing = (
+                        place for n, place in enumerate(layers) if _refusal(_merged(trees[: n + 1])) == str(error)
+                    )
+                    raise self._at(layers, next(failing), error.where, error) from error
 
-    def _origin(self, grid: Grid, source: Source, arm: int, keys: list[str]) -> Keys:
-        """Where a setting of a cell comes from: its arm, its data set, or what all cells share."""
-        if _has(grid.arms[arm].settings, keys):
-            return ("arms", arm, *keys)
-        short = next((name for name, place in SHORT.items() if list(place) == keys), None)
-        if _has(source.settings, keys):
-            return ("data", source.name, *([short] if short else keys))
-        return ("settings", *keys)
+    def _at(self, layers: Mapping[str, Tree], place: str, key: str, error: InputError) -> InputError:
+        """State a fault of a setting of a cell where it is written: in this layer, or the last one that has it."""
+        keys = key.split(".") if key else []
+        owners = [name for name, layer in layers.items() if _has(layer, keys)]
+        if not owners:
+            return self.fault(place, f"{key}: {error.found}", error.expected, error.fix)
+        owner = place if place in owners else owners[-1]
+        short = [name for name, full in SHORT.items() if list(full) == keys and owner.startswith("data.")]
+        return self.fault(".".join([owner, *(short or keys)]), error.found, error.expected, error.fix)
 
-    def require_masks(self, grid: Grid, source: Source) -> None:
-        """Refuse a budget that the data set cannot meet, or that leaves a method no image without a mask."""
-        own: Keys = ("data", source.name)
+    def require_masks(self, grid: BenchGrid, source: Source) -> None:
+        """Refuse a budget that the data set cannot meet, or that leaves a method no unlabelled image."""
+        own = _key("data", source.name)
+        budgets = f"{own}.budgets" if source.budgets else "budgets"
         scanned: dict[DataConfig, Sequence[CaseFile]] = {}
-        for index, arm in enumerate(grid.arms):
-            config = from_tree(Config, _merged(grid, source, arm), str(self.path))
+        for index in range(len(grid.arms)):
+            layers = _layers(grid, source, index)
+            config = _config(_merged(layers.values()))
             try:
                 listed = scanned.get(config.data) or list_cases(source.path, config.data).cases
             except InputError as error:
-                labels = self._origin(grid, source, index, ["data", "label_map"])
-                key = labels if error.where == "--label-map" else (*own, "path")
-                fix = "correct it" if "--data." in error.fix else error.fix  # flags that a grid has no place for
-                raise self.fault((key, ""), f"{error.where}: {error.found}", error.expected, fix) from error
+                if error.code == "label-map":
+                    raise self._at(layers, own, "data.label_map", error) from error
+                fix = "arrange the files so" if error.code == "layout" else error.fix  # flags that a grid has not
+                raise self.fault(f"{own}.path", f"{error.where}: {error.found}", error.expected, fix) from error
             scanned[config.data] = listed
             drawn: dict[tuple[str, ...], str] = {}
             for budget in source.budgets or grid.budgets:
@@ -360,45 +397,29 @@ class _Reader:
                 try:
                     split = make_split(listed, settings, grid.seeds[0])
                 except InputError as error:
-                    written: Keys = (*own, "budgets") if source.budgets else ("budgets",)
-                    place = (written, budget) if error.where == "--labels" else (own, "")
+                    place = budgets if error.code == "label-budget" else own
                     found = f"data set {source.name}: {error.found}"
                     raise self.fault(place, found, error.expected, error.fix) from error
                 before = drawn.setdefault(split.labelled, budget)
                 if before != budget:
-                    written = (*own, "budgets") if source.budgets else ("budgets",)
                     found = f"data set {source.name}: {budget} and {before} are the same {len(split.labelled)} masks"
-                    raise self.fault((written, budget), found, "budgets of different masks", "remove one of them")
+                    raise self.fault(budgets, found, "budgets of different masks", "remove one of them")
                 if METHODS[config.method.name].uses_unlabelled and not split.unlabelled:
-                    found = f"data set {source.name}, budget {budget}: no training image without a mask"
-                    expected = f"images without masks, which {config.method.name} learns from"
-                    fix = "lower the budget, or leave out the arm"
-                    raise self.fault((("arms", index, "method"), ""), found, expected, fix)
+                    found = f"data set {source.name}, budget {budget}: no unlabelled training image"
+                    expected = f"unlabelled images, which {config.method.name} learns from"
+                    raise self.fault(f"arms[{index}].method", found, expected, "lower the budget, or leave out the arm")
 
-    def _require_list(self, keys: Keys, values: Any, kinds: tuple[type, ...], expected: str) -> None:
+    def _require_list(self, key: str, values: Any, kinds: tuple[type, ...], expected: str) -> None:
         if not isinstance(values, list) or not values or not all(type(value) in kinds for value in values):
             found = "missing" if values is None else "an empty list" if values == [] else repr(values)
-            raise self.fault((keys, ""), f"`{keys[-1]}`: {found}", expected, f"correct `{keys[-1]}`")
+            raise self.fault(key, found, expected, f"correct `{key}`")
 
-    def _require_free(self, keys: Keys, tree: Tree) -> None:
-        """Refuse settings that a grid gives in another place."""
-        for place, instead in OF_THE_GRID.items():
-            if _has(tree, place):
-                found = f"`{'.'.join(place)}` among the settings"
-                raise self.fault(((*keys, *place), ""), found, f"it as `{instead}` of the grid", "move it there")
-
-    def _require_distinct(self, named: Sequence[tuple[tuple[Keys, str], str]]) -> None:
-        """Refuse two names that are one, or would be one as a folder."""
+    def _require_distinct(self, named: Mapping[str, str]) -> None:
+        """Refuse two names, each by its key, that are one or would be one as a folder."""
         before: dict[str, str] = {}
-        for place, name in named:
-            if plain(name) in before or not plain(name):
-                found = f"`{name}`" + (f" after `{before[plain(name)]}`" if plain(name) else "")
-                raise self.fault(place, found, "names that differ in letters or digits", "rename or remove one")
-            before[plain(name)] = name
-
-
-def _keys_of(error: InputError) -> list[str]:
-    """The setting that `from_tree` refuses: `grid: train: steps`, `train.steps`, or in words where it is unknown."""
-    keys = [part for part in re.split(r": |\.", error.where) if part != "grid"]
-    unknown = re.fullmatch(r"unknown key `(.*)`", error.found)
-    return [*keys, unknown[1]] if unknown else keys
+        for key, name in named.items():
+            folder = folder_name(name)
+            if folder in before or not folder:
+                found = f"`{name}`" + (f" after `{before[folder]}`" if folder else "")
+                raise self.fault(key, found, "names that differ in letters or digits", "rename or remove one")
+            before[folder] = name

@@ -1,4 +1,4 @@
-"""Pictures of a bench: what each arm gains at a glance, and curves of Dice against the number of masks."""
+"""Pictures of a bench: what each arm gains over all tables, and curves of Dice against the number of masks."""
 
 import textwrap
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nissl.bench.analysis.overview import Gain
-from nissl.bench.analysis.tables import Row, Table
+from nissl.bench.analysis.tables import ArmRow, Table
 from nissl.reporting.curves import BLUE, GREEN, GREY, PURPLE, VERMILION, picture
 
 if TYPE_CHECKING:
@@ -23,12 +23,24 @@ SHIFT = 0.012
 COLUMNS, TITLE = 5, 24
 """Small pictures in a row, and characters in a line of their titles."""
 APART = 0.042
-"""Least distance of two names at the right end, as a share of the height."""
+"""Least distance of two names at the right end, as a fraction of the height."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what stands below it."""
+
+    source: str
+    """SVG data URI."""
+    title: str
+    caption: str
+    folded: str = ""
+    """Summary behind which it is folded away; empty: it is shown."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One arm: Dice in hundredths against masks, at the budgets where a run is done."""
+    """One arm: Dice in percent against masks, at the budgets where a run is done."""
 
     arm: str
     masks: Float[np.ndarray, "budgets"]
@@ -43,7 +55,7 @@ def curves_of(tables: Sequence[Table]) -> list[Curve]:
 
     The best is the one with the largest mean difference to the baseline over the budgets.
     """
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[ArmRow]] = {}
     for table in tables:
         for row in table.rows:
             if row.done:
@@ -57,24 +69,37 @@ def curves_of(tables: Sequence[Table]) -> list[Curve]:
     made = []
     for arm in order:
         ends = sorted((row.masks, row.dice, *row.over_seeds) for row in rows[arm])
-        masks, *shares = np.array(ends, dtype=np.float64).T
-        made.append(Curve(arm, masks, *(100 * share for share in shares)))
+        masks, *fractions = np.array(ends, dtype=np.float64).T
+        made.append(Curve(arm, masks, *(100 * fraction for fraction in fractions)))
     return made
 
 
-def pictures(tables: Sequence[Table]) -> tuple[str, ...]:
-    """All arms of a data set in one picture, and each beside the baseline, as SVG data URIs.
+def dataset_pictures(tables: Sequence[Table]) -> tuple[Picture, ...]:
+    """All arms of a data set in one picture, and each beside the baseline.
 
     Without a finished run there is none; with one budget, or no other arm than the baseline, the second is missing.
     """
     curves, first = curves_of(tables), tables[0].baseline
-    if len(tables) == 1 and curves:
-        return (_side_by_side(curves, first),)
-    others = any(curve.arm != first for curve in curves)
-    return (*((_overview(curves, first),) if curves else ()), *((_beside(curves, first),) if others else ()))
+    if not curves:
+        return ()
+    if len(tables) == 1:
+        caption = "Mean Dice of each arm, best on top. Black: the baseline; bars: 95 % intervals over seeds."
+        return (Picture(_side_by_side(curves, first), "Dice of all arms", caption),)
+    caption = (
+        "Mean Dice against the number of masks (arms in colour a little aside, to be told apart). Black: the baseline; "
+        "in colour: the best arms over all budgets; bars: 95 % intervals over seeds."
+    )
+    together = Picture(_overview(curves, first), "Dice against masks, all arms", caption)
+    if all(curve.arm == first for curve in curves):
+        return (together,)
+    caption, summary = (
+        "Blue: the arm; grey: the baseline; shaded: 95 % intervals over seeds.",
+        "Each arm beside the baseline",
+    )
+    return together, Picture(_beside(curves, first), f"Dice against masks: {summary.lower()}", caption, summary)
 
 
-def glance(gains: Sequence[Gain], tables: Sequence[Table]) -> str:
+def overview_picture(gains: Sequence[Gain], tables: Sequence[Table]) -> Picture:
     """The mean difference of each arm over all tables with its interval, best on top, and that of each table."""
     ordered = sorted(gains, key=lambda gain: -np.inf if np.isnan(gain.dice) else gain.dice)
     names = list(dict.fromkeys(table.data for table in tables))
@@ -96,10 +121,15 @@ def glance(gains: Sequence[Gain], tables: Sequence[Table]) -> str:
         axes.hlines(places, low, high, color=INK, linewidth=1.6)
         drawn += axes.plot([100 * gain.dice for gain in ordered], places, "D", color=INK, markersize=5.5)
         axes.set_yticks(places, [gain.arm for gain in ordered])
-        axes.set(xlabel=f"points of Dice against {tables[0].baseline}", ylim=(-0.7, len(ordered) - 0.3))
+        axes.set(xlabel=f"percentage points of Dice against {tables[0].baseline}", ylim=(-0.7, len(ordered) - 0.3))
         axes.legend(drawn, [*names, "mean"], loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
-    return picture(draw, (9.0, 1.2 + 0.27 * len(ordered)))
+    caption = (
+        "Difference to the baseline in percentage points of Dice. Diamonds: mean over all tables, with its 95 % "
+        "interval over seeds; dots: each table."
+    )
+    drawing = picture(draw, (9.0, 1.2 + 0.27 * len(ordered)))
+    return Picture(drawing, "Difference to the baseline of each arm in all tables", caption)
 
 
 def _side_by_side(curves: Sequence[Curve], first: str) -> str:

@@ -1,4 +1,4 @@
-"""What a worker process does: make cells, one after the other."""
+"""What a worker process does: make cells, one after another."""
 
 import json
 import os
@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from datetime import datetime, timezone
-from multiprocessing.connection import Connection
+from importlib import import_module
 from pathlib import Path
+from queue import SimpleQueue
 from time import sleep
 
 import filelock
@@ -17,31 +18,19 @@ import torch
 
 from nissl import api
 from nissl.bench.grid.grid import Cell
+from nissl.bench.run.processes import is_there
 from nissl.bench.run.results import CELLS, FAILED, RUNS, folder_of, one_line, read_results
-from nissl.config import Config, from_tree, to_tree
+from nissl.config import to_tree
 from nissl.errors import NisslError
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.folder import read_json, write_json
 from nissl.runs.reuse import checkpoints_of, stage_1_settings
 
 LOGS = "logs"
+PAUSE = 0.5
+"""Seconds between two queries for the token."""
 GRACE = 300.0
 """Seconds that a step and its saving may take when a worker is asked to stop; after that it is ended."""
-
-
-def work(link: Connection, out: Path, threads: int) -> None:
-    """Make the cells that come over the link, until it is closed: the whole life of a local worker process."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C reaches the first process alone, which then asks the workers to stop
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    torch.set_num_threads(threads)
-    while True:
-        try:
-            cell = link.recv()
-            make(cell, out)
-            link.send(cell.id)
-        except (EOFError, BrokenPipeError, ConnectionResetError):  # `make` itself raises none
-            return
 
 
 def make(cell: Cell, out: Path) -> None:
@@ -55,7 +44,7 @@ def make(cell: Cell, out: Path) -> None:
         try:
             for stale in (FAILED, "metrics.json"):  # with its numbers, a cell is done
                 (run / stale).unlink(missing_ok=True)
-            _train(cell, run, alike(out, cell))
+            _train(cell, run, reusable(out, cell))
             api.evaluate(run, device=cell.config.device)
         except Exception as error:  # whatever it is, the other cells go on
             print(f"failed: {error}", file=sys.stderr)
@@ -63,7 +52,7 @@ def make(cell: Cell, out: Path) -> None:
 
 
 def _train(cell: Cell, run: Path, other: Path | None) -> None:
-    """Train from the stage 1 of another run, but for its sake no cell fails: without, where it cannot be taken."""
+    """Train from the stage 1 of another run; where that cannot be reused, make it anew, so that no cell fails by it."""
     begun = (run / "config.toml").is_file()
     try:
         api.train(cell.path, run, cell.config, resume=begun, pretrained=other)
@@ -74,7 +63,7 @@ def _train(cell: Cell, run: Path, other: Path | None) -> None:
         api.train(cell.path, run, cell.config, resume=begun)
 
 
-def alike(out: Path, cell: Cell) -> Path | None:
+def reusable(out: Path, cell: Cell) -> Path | None:
     """Find a finished run of the bench with the stage 1 of a cell: of the same seed, with any budget and any method."""
     if not PRETRAININGS[cell.config.pretrain.name](cell.config.pretrain).steps:
         return None
@@ -87,23 +76,23 @@ def alike(out: Path, cell: Cell) -> Path | None:
 
 
 def log_of(out: Path, cell: Cell) -> Path:
-    """What a run says while it works."""
+    """What a run writes to stderr."""
     return (out / LOGS / cell.id).with_suffix(".log")
 
 
 def lock_of(out: Path, cell: Cell) -> Path:
-    """Held while a worker is at a cell, its measurement included."""
+    """Held while a worker makes a cell, its measurement included."""
     return (out / LOGS / cell.id).with_suffix(".lock")
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other worker is at the cell: one that was believed dead, or that outlived its bench."""
+    """Wait until no other worker makes the cell: one that was believed dead, or that outlived its bench."""
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        print(f"{_now()} another worker is at this cell: waiting for it to end", file=sys.stderr, flush=True)
+        print(f"{_now()} another worker makes this cell: waiting for it to end", file=sys.stderr, flush=True)
         lock.acquire(poll_interval=1.0)
     try:
         yield
@@ -118,35 +107,53 @@ def enter_failure(run: Path, message: str) -> None:
     write_json(run / FAILED, {"message": message, "date": _now()})
 
 
-def as_text(cell: Cell) -> str:
-    """A cell in a line of JSON, for a worker of a cluster; its data by their absolute path."""
-    tree = {"data": cell.data, "budget": cell.budget, "arm": cell.arm, "seed": cell.seed}
-    return json.dumps(tree | {"path": str(cell.path.absolute()), "config": to_tree(cell.config)})
-
-
-def from_text(text: str) -> Cell:
-    """Read what `as_text` wrote."""
-    tree = json.loads(text)
-    config = from_tree(Config, tree.pop("config"), "cell")
-    return Cell(path=Path(tree.pop("path")), config=config, **tree)
-
-
 def main() -> None:
-    """Make the cell that comes over stdin: the whole life of a process on a cluster (see `nissl.bench.run.dask_task`).
+    """Make the cells that come over stdin, and write the id of each to stdout: the whole life of a worker process.
 
-    `python -m nissl.bench.run.cell OUT THREADS`; the lines of stdin are the cell and the command that asked for it.
+    `python -m nissl.bench.run.cell TOKEN THREADS`; the folder of the token is that of the bench. A line of stdin is a
+    request (see `nissl.bench.run.workers.request_of`).
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    out, threads = Path(sys.argv[1]), int(sys.argv[2])
-    cell, sys.argv = from_text(sys.stdin.readline()), json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    token, threads = Path(sys.argv[1]), int(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     torch.set_num_threads(threads)
-    make(cell, out)
+    requests: SimpleQueue[str] = SimpleQueue()
+    for watch in (_read, _watch):
+        threading.Thread(target=watch, args=(token, requests), daemon=True).start()
+    import_module("torch._dynamo")  # else the first optimiser does it, and the time of the first cell has it in it
+    try:
+        while request := requests.get():
+            tree = json.loads(request)
+            cell, sys.argv = Cell.from_json(tree["cell"]), tree["command"]
+            log = log_of(token.parent, cell)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as file:  # what libraries write past Python, such as the last words of a crash
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            make(cell, token.parent)
+            print(cell.id, file=answers, flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the end of Python
 
 
-def _end_with_stdin() -> None:
-    """Stop this process, saving its state, when stdin is closed: on purpose, or because who holds it was killed."""
-    sys.stdin.read()
+def _read(token: Path, requests: "SimpleQueue[str]") -> None:
+    """Queue the lines of stdin; stop when it is closed: on purpose, or because whoever held it was killed."""
+    with open(0, encoding="utf-8", closefd=False) as lines:  # not sys.stdin, whose lock the end of Python asks for
+        for line in lines:
+            requests.put(line)
+    _stop(requests)
+
+
+def _watch(token: Path, requests: "SimpleQueue[str]") -> None:
+    """Stop when the bench has stopped."""
+    while is_there(token):
+        sleep(PAUSE)
+    _stop(requests)
+
+
+def _stop(requests: "SimpleQueue[str]") -> None:
+    """Stop this process from a thread: a training saves its state; one that the signal misses ends with the cell."""
+    requests.put("")
     signal.raise_signal(signal.SIGTERM)
     sleep(GRACE)
     os._exit(128 + signal.SIGTERM)

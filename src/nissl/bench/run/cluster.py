@@ -1,13 +1,11 @@
-"""The workers of a Dask cluster as the crew of a bench.
+"""The workers of a Dask cluster as the worker pool of a bench.
 
-Dask carries each cell to a worker and says which workers there are. All else stays with the bench: which cell goes
+Dask sends each cell to a worker and says which workers there are. All else stays with the bench: which cell goes
 where, that a worker has one at a time, and what becomes of the cell of a worker that is lost. The runs go through the
-shared file system; a token in the bench's folder tells the workers that the bench goes on.
+shared file system.
 """
 
 import asyncio
-import json
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from nissl.bench.grid.grid import Cell
-from nissl.bench.run.cell import as_text, lock_of, log_of
-from nissl.bench.run.dask_task import carry, look, versions
+from nissl.bench.run.cell import lock_of
+from nissl.bench.run.processes import probe_worker, run_cell, versions
 from nissl.bench.run.results import one_line
-from nissl.bench.run.workers import PAUSE, Crew, Ending
+from nissl.bench.run.workers import PAUSE, Finished, WorkerPool, request_of
 from nissl.errors import InputError, ResourceError
 from nissl.progress import warn
 from nissl.runs.provenance import LOCK
@@ -32,28 +30,27 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 ANSWER = 15.0
-"""Seconds that a scheduler has to answer, and present workers to say what they see."""
-LOOK = 1.0
-"""Seconds between two looks at the list of workers."""
+"""Seconds that a scheduler has to answer, and present workers to answer the probe."""
+REFRESH = 1.0
+"""Seconds between two queries for the list of workers."""
 STOP = 120.0
 """Seconds that the bench waits for its cells to save their state. They do so also when it has left."""
-TOKEN = ".nissl.bench-"
 
 
 @dataclass
-class _Worker:
-    """A worker of the cluster and what it is at."""
+class _ClusterWorker:
+    """A worker of the cluster and its cell."""
 
     threads: int
-    greeting: "Future"
-    """Its answer to `look` and `versions`."""
-    fit: bool | None = None
+    probe: "Future"
+    """Its answer to `probe_worker`."""
+    usable: bool | None = None
     """None: it has not answered yet."""
     cell: Cell | None = None
     task: "Future | None" = None
 
 
-class Cluster(Crew):
+class ClusterPool(WorkerPool):
     """The workers of a Dask cluster, also those that join it later.
 
     Args:
@@ -66,14 +63,13 @@ class Cluster(Crew):
     tries = 3
 
     def __init__(self, address: str, out: Path, folders: Sequence[Path]) -> None:
+        super().__init__(out)
         self.address = address
-        self._out = out.absolute()
         self._folders = [folder.absolute() for folder in folders]
-        self._token = self._out / f"{TOKEN}{uuid.uuid4().hex}"
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, _ClusterWorker] = {}
         self._listed: Mapping[str, Mapping[str, Any]] = {}
-        self._looked_at = float("-inf")
-        self._said: set[str] = set()
+        self._listed_at = float("-inf")
+        self._warned: set[str] = set()
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -85,8 +81,8 @@ class Cluster(Crew):
         """The most that one has."""
         return max((worker.threads for worker in self._workers.values()), default=1)
 
-    def __enter__(self) -> "Cluster":
-        """Connect, wait for a worker and ask those that are there what they see.
+    def __enter__(self) -> "ClusterPool":
+        """Connect, wait for a worker and probe those that are there.
 
         Raises:
             InputError: Dask is not installed, the scheduler does not answer, or a worker cannot make cells.
@@ -94,129 +90,124 @@ class Cluster(Crew):
         """
         self._client = _connected(self.address)
         try:
-            for left in self._out.glob(f"{TOKEN}*"):
-                left.unlink()  # of a bench that was killed: what it left running stops
-            self._token.touch()
-            self._meet()
+            super().__enter__()
+            self._await_workers()
         except BaseException:
             self.stop()
             raise
         return self
 
     def free(self) -> int:
-        """How many cells could be given now."""
+        """How many cells could be submitted now."""
         return len(self._idle())
 
-    def give(self, cell: Cell) -> None:
+    def submit(self, cell: Cell) -> None:
         """Hand a cell to a free worker."""
         address = self._idle()[0]
         worker = self._workers[address]
-        lines = f"{as_text(cell)}\n{json.dumps(sys.argv)}\n"
-        log = log_of(self._out, cell)
         worker.cell = cell
-        worker.task = self._submit(address, carry, lines, self._out, log, self._token, worker.threads)
+        worker.task = self._send(address, run_cell, request_of(cell), self.token, worker.threads)
 
-    def heard(self) -> list[Ending]:
-        """What ended since the last look; waits a moment for it.
+    def poll(self) -> list[Finished]:
+        """What finished since the last call; waits a moment for it.
 
         Raises:
             ResourceError: the scheduler is gone.
 
         """
         sleep(PAUSE)
-        self._look()
-        endings = []
+        self._refresh()
+        finished = []
         for address, worker in list(self._workers.items()):
             gone = address not in self._listed
             if worker.cell and worker.task and (gone or worker.task.done()):
                 lost = f"the worker {address} was lost" if gone else _result(worker.task)
-                endings.append(Ending(worker.cell, lost))
+                finished.append(Finished(worker.cell, lost))
                 worker.cell = worker.task = None
             if gone:
                 del self._workers[address]
-        for fault in self._answers():
+        for fault in self._faults():
             warn(f"{fault}; it gets no cell")
-        return endings
+        return finished
 
     def stop(self) -> None:
-        """Stop the workers: those at a cell finish their step and save their state; wait for it for a while."""
-        self._token.unlink(missing_ok=True)
+        """Stop the workers: those with a cell finish their step and save their state; wait for it for a while."""
+        self.token.unlink(missing_ok=True)
         until = monotonic() + STOP
         for worker in self._workers.values():
             if worker.cell:
-                lock = lock_of(self._out, worker.cell)
+                lock = lock_of(self.out, worker.cell)
                 with suppress(filelock.Timeout, OSError), filelock.FileLock(lock, timeout=max(0, until - monotonic())):
                     lock.unlink(missing_ok=True)
         self._workers.clear()
         with suppress(OSError, asyncio.TimeoutError):  # of a scheduler that is gone
             self._client.close(timeout=ANSWER)
 
-    def _meet(self) -> None:
+    def _await_workers(self) -> None:
         """Wait until a worker can make cells; refuse the cluster if one of those that are there cannot."""
         until = monotonic() + ANSWER
         while True:
-            self._look()
-            if faults := self._answers():
+            self._refresh()
+            if faults := self._faults():
                 expected = "this folder, the data and the same packages, under the same paths on every worker"
                 fix = "start the workers where they are, or choose an --out that they all share"
                 raise InputError("--cluster", "; ".join(faults), expected, fix)
-            known = [worker.fit for worker in self._workers.values()]
+            known = [worker.usable for worker in self._workers.values()]
             if any(known) and (None not in known or monotonic() > until):
                 return
             sleep(PAUSE)
 
-    def _look(self) -> None:
-        """Ask the scheduler, now and then, which workers there are; greet those that are new."""
+    def _refresh(self) -> None:
+        """Ask the scheduler, now and then, which workers there are; probe those that are new."""
         if self._client.status != "running":
             raise self._gone()
-        if monotonic() - self._looked_at < LOOK:
+        if monotonic() - self._listed_at < REFRESH:
             return
         try:
             identity = self._client.sync(self._client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER)
         except (OSError, asyncio.TimeoutError) as error:
             raise self._gone() from error
-        self._looked_at, self._listed = monotonic(), identity["workers"]
+        self._listed_at, self._listed = monotonic(), identity["workers"]
         for address, facts in self._listed.items():
             if address not in self._workers:
-                greeting = self._submit(address, look, self._token, self._out / LOCK, self._folders)
-                self._workers[address] = _Worker(facts["nthreads"], greeting)
+                probe = self._send(address, probe_worker, self.token, self.out / LOCK, self._folders)
+                self._workers[address] = _ClusterWorker(facts["nthreads"], probe)
         if not self._listed:
-            self._say(f"there is no worker at {self.address}: waiting for one")
+            self._warn_once(f"there is no worker at {self.address}: waiting for one")
 
     def _gone(self) -> ResourceError:
         found = "the cluster has gone away: its scheduler does not answer any more"
-        fix = "give the same command again, with another --cluster or without: finished cells are kept, others go on"
+        fix = "give the same command again, with another --cluster or without: finished cells are kept"
         return ResourceError(self.address, found, "a scheduler that answers until the last cell", fix)
 
-    def _answers(self) -> list[str]:
+    def _faults(self) -> list[str]:
         """Take the answers of new workers; return why some cannot make cells."""
         faults = []
         for address, worker in self._workers.items():
-            if worker.fit is None and worker.greeting.done():
-                answer = _result(worker.greeting)
+            if worker.usable is None and worker.probe.done():
+                answer = _result(worker.probe)
                 found, theirs = ([answer], {}) if isinstance(answer, str) else answer
-                worker.fit = not found
+                worker.usable = not found
                 faults += [f"worker {address}: {fault}" for fault in found]
                 for name, here in versions().items():
                     if theirs.get(name, here) != here:
-                        self._say(f"workers have {name} {theirs[name]}, here it is {here}: results may differ")
+                        self._warn_once(f"workers have {name} {theirs[name]}, here it is {here}: results may differ")
         return faults
 
-    def _say(self, text: str) -> None:
-        """Warn of something once."""
-        if text not in self._said:
-            self._said.add(text)
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
             warn(text)
 
     def _idle(self) -> list[str]:
         return [
             address
             for address, worker in self._workers.items()
-            if worker.fit and not worker.cell and self._listed.get(address, {}).get("status") == "running"
+            if worker.usable and not worker.cell and self._listed.get(address, {}).get("status") == "running"
         ]
 
-    def _submit(self, address: str, function: Callable[..., object], *arguments: object) -> "Future":
-        """Have a function run on one worker; by a key of its own, so that no result of before is taken for it."""
+    def _send(self, address: str, function: Callable[..., object], *arguments: object) -> "Future":
+        """Have a function run on one worker; by a key of its own, so that no earlier result is taken for it."""
         return self._client.submit(
             function,
             *arguments,
@@ -231,7 +222,7 @@ def _connected(address: str) -> "Client":
     try:
         from distributed import Client
     except ImportError as error:
-        expected = "Dask, which carries cells to other machines"
+        expected = "Dask, which sends cells to other machines"
         raise InputError("--cluster", "Dask is not installed", expected, "pip install 'nissl[cluster]'") from error
     came: list[Client | Exception] = []
 
@@ -247,7 +238,7 @@ def _connected(address: str) -> "Client":
     thread.join(2 * ANSWER)
     if came and not isinstance(came[0], Exception):
         return came[0]
-    why = (str(came[0]) or type(came[0]).__name__) if came else f"nothing was heard for {2 * ANSWER:.0f} s"
+    why = (str(came[0]) or type(came[0]).__name__) if came else f"no answer within {2 * ANSWER:.0f} s"
     expected = "the address of a Dask scheduler, such as tcp://10.0.0.1:8786"
     fix = "start it with `dask scheduler`, which prints its address, and check the host and port"
     raise InputError("--cluster", f"{address}: no scheduler answers ({why})", expected, fix)

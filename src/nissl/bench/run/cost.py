@@ -5,33 +5,35 @@ one after the other, so that neither the cells nor another arm are in its number
 """
 
 import dataclasses
-import io
-import os
+import json
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from nissl import api, nets
 from nissl.bench.grid.grid import Cell
-from nissl.bench.run.processes import start
+from nissl.bench.run.processes import describe_exit
 from nissl.bench.run.results import one_line
 from nissl.config import Config, load_config
 from nissl.data.batches import Batch
 from nissl.data.cases import list_cases
 from nissl.data.split import make_split
 from nissl.errors import NisslError
-from nissl.methods import METHODS
+from nissl.methods import METHODS, Method
 from nissl.pretrain import PRETRAININGS
 from nissl.progress import track
 from nissl.runs.folder import choose_device, read_json, write_json
@@ -107,30 +109,31 @@ def measure_costs(out: Path, cells: Sequence[Cell], threads: int) -> dict[Key, C
 def _apart(cell: Cell, threads: int) -> Cost:
     """Probe a cell in a fresh process, whose memory is that of this cell alone."""
     with tempfile.TemporaryDirectory() as folder:
-        process, link = start(_answer, cell, Path(folder) / "run", threads)
-        try:
-            answer: Cost = link.recv()
-        except EOFError:
-            process.join()
-            answer = Cost(cell.data, cell.arm, message=f"the process ended with exit code {process.exitcode}")
-        finally:
-            process.kill()
-            process.join()
-    return answer
+        done = subprocess.run(
+            _command(Path(folder) / "run", threads),
+            input=cell.to_json(),
+            capture_output=True,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the bench alone, which then ends this process
+        )
+    if done.returncode:
+        return Cost(cell.data, cell.arm, message=describe_exit(done.returncode))
+    return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _answer(link: Connection, cell: Cell, run: Path, threads: int) -> None:
-    """The whole life of a process that probes a cell."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C reaches the first process alone, which then ends this one
-    torch.set_num_threads(threads)
+def _command(run: Path, threads: int) -> list[str]:
+    return [sys.executable, "-m", "nissl.bench.run.cost", str(run), str(threads)]
+
+
+def main() -> None:
+    """Probe the cell that comes over stdin and write its cost to stdout: the whole life of a process of `_apart`."""
+    cell = Cell.from_json(sys.stdin.read())
+    torch.set_num_threads(int(sys.argv[2]))
     try:
-        with redirect_stderr(io.StringIO()):
-            answer = probe(cell, run)
+        answer = probe(cell, Path(sys.argv[1]))
     except Exception as error:  # whatever it is, the others are measured
         answer = Cost(cell.data, cell.arm, message=one_line(error))
-    with suppress(BrokenPipeError):  # the bench has ended
-        link.send(answer)
+    print(json.dumps(asdict(answer)))
 
 
 def probe(cell: Cell, run: Path) -> Cost:
@@ -151,9 +154,8 @@ def probe(cell: Cell, run: Path) -> Cost:
     device = choose_device(config.device)
     memory = peak_memory(device)
     data, network = read_json(run / "data.json"), read_json(run / "network.json")
-    settled = load_config(run / "config.toml")  # of the short run, but for its length
-    settled = dataclasses.replace(settled, pretrain=config.pretrain)
-    work = Work(settled, tuple(network["input"]), len(data["classes"]), device)
+    resolved = dataclasses.replace(load_config(run / "config.toml"), pretrain=config.pretrain)  # but for its length
+    work = Work(resolved, tuple(network["input"]), len(data["classes"]), device)
     passes = None
     if config.protocol != "parity":
         flops = work.flops_stage_1() + config.train.steps * work.flops_stage_2()
@@ -195,7 +197,7 @@ class Work:
     """The steps of a training, on noise: how much is to be computed does not depend on what the images show.
 
     Args:
-        config: the settings, with `data.size` settled.
+        config: the settings, with `data.size` resolved.
         shape: of an image, `(channels, *space)`.
         classes: number of classes, background included.
         device: where the steps are made.
@@ -251,7 +253,7 @@ class Work:
         return marks
 
     def _train(self, steps: Sequence[float], mark: Callable[[], float]) -> list[float]:
-        """Make steps as the loop makes them, each at its share of the training; return what `mark` gives after each."""
+        """Make steps, each at its fraction of the training; return what `mark` gives after each."""
         config, kind, size = self.config, METHODS[self.config.method.name], per_stream(self.config)
         method = kind([self._network(index) for index in range(kind.count)], config.method).to(self.device).train()
         lay_out(method)
@@ -261,12 +263,7 @@ class Work:
         batch = Batch(self._images(size), masks, unlabelled, ("noise",) * size)
         marks = []
         for progress in steps:
-            optimiser.zero_grad(set_to_none=True)
-            with autocast(self.device, config.train.precision):
-                terms = method(batch, progress)
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            method.after_step()
+            _step(method, optimiser, batch, progress, autocast(self.device, config.train.precision))
             marks.append(mark())
         return marks
 
@@ -277,6 +274,18 @@ class Work:
     def _images(self, count: int) -> Tensor:
         images = torch.randn(count, *self.shape, device=self.device)
         return images.contiguous(memory_format=CHANNELS_LAST[images.ndim])
+
+
+def _step(
+    method: Method, optimiser: Optimizer, batch: Batch, progress: float, precision: AbstractContextManager[Any]
+) -> None:
+    """One optimiser step, as the loop of the training makes it."""
+    optimiser.zero_grad(set_to_none=True)
+    with precision:
+        terms = method(batch, progress)
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    method.after_step()
 
 
 def _fastest(times: Sequence[float]) -> float:
@@ -294,13 +303,18 @@ def seconds_of(cell: Cell, costs: Mapping[Key, Cost]) -> float | None:
 
 
 def _steps(cell: Cell) -> float:
-    """Steps of stage 2; by the published protocol, with its looks at the test images in units of a step.
+    """Steps of stage 2; by the published protocol, with its measurements of the test images in units of a step.
 
-    A step shows `batch` images to each network and takes three passes for each, a look one pass of all test images.
+    A step shows `batch` images to each network and takes three passes for each, a measurement one pass of all test
+    images.
     """
     if cell.config.protocol != "parity":
         return cell.config.train.steps
     split = make_split(list_cases(cell.path, cell.config.data).cases, cell.config.split, cell.seed)
     train = parity.settled(cell.config, len(split.labelled)).train
-    looks = parity.EPOCHS // parity.epochs_between(cell.config)
-    return train.steps + looks * len(split.test) / (3 * train.batch)
+    measurements = parity.EPOCHS // parity.epochs_between(cell.config)
+    return train.steps + measurements * len(split.test) / (3 * train.batch)
+
+
+if __name__ == "__main__":
+    main()

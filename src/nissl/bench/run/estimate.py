@@ -10,7 +10,7 @@ from nissl.bench.run.results import Result
 
 
 def estimate(todo: Sequence[Cell], results: Sequence[Result], costs: Mapping[Key, Cost], workers: int) -> str:
-    """Say in a line how long the cells to do will take.
+    """State in a line how long the cells that are left will take.
 
     Each arm on each data set is estimated from its finished cells, or else from the short run that measured its cost;
     measuring and reading come on top. A short run that failed is left out here: its cells will say why.
@@ -35,4 +35,4 @@ def estimate(todo: Sequence[Cell], results: Sequence[Result], costs: Mapping[Key
 
 
 def _seconds(result: Result) -> float:
-    return (result.seconds_stage_1 or 0.0) + (result.seconds_stage_2 or 0.0)
+    return (result.training.seconds_stage_1 or 0.0) + (result.training.seconds_stage_2 or 0.0)

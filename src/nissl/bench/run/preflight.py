@@ -15,7 +15,7 @@ from nissl.runs.folder import choose_device, read_json
 from nissl.training import network, parity
 
 
-def require_fit(todo: Sequence[Cell], here: bool) -> None:
+def require_workable(todo: Sequence[Cell], here: bool) -> None:
     """Refuse arms whose network, pre-training or method cannot work with the images of a data set, as one header shows.
 
     Args:
@@ -46,7 +46,7 @@ def require_fit(todo: Sequence[Cell], here: bool) -> None:
             raise InputError(where, error.found, error.expected, error.fix) from error
 
 
-def require_apart(todo: Sequence[Cell]) -> None:
+def require_separate(todo: Sequence[Cell]) -> None:
     """Refuse data in which a test image is a training image under another name: no cell could be measured.
 
     Raises:
@@ -63,7 +63,7 @@ def require_apart(todo: Sequence[Cell]) -> None:
 
 
 def require_unchanged(out: Path, all_cells: Sequence[Cell], todo: Sequence[Cell]) -> None:
-    """Refuse to go on where files that other cells have learnt from are others now: a table compares them all.
+    """Refuse to resume where files that other cells have learnt from are others now: a table compares them all.
 
     Raises:
         InputError: a case came or went, or an image or a mask of one has changed.

@@ -3,50 +3,47 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from nissl.bench.grid.grid import Cell
 from nissl.config import Config, from_tree, load_config
-from nissl.errors import DataError, InputError, NisslError
+from nissl.errors import Caveat, DataError, InputError, NisslError
 from nissl.evaluation.table import CaseScore, scores_from_csv
 from nissl.files import write_whole
+from nissl.metrics.metric import SEGMENTATION
 from nissl.runs.folder import read_json
+from nissl.training import parity
 from nissl.training.loop import LOG
 
 CELLS, RUNS, RESULTS, FAILED, PARITY = "cells.json", "runs", "results.csv", "failed.json", "parity.json"
 Status = Literal["done", "failed", "missing"]
+TRIVIAL = ("dice", "pooled_dice")
+"""Metrics that metrics.json gives for calling every pixel foreground as well."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """A row of results.csv; what a cell has not reached is None, an empty field."""
+class Tested:
+    """On what a run was measured, and how often a class was in one of the two masks alone."""
 
-    data: str
-    budget: str
-    arm: str
-    seed: int
-    status: Status
-    dice: float | None = None
-    """Mean over classes of the mean over test cases."""
-    pooled_dice: float | None = None
-    hd95: float | None = None
     unit: str | None = None
-    """Of hd95: mm or px."""
+    """Of lengths: mm or px."""
     n_missed: int | None = None
     """Cases (with several classes: cases and classes) that the reference shows and the prediction does not."""
     n_false_alarm: int | None = None
-    """The other way round."""
+    """False-positive cases: the other way round."""
     n_cases: int | None = None
-    """Test cases."""
     n_groups: int | None = None
     """Groups (patients) of the test cases, where known."""
-    trivial_dice: float | None = None
-    """Mean Dice of calling every pixel foreground."""
-    trivial_pooled_dice: float | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was trained, on what, and what it took."""
+
     masks_seen: int | None = None
     input: str | None = None
     """Channels and size of what the network takes, such as `3x128x128`."""
@@ -64,13 +61,35 @@ class Result:
     device: str | None = None
     date: str | None = None
     """When the run began."""
-    protocol: str | None = None
-    """`nissl`, or `parity`: measured by the published protocol as well, which chooses on the test images."""
-    parity_pooled_dice: float | None = None
-    """By the published protocol; for comparison only."""
-    parity_threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the published protocol measured, which chooses on the test images; for comparison only."""
+
+    pooled_dice: float | None
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a cell: a row of results.csv; what it has not reached is None or missing, an empty field."""
+
+    data: str
+    budget: str
+    arm: str
+    seed: int
+    status: Status
     run: str = ""
     """Folder of the run, in that of the bench."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """By the name of a metric of `SEGMENTATION`: means over test cases, then over classes."""
+    trivial: Mapping[str, float] = field(default_factory=dict)
+    """The same of calling every pixel foreground."""
+    tested: Tested = Tested()
+    training: Training = Training()
+    published: Published | None = None
+    """None: by our own protocol alone."""
     message: str = ""
     """Why it failed."""
 
@@ -90,63 +109,47 @@ def is_done(out: Path, cell: Cell) -> bool:
 
 
 def result_of(out: Path, cell: Cell) -> Result:
-    """Read what came of a cell.
-
-    Raises:
-        InputError: a file of a finished run is gone.
-        DataError: a file of a finished run is damaged.
-
-    """
+    """Read what came of a cell; one whose files are damaged counts as failed, with the reason."""
     run = folder_of(out, cell)
-    known: dict[str, Any] = {"data": cell.data, "budget": cell.budget, "arm": cell.arm, "seed": cell.seed}
-    known["run"] = f"{RUNS}/{cell.id}"
-    if not is_done(out, cell):
-        failed = run / FAILED
-        message = read_json(failed)["message"] if failed.is_file() else ""
-        return Result(**known, status="failed" if message else "missing", message=message)
+    known = Result(cell.data, cell.budget, cell.arm, cell.seed, "missing", f"{RUNS}/{cell.id}")
     try:
-        return Result(**known, status="done", **_measured(run))
+        if is_done(out, cell):
+            return _measured(run, known)
+        message = read_json(run / FAILED)["message"] if (run / FAILED).is_file() else ""
+    except NisslError as error:
+        message = one_line(error)
     except KeyError as error:
-        raise DataError(run, f"no {error} in its files", "the files that a run writes", "remove the run") from error
+        message = f"{run}: no {error} in its files: remove the run"
+    return replace(known, status="failed", message=message) if message else known
 
 
-MEASURES = (
-    "dice",
-    "pooled_dice",
-    "hd95",
-    "unit",
-    "n_missed",
-    "n_false_alarm",
-    "n_cases",
-    "n_groups",
-    "trivial_dice",
-    "trivial_pooled_dice",
-)
-
-
-def _measured(run: Path) -> dict[str, Any]:
-    """The fields of a finished run."""
+def _measured(run: Path, known: Result) -> Result:
+    """Read a finished run."""
     scores, pretraining = read_json(run / "metrics.json")["overall"], read_json(run / "pretrain.json")
-    network, surroundings = read_json(run / "network.json"), read_json(run / "env.json")
-    parity = read_json(run / PARITY) if (run / PARITY).is_file() else {}
+    network, environment = read_json(run / "network.json"), read_json(run / "env.json")
+    published = read_json(run / PARITY) if (run / PARITY).is_file() else None
     train = load_config(run / "config.toml").train
-    return {
-        **{name: scores[name] for name in MEASURES},
-        "masks_seen": len(read_json(run / "budget.json")["masks_seen"]),
-        "input": "x".join(map(str, network["input"])),
-        "parameters": network["parameters"],
-        "steps_stage_1": pretraining["steps"],
-        "steps": train.steps,
-        "images_stage_1": pretraining["images"],
-        "images_stage_2": train.batch * train.steps,
-        "seconds_stage_1": round(pretraining["seconds"], 2),
-        "seconds_stage_2": round(sum(step_seconds(run)), 2),
-        "device": surroundings["device"],
-        "date": surroundings["date"],
-        "protocol": "parity" if parity else "nissl",
-        "parity_pooled_dice": parity.get("pooled_dice"),
-        "parity_threshold": parity.get("threshold"),
-    }
+    return replace(
+        known,
+        status="done",
+        scores={one.name: scores[one.name] for one in SEGMENTATION if scores[one.name] is not None},
+        trivial={name: scores[f"trivial_{name}"] for name in TRIVIAL},
+        tested=Tested(**{one.name: scores[one.name] for one in fields(Tested)}),
+        training=Training(
+            masks_seen=len(read_json(run / "budget.json")["masks_seen"]),
+            input="x".join(map(str, network["input"])),
+            parameters=network["parameters"],
+            steps_stage_1=pretraining["steps"],
+            steps=train.steps,
+            images_stage_1=pretraining["images"],
+            images_stage_2=train.batch * train.steps,
+            seconds_stage_1=round(pretraining["seconds"], 2),
+            seconds_stage_2=round(sum(step_seconds(run)), 2),
+            device=environment["device"],
+            date=environment["date"],
+        ),
+        published=Published(published.get("pooled_dice"), published.get("threshold")) if published else None,
+    )
 
 
 def step_seconds(run: Path) -> list[float]:
@@ -178,11 +181,20 @@ def scores_of(out: Path, result: Result) -> list[CaseScore]:
         raise DataError(path, f"cannot be read ({error})", "the scores of each case", fix) from error
 
 
-def warnings_of(out: Path, result: Result) -> list[str]:
+def caveats_of(out: Path, result: Result) -> list[Caveat]:
     """What the measurement of a run says against its numbers; nothing where it cannot be read."""
     with suppress(NisslError):
-        return [str(text) for text in read_json(out / result.run / "metrics.json").get("warnings", [])]
+        tree = read_json(out / result.run / "metrics.json")
+        texts = [str(text) for text in tree.get("warnings", [])]
+        return list(map(Caveat, tree.get("warning_codes", map(_code_of_old, texts)), texts))
     return []
+
+
+def _code_of_old(text: str) -> str:
+    """The code of a warning from before warnings had codes; empty where nobody asks for it."""
+    if text == parity.WARNING:
+        return "published-protocol"
+    return "published-number" if text.startswith(parity.CHOSEN) else ""
 
 
 def is_bench(folder: Path) -> bool:
@@ -217,26 +229,36 @@ def stored_cells(out: Path) -> tuple[Cell, ...]:
 
 
 def read_results(out: Path, cells: Sequence[Cell]) -> tuple[Result, ...]:
-    """Read all cells, in the order of the grid; one whose files are damaged counts as failed, with the reason."""
-    return tuple(_read(out, cell) for cell in cells)
-
-
-def _read(out: Path, cell: Cell) -> Result:
-    try:
-        return result_of(out, cell)
-    except NisslError as error:
-        known = (cell.data, cell.budget, cell.arm, cell.seed)
-        return Result(*known, status="failed", run=f"{RUNS}/{cell.id}", message=one_line(error))
+    """Read all cells, in the order of the grid."""
+    return tuple(result_of(out, cell) for cell in cells)
 
 
 def write_results(out: Path, results: Sequence[Result]) -> Path:
     """Write results.csv whole: a row for each cell, whatever came of it."""
+    rows = [_columns(result) for result in results]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Result)], lineterminator="\n")
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(result) for result in results)
+    writer.writerows(rows)
     write_whole(out / RESULTS, buffer.getvalue())
     return out / RESULTS
+
+
+def _columns(result: Result) -> dict[str, object]:
+    """The columns of results.csv, in their order."""
+    protocol = "" if result.status != "done" else "parity" if result.published else "nissl"
+    return {
+        **{name: getattr(result, name) for name in ("data", "budget", "arm", "seed", "status")},
+        **{metric.name: result.scores.get(metric.name) for metric in SEGMENTATION},
+        **asdict(result.tested),
+        **{f"trivial_{name}": result.trivial.get(name) for name in TRIVIAL},
+        **asdict(result.training),
+        "protocol": protocol,
+        "parity_pooled_dice": result.published and result.published.pooled_dice,
+        "parity_threshold": result.published and result.published.threshold,
+        "run": result.run,
+        "message": result.message,
+    }
 
 
 def one_line(error: BaseException) -> str:

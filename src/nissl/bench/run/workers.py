@@ -1,33 +1,37 @@
-"""Who makes the cells of a bench: processes on this machine, or the workers of a cluster."""
+"""Worker pools, which make the cells of a bench; the one of this machine."""
 
+import json
+import sys
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from nissl.bench.grid.grid import Cell
-from nissl.bench.run.cell import work
-from nissl.bench.run.dask_task import ending
-from nissl.bench.run.processes import start
+from nissl.bench.run.processes import TOKEN, end_workers, run_cell
 
 PAUSE = 0.2
-"""Seconds between two looks at the workers."""
+"""Seconds that a pool waits for a cell to finish before it returns to the bench."""
 
 
 @dataclass(frozen=True)
-class Ending:
-    """A worker is done with a cell."""
+class Finished:
+    """A worker has finished a cell, or was lost."""
 
     cell: Cell
     lost: str | None = None
     """What became of the worker, where it did not come to the end of the cell."""
 
 
-class Crew(ABC):
-    """Workers that each make one cell at a time; as a context they are there inside and have stopped after it."""
+class WorkerPool(ABC):
+    """Workers that each make one cell at a time; as a context they run inside and have stopped after it.
+
+    Args:
+        out: folder of the bench. A token in it tells the worker processes that the bench runs.
+
+    """
 
     size: int
     """How many workers there are."""
@@ -36,7 +40,14 @@ class Crew(ABC):
     tries: int
     """How often a cell may lose its worker, without having come further in between, before it has failed."""
 
-    def __enter__(self) -> "Crew":
+    def __init__(self, out: Path) -> None:
+        self.out = out.absolute()
+        self.token = self.out / f"{TOKEN}{uuid.uuid4().hex}"
+
+    def __enter__(self) -> "WorkerPool":
+        for left in self.out.glob(f"{TOKEN}*"):
+            left.unlink()  # of a bench that was killed: what it left running stops
+        self.token.touch()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,31 +55,27 @@ class Crew(ABC):
 
     @abstractmethod
     def free(self) -> int:
-        """How many cells could be given now."""
+        """How many cells could be submitted now."""
 
     @abstractmethod
-    def give(self, cell: Cell) -> None:
+    def submit(self, cell: Cell) -> None:
         """Hand a cell to a free worker."""
 
     @abstractmethod
-    def heard(self) -> Sequence[Ending]:
-        """What ended since the last look; waits a moment for it."""
+    def poll(self) -> Sequence[Finished]:
+        """What finished since the last call; waits a moment for it."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Stop the workers, if they have not: those at a cell finish their step and save their state."""
+        """Stop the workers, if they have not: those with a cell finish their step and save their state."""
 
 
-@dataclass
-class _Worker:
-    """A worker process and what it is at."""
-
-    process: BaseProcess
-    link: Connection
-    cell: Cell | None = None
+def request_of(cell: Cell) -> str:
+    """The line that a worker process takes: a cell, and the command that asked for it."""
+    return json.dumps({"cell": cell.to_json(), "command": sys.argv})
 
 
-class Processes(Crew):
+class LocalPool(WorkerPool):
     """Worker processes on this machine.
 
     Args:
@@ -81,52 +88,27 @@ class Processes(Crew):
     tries = 1
 
     def __init__(self, out: Path, size: int, threads: int) -> None:
+        super().__init__(out)
         self.size, self.threads = size, threads
-        self._out = out
-        self._workers: list[_Worker] = []
+        self._executor = ThreadPoolExecutor(size)
+        self._running: dict[Future[str | None], Cell] = {}
 
     def free(self) -> int:
-        """How many cells could be given now."""
-        return self.size - len([worker for worker in self._workers if worker.cell])
+        """How many cells could be submitted now."""
+        return self.size - len(self._running)
 
-    def give(self, cell: Cell) -> None:
+    def submit(self, cell: Cell) -> None:
         """Hand a cell to an idle process, or to a new one."""
-        worker = next((worker for worker in self._workers if not worker.cell), None) or self._hire()
-        worker.cell = cell
-        with suppress(OSError):  # it has ended, which `heard` finds
-            worker.link.send(cell)
+        future = self._executor.submit(run_cell, request_of(cell), self.token, self.threads)
+        self._running[future] = cell
 
-    def heard(self) -> list[Ending]:
-        """What ended since the last look; waits a moment for it."""
-        by_link = {worker.link: worker for worker in self._workers}
-        endings = []
-        for link in wait(list(by_link), timeout=PAUSE):
-            worker = by_link[link]  # type: ignore[index]
-            lost = None
-            try:
-                worker.link.recv()
-            except (EOFError, OSError):
-                lost = self._buried(worker)
-            if worker.cell:
-                endings.append(Ending(worker.cell, lost))
-            worker.cell = None
-        return endings
+    def poll(self) -> list[Finished]:
+        """What finished since the last call; waits a moment for it."""
+        done = wait(self._running, PAUSE, FIRST_COMPLETED).done
+        return [Finished(self._running.pop(future), future.result()) for future in done]
 
     def stop(self) -> None:
-        """Stop the processes: those at a cell finish their step and save their state."""
-        for worker in self._workers:
-            worker.process.terminate()
-            worker.link.close()  # to one at its last step the signal says nothing: it ends with the cell
-        while self._workers:
-            self._buried(self._workers[-1])
-
-    def _hire(self) -> _Worker:
-        self._workers.append(_Worker(*start(work, self._out, self.threads)))
-        return self._workers[-1]
-
-    def _buried(self, worker: _Worker) -> str:
-        """Take a process that ends, or has ended, off the list; return what became of it."""
-        worker.process.join()
-        worker.link.close()
-        self._workers.remove(worker)
-        return ending(worker.process.exitcode)
+        """Stop the processes: those with a cell finish their step and save their state."""
+        self.token.unlink(missing_ok=True)
+        self._executor.shutdown()
+        end_workers(self.token)

@@ -1,0 +1,142 @@
+"""The printed tables of a bench, from its numbers."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nissl.bench.analysis.overview import Gain
+from nissl.bench.analysis.tables import ArmRow, Table, Versus
+from nissl.bench.page.numbers import UNKNOWN, either, labels, p_value, percent, points, span, times, with_deviation
+from nissl.bench.run.cost import Cost
+from nissl.bench.run.results import Result
+from nissl.reporting.run_page import fixed, thousands
+
+TRIVIAL_ROW = "foreground everywhere"
+DIFFERENCE, EQUIVALENT, FALSE_POSITIVES = (
+    "difference, percentage points",
+    "annotation equivalent",
+    "false-positive cases",
+)
+DICE, POOLED, PUBLISHED = "Dice, %", "pooled Dice, % (sd)", "published protocol: pooled Dice, % (sd)"
+
+
+@dataclass(frozen=True)
+class PrintedRow:
+    """A row of a printed table."""
+
+    texts: tuple[str, ...]
+    kind: str = ""
+    """`baseline`, a verdict, `lacking` (some run is not done) or `trivial`."""
+
+
+@dataclass(frozen=True)
+class PrintedTable:
+    """A printed table."""
+
+    head: tuple[str, ...]
+    rows: tuple[PrintedRow, ...]
+
+
+def results_table(table: Table) -> PrintedTable:
+    """How well the arms do, a row each and the trivial score last."""
+    done = table.done
+    units = "patients" if done and done[0].tested.n_groups else "cases"
+    reference = next(_passes(row) for row in table.rows if row.arm == table.baseline)
+
+    def versus(text: Callable[[Versus], str]) -> Callable[[ArmRow], str]:
+        return lambda row: text(row.versus) if row.versus else ""
+
+    columns: list[tuple[str, Callable[[ArmRow], str], bool]] = [
+        ("arm", lambda row: _name(row.arm, table.baseline), True),
+        ("runs", _runs, True),
+        ("masks", lambda row: fixed(row.masks, 0), True),
+        (DICE, lambda row: percent(row.dice), True),
+        ("95 % over seeds", lambda row: span(row.over_seeds, percent), True),
+        (f"95 % over {units}", lambda row: span(row.over_cases, percent), True),
+        (POOLED, lambda row: with_deviation(row.others["pooled_dice"]), True),
+        (PUBLISHED, lambda row: with_deviation(row.others["published"]), any(run.published for run in done)),
+        (f"HD95, {either(run.tested.unit for run in done)}", lambda row: fixed(row.others["hd95"].mean, 1), True),
+        (DIFFERENCE, versus(lambda one: points(one.dice)), True),
+        ("95 % over seeds", versus(lambda one: span(one.over_seeds, points)), True),
+        (f"95 % over {units}", versus(lambda one: span(one.over_cases, points)), True),
+        ("p over seeds", versus(lambda one: p_value(one.p_seeds)), True),
+        (f"p over {units}", versus(lambda one: p_value(one.p_cases)), True),
+        (FALSE_POSITIVES, lambda row: str(row.false_positives), any(row.false_positives for row in table.rows)),
+        (EQUIVALENT, _equivalent, any(row.equivalent for row in table.rows)),
+        ("compute", lambda row: times(_passes(row), reference), True),
+    ]
+    shown = [(head, text) for head, text, condition in columns if condition]
+    rows = [PrintedRow(tuple(text(row) for _, text in shown), _kind(row, table)) for row in table.rows]
+    trivial = {"arm": TRIVIAL_ROW, DICE: percent(table.trivial[0]), POOLED: percent(table.trivial[1])}
+    last = PrintedRow(tuple(trivial.get(head, "") for head, _ in shown), "trivial")
+    return PrintedTable(tuple(head for head, _ in shown), (*rows, last))
+
+
+def _equivalent(row: ArmRow) -> str:
+    return labels(row.equivalent, row.equivalent_span) if row.equivalent else ""
+
+
+def _passes(row: ArmRow) -> float | None:
+    return row.cost.passes if row.cost else None
+
+
+def _kind(row: ArmRow, table: Table) -> str:
+    kind = "baseline" if row.arm == table.baseline else row.versus.verdict if row.versus else ""
+    return f"{kind} lacking".strip() if len(row.done) < len(row.runs) else kind
+
+
+def _name(arm: str, baseline: str) -> str:
+    return arm + (" (baseline)" if arm == baseline else "")
+
+
+def _runs(row: ArmRow) -> str:
+    """How many runs are done and, where that is not all, what came of the others."""
+    lacking = [f"{row.count(status)} {status}" for status in ("failed", "missing") if row.count(status)]
+    return f"{len(row.done)} of {len(row.runs)}; {', '.join(lacking)}" if lacking else str(len(row.done))
+
+
+def overview_table(gains: Sequence[Gain], tables: Sequence[Table]) -> PrintedTable:
+    """The difference of each arm in every table and on average, best first; a star where a table shows it."""
+    ordered = sorted(gains, key=lambda gain: -math.inf if math.isnan(gain.dice) else gain.dice, reverse=True)
+    places = [f"{table.data}, {table.budget}" for table in tables]
+    head = ("arm", *places, "mean", "95 % over seeds", "p over seeds", "seeds")
+    return PrintedTable(head, tuple(_overview_row(gain) for gain in ordered))
+
+
+def _overview_row(gain: Gain) -> PrintedRow:
+    stars = [one and "*" * (one.verdict in ("helped", "hurt")) for one in gain.versus]
+    cells = [f"{points(one.dice)}{star}" if one else UNKNOWN for one, star in zip(gain.versus, stars, strict=True)]
+    average = (points(gain.dice), span(gain.over_seeds, points), p_value(gain.p_seeds), str(gain.seeds))
+    return PrintedRow((gain.arm, *cells, *average), gain.verdict)
+
+
+def cost_table(tables: Sequence[Table]) -> PrintedTable:
+    """What the arms cost on a data set, from the runs with all its budgets and from the probe."""
+    head = (
+        *("arm", "stage 1: steps", "images", "stage 2: steps", "images", "network passes", "× baseline"),
+        *("s per step, stage 1", "s per step, stage 2", "× baseline", "peak memory, MB", "× baseline"),
+    )
+    costs = {row.arm: row.cost or Cost(tables[0].data, row.arm) for row in tables[0].rows}
+    rows = []
+    for arm, cost in costs.items():
+        runs = [run for table in tables for row in table.rows if row.arm == arm for run in row.done]
+        texts = (_name(arm, tables[0].baseline), *_lengths(runs), *_measured(cost, costs[tables[0].baseline]))
+        rows.append(PrintedRow(texts, "baseline" if arm == tables[0].baseline else ""))
+    return PrintedTable(head, tuple(rows))
+
+
+def _lengths(runs: Sequence[Result]) -> list[str]:
+    fields = ("steps_stage_1", "images_stage_1", "steps", "images_stage_2")
+    return [either(getattr(run.training, name) for run in runs) for name in fields]
+
+
+def _measured(cost: Cost, reference: Cost) -> tuple[str, ...]:
+    return (
+        thousands(round(cost.passes)) if cost.passes is not None else UNKNOWN,
+        times(cost.passes, reference.passes),
+        fixed(cost.seconds_stage_1 or None),
+        fixed(cost.seconds_stage_2),
+        times(cost.seconds_stage_2, reference.seconds_stage_2),
+        thousands(round(cost.memory_bytes / 1e6)) if cost.memory_bytes else UNKNOWN,
+        times(cost.memory_bytes, reference.memory_bytes),
+    )
