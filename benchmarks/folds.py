@@ -63,7 +63,7 @@ def write(folder: Path, files: dict[str, CaseFile], parts: tuple[tuple[str, ...]
         file = files[one]
         link(folder / "images", file.image)
         if one in labelled:
-            link(folder / "masks", file.mask)
+            link(folder / "masks", file.target)
         rows.append((one, file.group or "", "test" if one in tested else "train"))
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)

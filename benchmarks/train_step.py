@@ -37,7 +37,7 @@ def trainer(folder: Path) -> Trainer:
     """Make a trainer on simulated images, as `nissl train` does."""
     write_phantoms(folder / "data", 24, PhantomConfig(), seed=0)
     dataset = find_cases(folder / "data", DataConfig())
-    masked = [case for case in dataset.cases if case.mask]
+    masked = [case for case in dataset.cases if case.target]
     store = Store(masked, dataset.label_map, resolve(DataConfig(), dataset.dims))
     stream = Stream(store, None, AugmentConfig(), Schedule(seed=0, batch=8))
     method = METHODS["supervised"]([factory.build(UNet(), 2, 1, 2, seed=0)], METHODS.make("supervised"))

@@ -224,13 +224,13 @@ def evaluate(
     with track(len(cases), "measuring") as advance:
         for file in cases:
             case = load_case(file, dataset.label_map, config.data)
-            if case.mask is None:
+            if case.target is None:
                 raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
             prediction = predict_mask(model, case.image, fallback)
             kind = mask_suffix(file.image)
             like = read_raster(file.image, model.reading.limit_gib, file.alias) if kind in NIFTI else None
             write_mask(folder / f"{file.id}{kind}", prediction, like, values=MaskValues.of(model.values))
-            rows += score_case(case.id, case.group, prediction, case.mask, model.classes, case.spacing)
+            rows += score_case(case.id, case.group, prediction, case.target, model.classes, case.spacing)
             advance(case.id)
     pixels = read_json(run / "budget.json").get("class_pixels", {})
     not_trained = [name for name in model.classes[1:] if pixels.get(name) == 0]

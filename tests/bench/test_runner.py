@@ -247,7 +247,9 @@ def test_a_failed_cell_is_told_and_tried_again(tmp_path, capsys):
     one, every = cells(load_grid(path))
     seen = nissl.train(one.path, tmp_path / "alone", one.config) / "split.json"
     labelled = Split.from_tree(read_json(seen)).labelled
-    unseen = next(c.mask for c in find_cases(one.path).cases if c.mask and c.split == "train" and c.id not in labelled)
+    unseen = next(
+        c.target for c in find_cases(one.path).cases if c.target and c.split == "train" and c.id not in labelled
+    )
     whole = unseen.read_bytes()
     unseen.write_bytes(whole[: len(whole) // 2])
     assert command("bench", path, "--out", tmp_path / "out") == 4

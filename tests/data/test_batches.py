@@ -29,7 +29,7 @@ def write_cases(folder, count=5, space=(40, 48), dtype=np.uint8):
         image[0, mask] += 110
         file = CaseFile(f"case{number}", folder / f"image{number}.{suffix}", folder / f"mask{number}.{suffix}")
         write_image(file.image, image)
-        write_mask(file.mask, mask.astype(np.uint8))
+        write_mask(file.target, mask.astype(np.uint8))
         files.append(file)
     return files
 
@@ -42,7 +42,7 @@ def make_store(files, *, with_masks=True, **settings):
 def equal(one, other):
     return (
         torch.equal(one.images, other.images)
-        and torch.equal(one.masks, other.masks)
+        and torch.equal(one.targets, other.targets)
         and (one.unlabelled is None or torch.equal(one.unlabelled, other.unlabelled))
         and one.ids == other.ids
     )
@@ -143,11 +143,11 @@ def test_order_depends_on_the_seed():
 def test_without_masks_no_mask_file_is_opened(tmp_path):
     files = write_cases(tmp_path)
     for file in files:
-        file.mask.unlink()
+        file.target.unlink()
     store = make_store(files, with_masks=False, size=(32,))
-    assert all(store[index].mask is None for index in range(len(store)))
+    assert all(store[index].target is None for index in range(len(store)))
     batch = Stream(None, store, AugmentConfig(), Schedule(seed=0, batch=2))[0]
-    assert batch.images.shape == (2, 1, 32, 32) and batch.masks.numel() == 0 and batch.unlabelled is None
+    assert batch.images.shape == (2, 1, 32, 32) and batch.targets.numel() == 0 and batch.unlabelled is None
     with pytest.raises(ValueError, match="with or without"):
         Stream(store, None, AugmentConfig(), Schedule(seed=0, batch=2))[0]
 
@@ -162,7 +162,7 @@ def test_integer_images_stay_integers_in_memory_but_for_resized_ones(tmp_path, d
     files = write_cases(tmp_path, dtype=dtype)
     for sampling, kept in (("patches", dtype), ("resize", np.float32)):
         case = make_store(files, size=(32,), sampling=sampling)[0]
-        assert case.image.dtype == kept and case.mask.dtype == np.uint8
+        assert case.image.dtype == kept and case.target.dtype == np.uint8
 
 
 def test_cached_cases_are_not_read_again(tmp_path):
@@ -195,8 +195,8 @@ def test_statistics_of_a_case_depend_on_that_case_alone(tmp_path):
 def test_images_smaller_than_a_patch_are_padded_with_their_mask(tmp_path):
     files = write_cases(tmp_path, space=(20, 90))
     case = make_store(files, size=(64,), sampling="patches")[0]
-    assert case.image.shape == (1, 64, 90) and case.mask.shape == (64, 90)
-    assert np.array_equal(case.image[0] > 100, case.mask == 1)
+    assert case.image.shape == (1, 64, 90) and case.target.shape == (64, 90)
+    assert np.array_equal(case.image[0] > 100, case.target == 1)
 
 
 # Streams
@@ -218,8 +218,8 @@ def test_a_batch_has_the_stated_shapes_and_types(files, sampling):
     batch = make_stream(files, Schedule(0, 4), AugmentConfig(), sampling=sampling)[7].to("cpu")
     assert isinstance(batch, Batch)
     assert batch.images.shape == batch.unlabelled.shape == (4, 1, 32, 32)
-    assert batch.masks.shape == (4, 32, 32)
-    assert (batch.images.dtype, batch.masks.dtype) == (torch.float32, torch.int64)
+    assert batch.targets.shape == (4, 32, 32)
+    assert (batch.images.dtype, batch.targets.dtype) == (torch.float32, torch.int64)
     assert len(batch.ids) == 8 and set(batch.ids[:4]) <= {"case0", "case1", "case2"}
     assert set(batch.ids[4:]) <= {"case3", "case4"}
 
@@ -243,7 +243,7 @@ def test_two_processes_draw_what_one_draws(files):
     for step in range(3):
         one, (left, right) = whole[step], [part[step] for part in parts]
         assert torch.equal(one.images, torch.cat([left.images, right.images]))
-        assert torch.equal(one.masks, torch.cat([left.masks, right.masks]))
+        assert torch.equal(one.targets, torch.cat([left.targets, right.targets]))
         assert torch.equal(one.unlabelled, torch.cat([left.unlabelled, right.unlabelled]))
         assert one.ids == left.ids[:2] + right.ids[:2] + left.ids[2:] + right.ids[2:]
 
@@ -252,7 +252,7 @@ def test_patches_of_image_and_mask_come_from_the_same_place(files):
     stream = make_stream(files, Schedule(1, 4), sampling="patches")
     for step in range(5):
         batch = stream[step]
-        for image, mask in zip(batch.images, batch.masks, strict=True):
+        for image, mask in zip(batch.images, batch.targets, strict=True):
             assert image[0][mask == 1].min() > image[0][mask == 0].max()
 
 
@@ -261,7 +261,7 @@ def test_patches_3d_are_cut_alike(tmp_path):
     store = Store(write_cases(tmp_path, 2, (18, 24, 12)), BINARY, config)
     batch = Stream(store, None, None, Schedule(0, 2))[0]
     assert batch.images.shape == (2, 1, 16, 16, 16) and batch.unlabelled is None
-    for image, mask in zip(batch.images, batch.masks, strict=True):
+    for image, mask in zip(batch.images, batch.targets, strict=True):
         assert image[0][mask == 1].min() > image[0][mask == 0].max()
 
 
@@ -271,9 +271,9 @@ def test_a_rare_structure_is_seen_as_often_as_asked(tmp_path, share, low, high):
     mask = np.zeros((200, 200), np.uint8)
     mask[150:153, 20:23] = 1
     write_image(file.image, np.random.default_rng(0).integers(0, 255, (1, 200, 200)).astype(np.uint8))
-    write_mask(file.mask, mask)
+    write_mask(file.target, mask)
     stream = Stream(make_store([file], size=(16,), sampling="patches", foreground=share), None, None, Schedule(0, 8))
-    seen = np.mean([bool(one.any()) for step in range(15) for one in stream[step].masks])
+    seen = np.mean([bool(one.any()) for step in range(15) for one in stream[step].targets])
     assert low <= seen <= high
 
 
@@ -282,10 +282,10 @@ def test_rare_classes_are_drawn_as_often_as_common_ones(tmp_path):
     mask = np.zeros((160, 160), np.uint8)
     mask[:60], mask[140:142, 80:82] = 1, 2
     write_image(file.image, np.random.default_rng(0).integers(0, 255, (1, 160, 160)).astype(np.uint8))
-    write_mask(file.mask, mask)
+    write_mask(file.target, mask)
     config = DataConfig(size=(16, 16), sampling="patches", foreground=1.0)
     stream = Stream(Store([file], LabelMap.parse("0,1,2"), config), None, None, Schedule(0, 8))
-    seen = np.mean([bool((one == 2).any()) for step in range(15) for one in stream[step].masks])
+    seen = np.mean([bool((one == 2).any()) for step in range(15) for one in stream[step].targets])
     assert 0.35 < seen < 0.65
 
 
@@ -335,4 +335,4 @@ def test_real_images_become_normalised_batches(name, label_map, channels):
     batch = Stream(store, None, AugmentConfig(), Schedule(0, 6))[0]
     assert batch.images.shape == (6, channels, *config.size)
     assert torch.isfinite(batch.images).all() and batch.images.abs().mean() < 3
-    assert batch.masks.max() == len(dataset.label_map.names) - 1
+    assert batch.targets.max() == len(dataset.label_map.names) - 1

@@ -47,7 +47,7 @@ def test_images_and_masks_of_one_stem_are_a_case(tmp_path):
     (tmp_path / "images" / "._a.png").write_bytes(b"x")
     found = find_cases(tmp_path, DataConfig())
     assert [case.id for case in found.cases] == ["a", "b", "c"]
-    assert [case.mask is not None for case in found.cases] == [True, False, True]
+    assert [case.target is not None for case in found.cases] == [True, False, True]
     assert (found.dims, found.channels, found.layout, found.root) == (2, 1, "images+masks", tmp_path)
     assert found.label_map.names == ("background", "foreground")
 
@@ -55,15 +55,15 @@ def test_images_and_masks_of_one_stem_are_a_case(tmp_path):
 def test_the_suffixes_of_image_and_mask_may_differ(tmp_path):
     folder(tmp_path, ["a.b"], [])
     write_mask(tmp_path / "masks" / "a.b.TIF", np.zeros((20, 24), int), None)
-    assert find_cases(tmp_path, DataConfig()).cases[0].mask == tmp_path / "masks" / "a.b.TIF"
+    assert find_cases(tmp_path, DataConfig()).cases[0].target == tmp_path / "masks" / "a.b.TIF"
 
 
 def test_two_folders_given_by_settings(tmp_path):
     folder(tmp_path, "ab", "a", images="scans", masks="drawn")
     given = find_cases(tmp_path, DataConfig(images=tmp_path / "scans", masks=tmp_path / "drawn"))
-    assert given.layout == "folders" and [bool(case.mask) for case in given.cases] == [True, False]
+    assert given.layout == "folders" and [bool(case.target) for case in given.cases] == [True, False]
     unlabelled = find_cases(tmp_path, DataConfig(images=tmp_path / "scans"))
-    assert [case.mask for case in unlabelled.cases] == [None, None]
+    assert [case.target for case in unlabelled.cases] == [None, None]
     for flag, settings in (
         ("--data.images", {"images": tmp_path / "no"}),
         ("--data.masks", {"images": tmp_path / "scans", "masks": tmp_path / "no"}),
@@ -135,7 +135,7 @@ def test_f18_f27_two_files_of_one_id_are_refused(tmp_path, twin, place):
 def test_f27_upper_and_lower_case_do_not_part_a_mask_from_its_image(tmp_path):
     folder(tmp_path, ["Case_B", "case_a"], ["CASE_b"])
     cases = find_cases(tmp_path, DataConfig()).cases
-    assert [(case.id, case.mask is not None) for case in cases] == [("Case_B", True), ("case_a", False)]
+    assert [(case.id, case.target is not None) for case in cases] == [("Case_B", True), ("case_a", False)]
 
 
 def test_the_first_of_several_faults_says_how_many_there_are(tmp_path):
@@ -207,9 +207,9 @@ def test_a_case_is_read_with_its_mask_and_spacing(tmp_path):
     write_image(tmp_path / "i.nii.gz", np.ones((1, 5, 6, 7), np.float32) * 3, (2.0, 1.0, 0.5))
     write_image(tmp_path / "m.nii.gz", np.full((1, 5, 6, 7), 9, np.uint8), (2.0, 1.0, 0.5))
     case = load_case(CaseFile("x", tmp_path / "i.nii.gz", tmp_path / "m.nii.gz", "p"), BINARY)
-    assert case.image.shape == (1, 5, 6, 7) and case.mask.shape == (5, 6, 7) and case.mask.all()
+    assert case.image.shape == (1, 5, 6, 7) and case.target.shape == (5, 6, 7) and case.target.all()
     assert (case.id, case.group, case.spacing) == ("x", "p", (2.0, 1.0, 0.5))
-    assert load_case(CaseFile("x", tmp_path / "i.nii.gz"), BINARY).mask is None
+    assert load_case(CaseFile("x", tmp_path / "i.nii.gz"), BINARY).target is None
 
 
 def nifti(path, shape=(8, 9, 10), affine=None):
@@ -258,7 +258,7 @@ def test_f24_nan_pixels_never_reach_the_training(tmp_path):
 def test_a_mask_with_an_axis_of_one_is_accepted(tmp_path):
     write_image(tmp_path / "i.tif", np.ones((1, 20, 24), np.uint8))
     write_image(tmp_path / "m.tif", np.ones((1, 1, 20, 24), np.uint8))
-    assert load_case(CaseFile("a", tmp_path / "i.tif", tmp_path / "m.tif"), BINARY).mask.shape == (20, 24)
+    assert load_case(CaseFile("a", tmp_path / "i.tif", tmp_path / "m.tif"), BINARY).target.shape == (20, 24)
 
 
 def test_real_sets_are_found_as_their_sources_describe_them():

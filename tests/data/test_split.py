@@ -44,7 +44,7 @@ def grouped_cases(draw):
 @settings(max_examples=80, deadline=None)
 @given(grouped_cases(), st.integers(0, 1000), st.randoms(use_true_random=False))
 def test_a_random_split_keeps_groups_whole_and_loses_no_mask(cases, seed, shuffler):
-    masked = [c for c in cases if c.mask]
+    masked = [c for c in cases if c.target]
     assume(len({c.group or c.id for c in masked}) >= 2)
     config = SplitConfig(labels="50%")
     split = make_split(cases, config, seed)
@@ -52,10 +52,10 @@ def test_a_random_split_keeps_groups_whole_and_loses_no_mask(cases, seed, shuffl
     train, test = {*split.labelled, *split.unlabelled}, set(split.test)
     assert not train & test and not set(split.labelled) & set(split.unlabelled)
     assert {c.id for c in masked} <= train | test
-    assert split.test and split.labelled and all(by_id[id_].mask for id_ in (*split.test, *split.labelled))
+    assert split.test and split.labelled and all(by_id[id_].target for id_ in (*split.test, *split.labelled))
     assert not {by_id[i].group for i in train} & {by_id[i].group for i in test} - {None}
     left_out = {c.id for c in cases} - train - test
-    assert all(not by_id[i].mask and by_id[i].group in {by_id[t].group for t in test} for i in left_out)
+    assert all(not by_id[i].target and by_id[i].group in {by_id[t].group for t in test} for i in left_out)
     shuffled = list(cases)
     shuffler.shuffle(shuffled)
     assert make_split(shuffled, config, seed) == split
@@ -126,7 +126,7 @@ def test_a_list_of_ids_is_the_budget():
 def test_all_training_masks_are_seen_where_nothing_is_said(config):
     cases = [*many(6, unlabelled=2, split="train"), case("t", split="test")]
     split = make_split(cases, config, 0)
-    assert split.labelled == tuple(one.id for one in cases if one.mask and one.split == "train")
+    assert split.labelled == tuple(one.id for one in cases if one.target and one.split == "train")
     assert len(split.labelled) == 6 and len(split.unlabelled) == 2 and split.test == ("t",)
 
 

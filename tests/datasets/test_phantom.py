@@ -82,12 +82,12 @@ def test_a_written_set_passes_the_check(tmp_path, config, suffix):
     write_phantoms(tmp_path / "data", 6, config, seed=0)
     dataset = find_cases(tmp_path / "data", DataConfig())
     assert (dataset.dims, dataset.channels, len(dataset.cases)) == (config.dims, 1, 6)
-    assert all(case.mask and case.image.name.endswith(suffix) for case in dataset.cases)
+    assert all(case.target and case.image.name.endswith(suffix) for case in dataset.cases)
     assert not [one for one in check(tmp_path / "data", DataConfig()).findings if one.level == "error"]
     for file in dataset.cases:
         case = load_case(file, dataset.label_map)
-        assert set(np.unique(case.mask)) == {0, 1}
-        assert case.image[0][case.mask == 1].mean() > case.image[0][case.mask == 0].mean() + 15
+        assert set(np.unique(case.target)) == {0, 1}
+        assert case.image[0][case.target == 1].mean() > case.image[0][case.target == 0].mean() + 15
 
 
 def test_no_slide_is_on_both_sides(tmp_path):
@@ -101,8 +101,8 @@ def test_no_slide_is_on_both_sides(tmp_path):
 def test_only_training_masks_are_left_out(tmp_path):
     write_phantoms(tmp_path, 25, dataclasses.replace(SMALL, size=(32, 32)), seed=0, masks=4)
     cases = find_cases(tmp_path, DataConfig()).cases
-    assert sum(case.mask is not None for case in cases if case.split == "train") == 4
-    assert all(case.mask is not None for case in cases if case.split == "test")
+    assert sum(case.target is not None for case in cases if case.split == "train") == 4
+    assert all(case.target is not None for case in cases if case.split == "test")
 
 
 def test_the_same_seed_writes_the_same_bytes_and_masks_change_no_image(tmp_path):

@@ -180,10 +180,10 @@ def test_an_archive_becomes_cases_that_pass_the_check(server, monkeypatch, tmp_p
     config = DataConfig(label_map=PUBLIC[name].label_map)
     dataset = find_cases(folder, config)
     assert (len(dataset.cases), dataset.dims, dataset.channels) == (cases, 2, 3)
-    assert all(case.mask for case in dataset.cases)
+    assert all(case.target for case in dataset.cases)
     assert not check(folder, config, accepted=Accepted(shared_groups=True)).errors  # GlaS shares patients, officially
     for file in dataset.cases:
-        assert set(np.unique(load_case(file, dataset.label_map).mask)) == {0, 1}
+        assert set(np.unique(load_case(file, dataset.label_map).target)) == {0, 1}
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
@@ -230,7 +230,7 @@ def test_the_atrium_is_converted_from_an_archive_at_hand(tmp_path):
     assert {case.id: case.split for case in dataset.cases} == {"0RZDK2": "train", "1D7CUD": "train", "4URSJY": "test"}
     case = load_case(dataset.cases[0], dataset.label_map)
     assert case.image.shape == (1, 16, 18, 20) and case.spacing == (0.625, 0.625, 1.25)
-    assert case.mask[4:12, 3:9, 5:15].all() and case.mask.sum() == 8 * 6 * 10
+    assert case.target[4:12, 3:9, 5:15].all() and case.target.sum() == 8 * 6 * 10
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])

@@ -233,7 +233,7 @@ def test_f37_a_network_that_finds_no_foreground_is_told_with_the_shares_of_the_c
     lines = log_of(tmp_path / "run")
     assert [line["step"] for line in lines if "warning" in line] == [6]
     told = capsys.readouterr().err
-    share = f"class 1: {float((trainer.stream[5].masks == 1).double().mean()):.2%}"
+    share = f"class 1: {float((trainer.stream[5].targets == 1).double().mean()):.2%}"
     for part in ("3 checkpoints in a row", "every pixel background", share, "--steps", "--data.foreground"):
         assert part in told and part in lines[5]["warning"]
 
@@ -242,7 +242,7 @@ def test_f37_nothing_is_told_where_foreground_is_found_or_the_masks_are_empty(fi
     Recipe(files, config=replace(TRAIN, save_every=2)).whole(tmp_path / "found")
 
     def empty(step, batch):
-        batch.masks.zero_()
+        batch.targets.zero_()
         return batch
 
     Recipe(files, config=replace(TRAIN, save_every=2)).trainer(tmp_path / "empty", empty).run()

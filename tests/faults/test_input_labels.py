@@ -152,7 +152,7 @@ def test_f76_segmentation_objects_are_read_whole_or_refused_for_what_they_are(tm
     series = write_series(tmp_path / "series", volume)
     whole = segmentation(tmp_path / "whole.dcm", labels[[3, 0, 1, 2, 5, 4]], [1] * 6, [3, 0, 1, 2, 5, 4])
     case = load_case(CaseFile("x", series, whole), binary)
-    np.testing.assert_array_equal(case.mask, labels.transpose(2, 1, 0))
+    np.testing.assert_array_equal(case.target, labels.transpose(2, 1, 0))
     kinds = {
         "ends": ([1] * 4, [1, 2, 3, 4], {}),
         "gap": ([1] * 4, [0, 1, 4, 5], {}),

@@ -94,7 +94,7 @@ def test_f80_one_finding_names_the_pattern_and_with_it_every_mask_has_its_image(
     assert [case.id for case in found.cases] == ids
     for case in found.cases:
         assert case.image.stem == image.format(case.id)
-        assert (case.mask and case.mask.stem) == (drawn.format(case.id) if case.id in ids[:7] else None)
+        assert (case.target and case.target.stem) == (drawn.format(case.id) if case.id in ids[:7] else None)
 
 
 def test_f80_masks_beside_their_images_are_told_from_them(tmp_path):
@@ -102,7 +102,7 @@ def test_f80_masks_beside_their_images_are_told_from_them(tmp_path):
     (error,) = errors(tmp_path)
     assert "2 images" in error.found and "'*_cp_masks'" in error.fix
     cases = find_cases(tmp_path, DataConfig(mask_pattern="*_cp_masks")).cases
-    assert [(case.id, case.mask is not None) for case in cases] == [
+    assert [(case.id, case.target is not None) for case in cases] == [
         ("a", True),
         ("b", True),
         ("c", False),
@@ -148,7 +148,7 @@ def test_f80_the_same_name_in_other_writing_is_suggested():
 
 
 def test_f80_spaces_at_the_end_of_a_name_do_not_part_a_mask_from_its_image(tmp_path):
-    assert find_cases(make(tmp_path, ["a ", "b"], ["a", "b "]), DataConfig()).cases[0].mask
+    assert find_cases(make(tmp_path, ["a ", "b"], ["a", "b "]), DataConfig()).cases[0].target
 
 
 # 81: masks of another kind, or in another folder
@@ -184,7 +184,7 @@ def test_f81_masks_in_another_folder_are_named_with_their_flag(tmp_path, folder,
     assert f"--data.masks {tmp_path / folder}" in capsys.readouterr().err
     pattern = f"*{added}"
     cases = find_cases(tmp_path, DataConfig(masks=tmp_path / folder, mask_pattern=pattern)).cases
-    assert [case.mask is not None for case in cases] == [True, True, False]
+    assert [case.target is not None for case in cases] == [True, True, False]
 
 
 # 82: what is not read is counted

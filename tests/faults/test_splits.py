@@ -310,7 +310,7 @@ def test_f32_the_training_is_given_the_locked_cases(data, tmp_path, monkeypatch)
         def finish(self, net, images):
             store = images.stream._samples.store
             met.extend(file.id for file in store.files)
-            assert not any(file.mask or file.locked for file in store.files)
+            assert not any(file.target or file.locked for file in store.files)
             return super().finish(net, images)
 
     monkeypatch.setitem(PRETRAININGS, "warm", Curious)
@@ -320,7 +320,7 @@ def test_f32_the_training_is_given_the_locked_cases(data, tmp_path, monkeypatch)
 
 def test_f32_masks_beyond_the_budget_have_no_path(data):
     dataset, split = sealed(data)
-    assert {file.id for file in dataset.cases if file.mask and not file.locked} == set(split.labelled)
+    assert {file.id for file in dataset.cases if file.target and not file.locked} == set(split.labelled)
 
 
 # Nothing is chosen on the test split

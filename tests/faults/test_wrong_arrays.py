@@ -110,7 +110,7 @@ def test_f90_image_and_mask_are_turned_each_by_its_own_tag(tmp_path):
     Image.fromarray(mask).save(tmp_path / "plain.png")
     for name in ("turned.png", "plain.png"):
         case = load_case(CaseFile("a", tmp_path / "a.png", tmp_path / name), default_map(None))
-        np.testing.assert_array_equal(case.image[0] > 99, case.mask)
+        np.testing.assert_array_equal(case.image[0] > 99, case.target)
 
 
 @pytest.mark.parametrize("orientation", VIEWED)
@@ -190,7 +190,7 @@ def test_f92_an_image_has_the_colours_of_its_palette_and_a_mask_its_indices(tmp_
     raster = read_raster(path)
     np.testing.assert_array_equal(raster.pixels[0], indices)
     case = load_case(CaseFile("a", path, path), LabelMap.parse("0,1,2,3,4"))
-    np.testing.assert_array_equal(case.mask, indices)
+    np.testing.assert_array_equal(case.target, indices)
 
 
 def test_f92_two_pictures_that_look_the_same_are_the_same_array_whatever_the_order_of_their_palette(tmp_path):
@@ -249,7 +249,7 @@ def test_f93_masks_of_one_bit_are_what_viewers_show(tmp_path, compression):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), mask)
         assert_read(tmp_path / name, mask.astype(np.uint8)[None])
         case = load_case(CaseFile("a", tmp_path / name, tmp_path / name), default_map(None))
-        np.testing.assert_array_equal(case.mask, mask)
+        np.testing.assert_array_equal(case.target, mask)
 
 
 def test_f93_true_stays_true_in_what_python_wrote_though_it_says_that_0_is_white(tmp_path):
@@ -428,7 +428,7 @@ def test_f96_time_is_depth_by_the_setting_only(tmp_path, imagej):
     mask = tmp_path / "m.tif"
     tifffile.imwrite(mask, (stored > 99).astype(np.uint8), photometric="minisblack", metadata={"axes": "TYX"})
     case = load_case(CaseFile("a", tmp_path / "a.tif", mask), default_map(None), DataConfig(axes="ZYX"))
-    np.testing.assert_array_equal(case.image[0] > 99, case.mask)
+    np.testing.assert_array_equal(case.image[0] > 99, case.target)
 
 
 def test_f96_files_that_name_other_axes_keep_them(tmp_path):

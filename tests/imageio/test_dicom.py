@@ -270,7 +270,7 @@ def test_masks_of_a_series_must_state_their_place(tmp_path):
     drawn = write_series(tmp_path / "drawn", labels)
     for mask in (tmp_path / "m.nii.gz", drawn):
         case = load_case(CaseFile("x", folder, mask), BINARY)
-        np.testing.assert_array_equal(case.mask, labels.transpose(2, 1, 0))
+        np.testing.assert_array_equal(case.target, labels.transpose(2, 1, 0))
     with pytest.raises(DataError, match="the mask does not"):
         load_case(CaseFile("x", folder, tmp_path / "m.tif"), BINARY)
     flipped = nibabel.Nifti1Image(labels.transpose(2, 1, 0)[:, ::-1], image.affine @ np.diag([1, -1, 1, 1]))
@@ -286,4 +286,4 @@ def test_a_nifti_mask_of_a_picture_is_refused_because_its_axes_are_others(tmp_pa
         load_case(CaseFile("x", image, tmp_path / "m.nii.gz"), BINARY)
     write_mask(tmp_path / "m.png", labels)
     for mask in (tmp_path / "m.png", write_file(tmp_path / "m.dcm", labels, **place(0))):
-        np.testing.assert_array_equal(load_case(CaseFile("x", image, mask), BINARY).mask, labels)
+        np.testing.assert_array_equal(load_case(CaseFile("x", image, mask), BINARY).target, labels)

@@ -71,7 +71,7 @@ class Told(torch.nn.Module):
 
 def reference(seen, inside, labels):
     """The four regions of the paper's two mixed images, in numpy: masks count 1, pseudo-labels 0.5, directions 1/2."""
-    images, masks, fresh, box = seen.images.numpy(), seen.masks.numpy(), seen.unlabelled.numpy(), inside.numpy()
+    images, masks, fresh, box = seen.images.numpy(), seen.targets.numpy(), seen.unlabelled.numpy(), inside.numpy()
     partner = [(number - 1) % len(images) for number in range(len(images))]
     inwards = torch.from_numpy(np.where(box, fresh, images[partner]))
     outwards = torch.from_numpy(np.where(box, images, fresh[partner]))
@@ -101,15 +101,15 @@ def test_first_only_labelled_images_are_mixed_in_both_directions_by_the_masks_of
     seen, method = batch(classes=2, count=3), over(Told(), "bcp")
     inside, partner = draw_box((8, 8), 2 / 3), [2, 0, 1]
     monkeypatch.setattr(bcp, "draw_box", lambda size, side: inside)
-    terms = method(Batch(seen.images, seen.masks, None, seen.ids), 0.24)
+    terms = method(Batch(seen.images, seen.targets, None, seen.ids), 0.24)
     one, other = method.networks[0].seen
     assert torch.equal(one, torch.where(inside, seen.images, seen.images[partner]))
     assert torch.equal(other, torch.where(inside, seen.images[partner], seen.images))
     regions = [
-        slow_losses(one, seen.masks, inside),
-        slow_losses(one, seen.masks[partner], ~inside),
-        slow_losses(other, seen.masks[partner], inside),
-        slow_losses(other, seen.masks, ~inside),
+        slow_losses(one, seen.targets, inside),
+        slow_losses(one, seen.targets[partner], ~inside),
+        slow_losses(other, seen.targets[partner], inside),
+        slow_losses(other, seen.targets, ~inside),
     ]
     assert [terms["dice"].item(), terms["cross_entropy"].item()] == pytest.approx(np.mean(regions, axis=0), abs=1e-6)
     assert set(terms) == {"dice", "cross_entropy"} and len(method(seen, 0.25)) == 4

@@ -64,7 +64,7 @@ def test_equal_decoders_that_see_the_same_features_agree():
 
 def test_the_terms_are_those_of_the_main_decoder_and_the_consistency_rises():
     method, seen = make(weight=2.0, ramp=1.0).eval(), batch()
-    expected = segmentation_losses(method.networks[0](seen.images), seen.masks)
+    expected = segmentation_losses(method.networks[0](seen.images), seen.targets)
     values = []
     for progress in (0.0, 1.0):
         torch.manual_seed(0)

@@ -40,7 +40,7 @@ def test_the_terms_are_summed_over_both_networks_and_the_labels_over_all_images(
         labelled = [network(seen.images) for network in method.networks]
         one, other = (torch.cat([first, network(seen.unlabelled)]) for first, network in zip(labelled, method.networks))
         terms = method(seen, 1.0)
-    dice, surprise = (sum(pair) for pair in zip(*(slow_losses(each, seen.masks) for each in labelled)))
+    dice, surprise = (sum(pair) for pair in zip(*(slow_losses(each, seen.targets) for each in labelled)))
     assert terms["dice"].item() == pytest.approx(dice, abs=1e-5)
     assert terms["cross_entropy"].item() == pytest.approx(surprise, abs=1e-5)
     pseudo = slow_pseudo(one, other) + slow_pseudo(other, one)

@@ -109,13 +109,13 @@ def test_the_terms_are_weighted_and_the_consistency_rises(dims):
     others = method.both(seen.unlabelled)
     assert distances.shape == (2, 2, *[8] * dims) and distances.abs().max() <= 1
     torch.testing.assert_close(logits, method.predictor()(seen.images))
-    target = signed_distances(seen.masks, 3)
+    target = signed_distances(seen.targets, 3)
     regression = 0.3 * np.mean((distances.detach().double().numpy() - target.double().numpy()) ** 2)
     consistency = (task_consistency(logits, distances, 1500.0) + task_consistency(*others, 1500.0)) / 2
     for progress, share in ((0.0, np.exp(-5)), (1.0, 1.0)):
         terms = method(seen, progress)
         assert list(terms) == ["dice", "cross_entropy", "distance", "consistency"]
-        for name, term in segmentation_losses(logits, seen.masks).items():
+        for name, term in segmentation_losses(logits, seen.targets).items():
             torch.testing.assert_close(terms[name], term)
         assert terms["distance"].item() == pytest.approx(regression, rel=1e-5)
         torch.testing.assert_close(terms["consistency"], 2 * share * consistency, rtol=1e-5, atol=1e-7)

@@ -58,7 +58,7 @@ def test_the_terms_are_those_of_the_masks_and_the_weighted_entropy_of_the_other_
             assert {name: terms.pop(name).item() for name in ("entropy",)} == {
                 "entropy": pytest.approx(full * share * slow_entropy(network(seen.unlabelled).detach()), abs=1e-6)
             }
-            assert terms == segmentation_losses(network(seen.images), seen.masks)
+            assert terms == segmentation_losses(network(seen.images), seen.targets)
 
 
 def test_images_without_masks_are_needed():

@@ -38,7 +38,7 @@ def test_the_terms_are_those_of_the_masks_and_the_weighted_squared_distance(sile
     assert distance > 1e-3
     terms = method(seen, 1.0)
     assert terms.pop("consistency").item() == pytest.approx(0.2 * distance, rel=1e-5)
-    assert terms == segmentation_losses(student(seen.images), seen.masks)
+    assert terms == segmentation_losses(student(seen.images), seen.targets)
 
 
 @pytest.mark.parametrize("name", ["mean-teacher", "uamt"])

@@ -102,7 +102,7 @@ def test_following_the_loss_downhill_fits_the_masks(name):
     fits = []
     for step in range(20):
         with torch.no_grad():
-            fits.append(float(sum(segmentation_losses(method.predictor()(seen.images), seen.masks).values())))
+            fits.append(float(sum(segmentation_losses(method.predictor()(seen.images), seen.targets).values())))
         loss = sum(method(seen, step / 20).values())
         optimiser.zero_grad()
         loss.backward()
@@ -177,7 +177,7 @@ def test_losses_keep_their_precision_under_autocast():
 
 def test_the_supervised_method_does_not_look_at_unlabelled_images():
     method, seen = make("supervised").eval(), batch()
-    blind = Batch(seen.images, seen.masks, None, seen.ids)
+    blind = Batch(seen.images, seen.targets, None, seen.ids)
     assert all(torch.equal(term, method(blind, 0.0)[name]) for name, term in method(seen, 0.0).items())
     assert METHODS["supervised"].sees == "labelled"
     assert {METHODS[name].sees for name in METHODS if name != "supervised"} == {"labelled+unlabelled"}

@@ -122,5 +122,5 @@ def test_a_teacher_that_is_certain_of_nothing_teaches_nothing():
     with torch.no_grad():
         for parameter in method.teacher.average.module.head.parameters():
             parameter.zero_()
-    terms = method(dataclasses.replace(seen, masks=torch.zeros_like(seen.masks)), 0.0)
+    terms = method(dataclasses.replace(seen, targets=torch.zeros_like(seen.targets)), 0.0)
     assert terms["consistency"].item() == 0 and all(term.isfinite() for term in terms.values())

@@ -95,7 +95,7 @@ def test_a_coarse_scale_is_a_linear_map_of_its_level():
 
 def test_the_terms_are_means_over_scales_and_the_consistency_rises():
     method, seen = make((4, 6, 8), weight=0.5, ramp=1.0), batch(classes=3)
-    labelled = [segmentation_losses(logits, seen.masks) for logits in method.pyramid(seen.images)]
+    labelled = [segmentation_losses(logits, seen.targets) for logits in method.pyramid(seen.images)]
     expected = pyramid_consistency(method.pyramid(seen.unlabelled))
     for progress, share in ((0.0, np.exp(-5)), (0.5, np.exp(-1.25)), (1.0, 1.0)):
         terms = method(seen, progress)

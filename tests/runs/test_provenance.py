@@ -209,7 +209,7 @@ PIXELS = {"background": 900, "foreground": 124}
 def data(tmp_path):
     """Five cases in images/ and masks/."""
     for file in write_files(tmp_path / "written"):
-        for part, path in (("images", file.image), ("masks", file.mask)):
+        for part, path in (("images", file.image), ("masks", file.target)):
             (tmp_path / "data" / part).mkdir(parents=True, exist_ok=True)
             path.rename(tmp_path / "data" / part / f"{file.id}.png")
     return tmp_path / "data"

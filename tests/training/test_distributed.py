@@ -144,7 +144,7 @@ def test_torchrun_trains_what_the_command_trains_alone(tmp_path, monkeypatch):
     """In float32 sums come in another order: relative differences of 1e-7 that each step can make larger."""
     data = tmp_path / "data"
     for file in write_files(tmp_path / "written", count=8):
-        for part, path in (("images", file.image), ("masks", file.mask)):
+        for part, path in (("images", file.image), ("masks", file.target)):
             (data / part).mkdir(parents=True, exist_ok=True)
             path.rename(data / part / f"{file.id}.png")
     flags = "--labels 4 --size 16 --widths 4 8 --net.dropout 0 0 --steps 6 --train.batch 4 --train.optimiser sgd"

@@ -215,7 +215,7 @@ def test_the_last_look_is_what_the_saved_weights_give_on_the_test_images(run, da
         pixels = torch.from_numpy((store[index].image - mean) / deviation)[None]
         with torch.no_grad():
             shares.append(model.predictor(pixels).softmax(1)[:, 1])
-        masks.append(torch.from_numpy(store[index].mask).long()[None])
+        masks.append(torch.from_numpy(store[index].target).long()[None])
     shares, masks = torch.cat(shares), torch.cat(masks)
     last = log(run)[-1]["parity"]
     assert last["dice_at_half"] == pytest.approx(slow_counts(shares, masks, 0.5).dice, abs=2e-3)

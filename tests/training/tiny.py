@@ -47,7 +47,7 @@ def write_files(folder, dims=2, count=5, side=16):
         image = rng.integers(0, 100, (1, *mask.shape)) + 100 * mask
         file = CaseFile(f"case{number}", folder / f"image{number}.{suffix}", folder / f"mask{number}.{suffix}")
         write_image(file.image, image.astype(np.uint8))
-        write_mask(file.mask, mask)
+        write_mask(file.target, mask)
         files.append(file)
     return files
 

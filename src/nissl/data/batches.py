@@ -45,8 +45,8 @@ class Batch:
     """
 
     images: Float[Tensor, "batch channels *space"]
-    masks: Integer[Tensor, "batch *space"]
-    """Empty where the stream has none."""
+    targets: Integer[Tensor, "batch *space"]
+    """Such as the class of each pixel; empty where the stream has none."""
     unlabelled: Float[Tensor, "batch channels *space"] | None
     ids: tuple[str, ...]
     """Of the labelled cases, then of the unlabelled ones; a part of a batch has those of the whole."""
@@ -62,8 +62,8 @@ class Batch:
             return moved.contiguous(memory_format=CHANNELS_LAST[images.ndim])
 
         unlabelled = None if self.unlabelled is None else placed(self.unlabelled)
-        masks = self.masks.to(device, non_blocking=True)
-        return dataclasses.replace(self, images=placed(self.images), masks=masks, unlabelled=unlabelled)
+        masks = self.targets.to(device, non_blocking=True)
+        return dataclasses.replace(self, images=placed(self.images), targets=masks, unlabelled=unlabelled)
 
     def parts(self, count: int) -> "list[Batch]":
         """Cut it into equal parts; `count` divides the number of images, and that of unlabelled images."""
@@ -74,7 +74,11 @@ class Batch:
         cuts = [slice(start, start + size) for start in range(0, len(self.images), size)]
         return [
             dataclasses.replace(
-                self, images=self.images[cut], masks=self.masks[cut], unlabelled=images, first=self.first + cut.start
+                self,
+                images=self.images[cut],
+                targets=self.targets[cut],
+                unlabelled=images,
+                first=self.first + cut.start,
             )
             for cut, images in zip(cuts, unlabelled, strict=True)
         ]
@@ -147,9 +151,9 @@ class Store:
         with_masks: bool = True,
         cache: Cache | None = None,
     ) -> None:
-        if with_masks and any(file.mask is None for file in files):
+        if with_masks and any(file.target is None for file in files):
             raise ValueError("a store with masks was given a case without one")
-        self.files = list(files) if with_masks else [dataclasses.replace(file, mask=None) for file in files]
+        self.files = list(files) if with_masks else [dataclasses.replace(file, target=None) for file in files]
         self.config = config
         self.preprocessing = Preprocessing.fitted(config)
         self._label_map = label_map
@@ -167,19 +171,19 @@ class Store:
 
     def __getitem__(self, index: int) -> Case:
         file = self.files[index]
-        image, mask = self._cache.get(file.image), self._cache.get(file.mask) if file.mask else (None, None)
+        image, mask = self._cache.get(file.image), self._cache.get(file.target) if file.target else (None, None)
         if image is None or mask is None:
             case = self._fit(index, self._fitting(load_case(file, self._label_map, self.config), index))
             if image is None:
-                alone = dataclasses.replace(case, mask=None)
+                alone = dataclasses.replace(case, target=None)
                 self._cache.put(file.image, (alone, self._moments[index]), case.image.nbytes)
-            if file.mask and case.mask is not None:
-                self._cache.put(file.mask, (case.mask, self._counts[index]), case.mask.nbytes)
+            if file.target and case.target is not None:
+                self._cache.put(file.target, (case.target, self._counts[index]), case.target.nbytes)
             return case
         (case, self._moments[index]), (classes, counts) = image, mask
         if counts is not None:
             self._counts[index] = counts
-        found: Case = dataclasses.replace(case, mask=classes)
+        found: Case = dataclasses.replace(case, target=classes)
         return found
 
     def _fitting(self, case: Case, index: int) -> Case:
@@ -203,12 +207,12 @@ class Store:
 
     def counts(self, index: int) -> Int[np.ndarray, "classes"]:
         """How many pixels of each class a case with a mask has."""
-        if index not in self._counts and self[index].mask is None:
+        if index not in self._counts and self[index].target is None:
             raise ValueError(f"{self.files[index].id} was read without its mask")
         return self._counts[index]
 
     def _fit(self, index: int, case: Case) -> Case:
-        image, mask = case.image, case.mask
+        image, mask = case.image, case.target
         if self.config.sampling == "resize":
             if mask is not None and index not in self.kept:
                 self.kept[index] = kept(mask, self.config.size)
@@ -224,7 +228,7 @@ class Store:
             mask = None if mask is None else np.pad(mask, around, mode="symmetric")
         if mask is not None and index not in self._counts:
             self._counts[index] = np.bincount(mask.ravel(), minlength=len(self._label_map.names))
-        return dataclasses.replace(case, image=image, mask=mask)
+        return dataclasses.replace(case, image=image, target=mask)
 
 
 @functools.lru_cache(maxsize=16)
@@ -243,15 +247,15 @@ def _corner(store: Store, index: int, rng: np.random.Generator) -> list[int]:
     case, size = store[index], store.config.size
     room = [have - want for have, want in zip(case.image.shape[1:], size, strict=True)]
     anywhere = [int(rng.integers(free + 1)) for free in room]
-    if case.mask is None or rng.random() >= store.config.foreground:
+    if case.target is None or rng.random() >= store.config.foreground:
         return anywhere
     counts = store.counts(index)
     present = np.flatnonzero(counts[1:]) + 1
     if not present.size:
         return anywhere
     wanted = rng.choice(present)
-    place = np.flatnonzero(case.mask.ravel() == wanted)[rng.integers(counts[wanted])]
-    centre = np.unravel_index(place, case.mask.shape)
+    place = np.flatnonzero(case.target.ravel() == wanted)[rng.integers(counts[wanted])]
+    centre = np.unravel_index(place, case.target.shape)
     return [min(max(0, int(at) - want // 2), free) for at, want, free in zip(centre, size, room, strict=True)]
 
 
@@ -285,8 +289,8 @@ class _Samples:
             corner = _corner(self.store, index, rng)
             cut = tuple(slice(at, at + want) for at, want in zip(corner, self.store.config.size, strict=True))
             images.append(self.store.preprocessing.normalised(case.image[(slice(None), *cut)], statistics))
-            if case.mask is not None:
-                masks.append(case.mask[cut])
+            if case.target is not None:
+                masks.append(case.target[cut])
             if self.augment is not None:
                 draws.append(augmentation.draw(self.augment, len(cut), rng))
         pixels = torch.from_numpy(np.stack(images))

@@ -33,7 +33,7 @@ class CaseFile:
 
     id: str
     image: Path
-    mask: Path | None = None
+    target: Path | None = None
     group: str | None = None
     """Patient, animal or slide: cases of one group must stay on one side of a split."""
     split: Literal["train", "test"] | None = None
@@ -49,12 +49,12 @@ class CaseFile:
         return self.alias or str(self.image)
 
     @property
-    def mask_name(self) -> str:
+    def target_name(self) -> str:
         """What errors call the mask."""
-        return self.mask_alias or str(self.mask)
+        return self.target_alias or str(self.target)
 
     @property
-    def mask_alias(self) -> str | None:
+    def target_alias(self) -> str | None:
         """The alias of the mask, where there is one."""
         return self.alias and f"mask of {self.alias}"
 
@@ -65,7 +65,7 @@ class Case:
 
     id: str
     image: Num[np.ndarray, "channels *space"]
-    mask: UInt8[np.ndarray, "*space"] | None = None
+    target: np.ndarray | None = None
     group: str | None = None
     spacing: tuple[float, ...] | None = None
     direction: str = ""
@@ -191,10 +191,10 @@ def load_case(file: CaseFile, label_map: LabelMap, config: DataConfig = DataConf
     if file.locked:
         raise TestSplitLocked(file.id)
     image = read_image(file.image, config, file.alias)
-    mask = read_raster(file.mask, config.limit_gib, file.mask_alias, config.axes) if file.mask else None
+    mask = read_raster(file.target, config.limit_gib, file.target_alias, config.axes) if file.target else None
     for finding in (*image_faults(file, image), *(pair_faults(file, image, mask) if mask else ())):
         raise DataError(finding.where, finding.found, finding.expected, finding.fix)
-    labels = label_map.apply(mask, file.mask, file.mask_alias) if mask and file.mask else None
+    labels = label_map.apply(mask, file.target, file.target_alias) if mask and file.target else None
     return Case(file.id, image.pixels, labels, file.group, image.spacing, direction_of(image.affine))
 
 
@@ -206,7 +206,7 @@ def mask_values(files: Iterable[CaseFile], label_map: LabelMap, config: DataConf
     if label_map.codes or label_map.threshold is not None:
         return label_map.written()
     for file in files:
-        pixels = read_raster(file.mask, config.limit_gib, file.mask_alias).pixels if file.mask else np.zeros(1)
+        pixels = read_raster(file.target, config.limit_gib, file.target_alias).pixels if file.target else np.zeros(1)
         if top := int(pixels.max(initial=0)):
             alone = top < 2**16 and ((pixels == 0) | (pixels == top)).all()
             return label_map.written(top if alone else 255)
@@ -228,7 +228,7 @@ def image_faults(file: CaseFile, image: Raster) -> Iterator[Finding]:
 
 def pair_faults(file: CaseFile, image: Raster, mask: Raster) -> Iterator[Finding]:
     """Image and mask that do not lie on each other: shape, spacing (mm), place and direction in space."""
-    where = file.mask_name if file.alias else f"{file.mask} and {file.image}"
+    where = file.target_name if file.alias else f"{file.target} and {file.image}"
     fix = "export the mask again in the geometry of its image"
     shapes = [raster.pixels.shape[1:] for raster in (image, mask)]
     for axes, space in (("CYX", shapes[0][1:]), ("YXC", shapes[0][:-1])):

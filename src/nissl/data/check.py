@@ -109,8 +109,8 @@ def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observ
     """Read one case and note all that is wrong with it."""
     seen = _Observation(file)
     image = _found(lambda: read_image(file.image, config, file.alias), seen.findings)
-    mask_path = file.mask
-    read = mask_path and (lambda: read_raster(mask_path, config.limit_gib, file.mask_alias, config.axes))
+    mask_path = file.target
+    read = mask_path and (lambda: read_raster(mask_path, config.limit_gib, file.target_alias, config.axes))
     mask = _found(read, seen.findings) if read else None
     if image:
         seen.shape, seen.dtype = image.pixels.shape[1:], image.pixels.dtype.name
@@ -123,7 +123,7 @@ def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observ
         seen.findings += pair_faults(file, image, mask)
     if mask and mask_path:
         try:
-            labels = label_map.apply(mask, mask_path, file.mask_alias)
+            labels = label_map.apply(mask, mask_path, file.target_alias)
         except DataError as error:
             seen.findings.append(Finding.of(error))
         else:
@@ -260,7 +260,7 @@ def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, pla
         return
     for seen in empty:
         fix = "none if the image shows nothing to segment; else draw the mask"
-        yield Finding("warning", seen.file.mask_name, "an empty mask", "some foreground", fix)
+        yield Finding("warning", seen.file.target_name, "an empty mask", "some foreground", fix)
     total = np.sum([counts for _, counts in counted], axis=0)
     for name, count in zip(label_map.names, total, strict=True):
         if count == 0:
@@ -276,7 +276,7 @@ def _facts(observations: Sequence[_Observation], label_map: LabelMap) -> dict[st
     files = [seen.file for seen in observations]
     return {
         "images": len(files),
-        "masks": sum(file.mask is not None for file in files),
+        "masks": sum(file.target is not None for file in files),
         "groups": len({file.group for file in files if file.group}),
         "splits": dict(Counter(file.split for file in files if file.split)),
         "dims": sorted({len(seen.shape or ()) for seen in read}),

@@ -79,7 +79,7 @@ def make_split(cases: Sequence[CaseFile], config: SplitConfig, seed: int) -> Spl
 
     """
     ordered = sorted(cases, key=lambda case: case.id)
-    masked = [case for case in ordered if case.mask]
+    masked = [case for case in ordered if case.target]
     if len(masked) < 2:
         raise InputError("masks", f"{len(masked)} masked cases", "two or more: one to train, one to test", "draw more")
     given = any(case.split for case in ordered)
@@ -96,7 +96,7 @@ def make_split(cases: Sequence[CaseFile], config: SplitConfig, seed: int) -> Spl
     groups, shared = groups_on_sides(train, test)
     if shared and not config.allow_shared_groups:
         raise shared_fault(shared, groups)
-    labelled = _budget(config.labels, [case.id for case in train if case.mask], {case.id for case in test}, seed)
+    labelled = _budget(config.labels, [case.id for case in train if case.target], {case.id for case in test}, seed)
     transductive = tuple(case.id for case in ordered if config.transductive and case.id in test_side)
     return Split(
         labelled=labelled,
@@ -142,7 +142,7 @@ def lock_test_cases(dataset: Dataset, split: Split) -> Dataset:
     cases = (
         case
         if case.id in labelled
-        else dataclasses.replace(case, mask=None)
+        else dataclasses.replace(case, target=None)
         if case.id in seen
         else dataclasses.replace(case, locked=True)
         for case in dataset.cases
@@ -158,8 +158,8 @@ def sides(cases: Sequence[CaseFile]) -> tuple[list[tuple[str, str]], list[bool]]
     """
     if any(case.split for case in cases):
         places = [("side", "test" if case.split == "test" else "train") for case in cases]
-        return places, [case.split == "test" and case.mask is not None for case in cases]
-    return [unit_of(case) for case in cases], [case.mask is not None for case in cases]
+        return places, [case.split == "test" and case.target is not None for case in cases]
+    return [unit_of(case) for case in cases], [case.target is not None for case in cases]
 
 
 def unit_of(case: CaseFile) -> tuple[str, str]:

@@ -42,7 +42,7 @@ class BidirectionalCopyPaste(Method):
     def losses(self, batch: Batch, progress: float) -> Terms:
         """Return `dice` and `cross_entropy` by masks and, after the first steps, `pseudo_…` by pseudo-labels."""
         inside = draw_box(batch.images.shape[2:], self.settings.box).to(batch.images.device)
-        own, partner = (batch.images, batch.masks), (batch.images.roll(1, 0), batch.masks.roll(1, 0))
+        own, partner = (batch.images, batch.targets), (batch.images.roll(1, 0), batch.targets.roll(1, 0))
         if progress < self.settings.first:
             return mean([*self.sides(own, partner, inside), *self.sides(partner, own, inside)], 1.0)
         fresh = unlabelled(batch)

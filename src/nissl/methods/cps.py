@@ -29,7 +29,7 @@ class CrossPseudoSupervision(Method):
         one, other = (
             torch.cat([logits, network(others)]) for logits, network in zip(labelled, self.networks, strict=True)
         )
-        both = [self.segmentation(logits, batch.masks) for logits in labelled]
+        both = [self.segmentation(logits, batch.targets) for logits in labelled]
         terms = {name: both[0][name] + both[1][name] for name in both[0]}
         pseudo = pseudo_loss(one, other, self.settings.loss) + pseudo_loss(other, one, self.settings.loss)
         return terms | {"cross_pseudo": self.weight(progress) * pseudo}

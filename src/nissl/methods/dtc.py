@@ -36,10 +36,10 @@ class DTC(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return `dice`, `cross_entropy`, `distance` (regression) and `consistency`, the mean over all images."""
         logits, distances = self.both(batch.images)
-        target = signed_distances(batch.masks, logits.shape[1])
+        target = signed_distances(batch.targets, logits.shape[1])
         pairs = (logits, distances), self.both(unlabelled(batch))
         consistency = [task_consistency(*pair, self.settings.steepness) for pair in pairs]
-        return self.segmentation(logits, batch.masks) | {
+        return self.segmentation(logits, batch.targets) | {
             "distance": self.settings.regression * F.mse_loss(distances, target),
             "consistency": self.weight(progress) * torch.stack(consistency).mean(),  # as many images in each
         }

@@ -12,4 +12,4 @@ class Supervised(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms `dice` and `cross_entropy`."""
-        return self.segmentation(self.networks[0](batch.images), batch.masks)
+        return self.segmentation(self.networks[0](batch.images), batch.targets)

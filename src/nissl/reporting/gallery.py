@@ -103,15 +103,15 @@ def hang(contents: Contents, data: Path | None = None) -> Gallery:
 
 def _load(file: CaseFile | None, prediction: Path | None, maps: tuple[LabelMap, LabelMap], config: DataConfig) -> Masks:
     """Read one case and its prediction, each by its map; a DataError says what is not at hand or does not fit."""
-    if file is None or file.mask is None:
+    if file is None or file.target is None:
         raise _absent("the image or its mask is not in the data folder any more")
     if prediction is None:
         raise _absent("no prediction in the run folder")
     case, raster = load_case(file, maps[0], config), read_raster(prediction, config.limit_gib)
     predicted = maps[1].apply(raster, prediction)
-    if case.mask is None or predicted.shape != case.mask.shape:
+    if case.target is None or predicted.shape != case.target.shape:
         raise _absent(f"the prediction is {predicted.shape}, but the image is now {case.image.shape[1:]}")
-    return Masks(case.image, case.mask, predicted, case.spacing, turned=raster.affine is not None)
+    return Masks(case.image, case.target, predicted, case.spacing, turned=raster.affine is not None)
 
 
 def _absent(found: str) -> DataError:

@@ -204,7 +204,9 @@ def data_of(dataset: Dataset, split: Split) -> dict[str, Any]:
                 "id": case.id,
                 "group": case.group,
                 "image_sha256": file_hash(case.image, case.image_name) if case.id in seen else None,
-                "mask_sha256": file_hash(case.mask, case.mask_name) if case.id in labelled and case.mask else None,
+                "mask_sha256": file_hash(case.target, case.target_name)
+                if case.id in labelled and case.target
+                else None,
             }
             for case in dataset.cases
         ],
@@ -258,7 +260,10 @@ def changed_cases(out: Path, files: Mapping[str, CaseFile], hash_now: Callable[[
 
 def _differs(before: Mapping[str, str | None], file: CaseFile, hash_now: Callable[[Path, str], str]) -> bool:
     """Say whether what a run has opened of a case has another checksum now, or is gone."""
-    known = [(before["image_sha256"], file.image, file.image_name), (before["mask_sha256"], file.mask, file.mask_name)]
+    known = [
+        (before["image_sha256"], file.image, file.image_name),
+        (before["mask_sha256"], file.target, file.target_name),
+    ]
     return any(then is not None and (path is None or hash_now(path, name) != then) for then, path, name in known)
 
 

@@ -305,7 +305,7 @@ class Trainer:
         parts = batch.to(self.session.device).parts(self._parts)
         with torch.inference_mode(), self._precision():
             found = any(bool((network(part.images).argmax(1) > 0).any()) for part in parts)
-        fractions = torch.bincount(batch.masks.flatten()).double() / batch.masks.numel()
+        fractions = torch.bincount(batch.targets.flatten()).double() / batch.targets.numel()
         self._empty = 0 if found or float(fractions[0]) == 1 else self._empty + 1
         if self._empty != EMPTY_CHECKPOINTS:
             return {}

@@ -235,9 +235,9 @@ class Looks:
         images, masks = [], []
         for index in places:
             case = self.store[index]
-            assert case.mask is not None
+            assert case.target is not None
             images.append(self.store.preprocessing.normalised(case.image, self.store.moments(index)))
-            masks.append(case.mask)
+            masks.append(case.target)
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)).long()
 
 

@@ -130,7 +130,9 @@ def test_each_arm_is_measured_once_and_one_that_failed_again(made, tmp_path, mon
 
     monkeypatch.setattr(cost, "_apart", apart)
     first = measure_costs(tmp_path, made, 1)
-    assert asked == ["none + supervised", "HPCA, folded"] and len(json.loads((tmp_path / COST).read_text())["costs"]) == 2
+    assert (
+        asked == ["none + supervised", "HPCA, folded"] and len(json.loads((tmp_path / COST).read_text())["costs"]) == 2
+    )
     fails.clear()
     assert measure_costs(tmp_path, made, 1) != first and asked[2:] == ["HPCA, folded"]
     measure_costs(tmp_path, made, 1)
