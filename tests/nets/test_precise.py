@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nissl.nets.factory import build
-from nissl.nets.precise import SMALL, Conv3d, make_precise
+from nissl.nets.precise import SMALL, PreciseConvolution, make_precise
 from nissl.nets.settings import ForeignNet, UNet
 
 
@@ -27,10 +27,12 @@ def test_small_maps_have_the_result_and_gradient_of_float32(side):
     torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("settings", [UNet(widths=(4, 8), dropout=(0, 0)), ForeignNet("monai.networks.nets:BasicUNet")])
+@pytest.mark.parametrize(
+    "settings", [UNet(widths=(4, 8), dropout=(0, 0)), ForeignNet(name="monai.networks.nets:BasicUNet")]
+)
 def test_all_3d_convolutions_of_every_network_are_of_this_kind(settings):
     kinds = {type(module) for module in build(settings, 3, 1, 2, 0).modules() if isinstance(module, nn.Conv3d)}
-    assert kinds == {Conv3d}
+    assert kinds == {PreciseConvolution}
 
 
 def test_a_step_in_bfloat16_on_small_volumes_is_finite_and_the_same_each_time():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Num
 
 from nissl.config import DataConfig
 from nissl.data.naming import DATA_FOLDER, pseudonym

@@ -8,7 +8,7 @@ SMALL = 4
 """Maps of at most so many voxels along an axis are computed in float32."""
 
 
-class Conv3d(nn.Conv3d):
+class PreciseConvolution(nn.Conv3d):
     """A 3-D convolution that leaves bfloat16 on a CPU where its input is small.
 
     There torch 2.13's backward pass of a 3x3x3 kernel is, on some processors, neither reproducible nor always finite:
@@ -28,5 +28,5 @@ def make_precise(net: nn.Module) -> nn.Module:
     """Turn the 3-D convolutions of a network, in place, into those of this module; its state dict stays."""
     for module in net.modules():
         if type(module) is nn.Conv3d:
-            module.__class__ = Conv3d
+            module.__class__ = PreciseConvolution
     return net
