@@ -39,9 +39,7 @@ def test_an_unknown_name_is_an_attribute_error():
         nissl.trian  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    "first", ["nissl.api", "nissl.training.loop", "nissl.evaluation.table", "nissl.inference.tiles"]
-)
+@pytest.mark.parametrize("first", ["nissl.api", "nissl.training.loop", "nissl.tasks.scores", "nissl.inference.tiles"])
 def test_a_verb_stays_a_function_whatever_was_imported_before(first):
     code = f"""
 import importlib, pathlib, tempfile, nissl
@@ -57,7 +55,7 @@ for verb, arguments in dict(train=(gone, gone), evaluate=(gone,), predict=(gone,
         else:
             raise AssertionError(verb)
 from nissl.training.loop import Trainer
-from nissl.evaluation.table import score_case
+from nissl.tasks.scores import score_case
 from nissl.inference.tiles import predict_mask
 from nissl.reporting.run_page import write_report
 print("good")

@@ -18,7 +18,6 @@ import nissl
 from nissl import api
 from nissl.config import DataConfig
 from nissl.errors import DataError, InputError
-from nissl.evaluation.table import scores_from_csv
 from nissl.imageio.formats import read_raster, write_image, write_mask
 from nissl.methods import METHODS
 from nissl.methods.settings import Supervised
@@ -29,6 +28,7 @@ from nissl.pretrain.settings import NoPretraining
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS
 from nissl.runs.format import FORMAT, load_config
+from nissl.tasks.scores import scores_from_csv
 from nissl.training.loop import Trainer
 
 RUN_FILES = {

@@ -7,8 +7,8 @@ from monai.networks import one_hot as monai_one_hot
 from monai.networks.layers import gaussian_1d, separable_filtering
 from torch.nn import functional
 
-from nissl.losses import one_hot, soft_dice
-from nissl.methods.shared import masked_dice, segmentation_losses
+from nissl.losses import one_hot, segmentation_losses, soft_dice
+from nissl.methods.shared import masked_dice
 from nissl.methods.unimatch import blurred
 
 SIZES = [(9, 7), (64, 64), (7, 6, 5), (32, 24, 16)]

@@ -45,7 +45,7 @@ class Distilled(Method):
 
     def losses(self, batch, progress):
         """Return `dice` and `cross_entropy` of both, and `agreement`."""
-        both = [self.segmentation(network(batch.images), batch.targets) for network in self.networks]
+        both = [self.supervised_losses(network(batch.images), batch.targets) for network in self.networks]
         small, large = (network(unlabelled(batch)) / self.settings.temperature for network in self.networks)
         agreement = functional.mse_loss(small.softmax(1), large.detach().softmax(1))
         terms = {name: both[0][name] + both[1][name] for name in both[0]}

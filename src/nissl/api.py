@@ -7,13 +7,12 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from nissl.config import Config, DataConfig, from_tree, to_tree
-from nissl.data.cases import load_case, mask_values
 from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
 from nissl.data.discovery import find_cases, inspect_header, list_cases, scan
@@ -22,10 +21,8 @@ from nissl.data.split import Split, caveats, lock_test_cases, make_split
 from nissl.errors import Caveat, InputError
 from nissl.evaluation.compare import Comparison
 from nissl.evaluation.compare_runs import compare_runs
-from nissl.evaluation.table import Summary, score_case, scores_to_csv, summarise, unfinished
 from nissl.files import write_whole
-from nissl.imageio.formats import NIFTI, mask_suffix, read_raster, write_mask
-from nissl.imageio.mask_values import MaskValues
+from nissl.imageio.formats import mask_suffix, read_raster
 from nissl.inference.folder import FolderResult, predict_folder
 from nissl.inference.memory import MemoryFallback
 from nissl.inference.tiles import predict_mask
@@ -37,7 +34,6 @@ from nissl.runs.folder import choose_device, find_root, read_json, write_json
 from nissl.runs.format import load_config
 from nissl.runs.provenance import (
     changes,
-    count_classes,
     lock_run_folder,
     note_session,
     require_same,
@@ -45,6 +41,7 @@ from nissl.runs.provenance import (
     write_provenance,
 )
 from nissl.runs.reuse import has_begun, require_alike
+from nissl.tasks.scores import unfinished
 from nissl.training import parity
 from nissl.training.distributed import World, joined
 from nissl.training.memory import keep_freed_memory
@@ -101,16 +98,16 @@ def train(
         changed = _admit(job, resume)
         # What cannot work shows here, before the run starts.
         networks, stores = job.networks(), open_stores(job, whole)
-        class_pixels = count_classes(stores.labelled, dataset)
+        counts = job.task.require_learnable(stores.labelled, dataset)
         network = require_fit(next(iter(networks.values())), config, dataset)
         if world.first and resume:
             note_session(out, config, changed)
         if world.first and (changed or not resume):
             write_json(out / "network.json", network)
             masks = [file for file in dataset.cases if file.id in set(split.labelled)]
-            values = mask_values(masks, dataset.label_map, config.data)
-            Description.of(config, dataset.channels, dataset.label_map.names, values).save(out)
-            write_provenance(out, config, dataset, split, class_pixels)
+            values = job.task.values(masks, dataset.label_map, config.data)
+            Description.of(config, dataset.channels, job.task.outputs(dataset), values).save(out)
+            write_provenance(out, config, dataset, split, counts)
         test_masks = stores.test and parity.Looks(stores.test, config, len(split.labelled), device)
         if test_masks:
             job = dataclasses.replace(job, session=replace(session, control=replace(control, after_step=test_masks)))
@@ -192,8 +189,10 @@ def evaluate(
     device: str = "auto",
     data: Path | str | None = None,
     allow_shared_images: bool = False,
-) -> Summary:
+) -> Any:
     """Measure a run on its test cases: here, and only here, their files are opened.
+
+    Returns what the task summarises: for segmentation a `nissl.tasks.scores.Summary`.
 
     Predicted masks go to `predictions/`, numbers to `metrics.csv` (a row per case and class) and `metrics.json`, all in
     the run folder. Masks are compared at the resolution of the files. `data` says where the folder of the data is, if
@@ -210,8 +209,9 @@ def evaluate(
     facts = read_json(run / "data.json")
     split = Split.from_tree(read_json(run / "split.json"), run / "split.json")
     dataset = find_cases(find_root(run, facts, data), config.data)
-    if dataset.label_map.names != model.classes:
-        found, fix = f"the classes {', '.join(dataset.label_map.names)}", "state the label map of the run's data"
+    task = model.task
+    if (outputs := task.outputs(dataset)) != model.classes:
+        found, fix = f"the classes {', '.join(outputs)}", "state the label map of the run's data"
         raise InputError(dataset.place, found, f"those of the run: {', '.join(model.classes)}", fix)
     cases = chosen(dataset, split.test if on == "test" else split.labelled)
     copies = name_copies(cases, facts["cases"]) if on == "test" else ""
@@ -220,27 +220,27 @@ def evaluate(
         raise InputError(dataset.root, copies, "test images that no training saw", fix)
     folder = run / ("predictions" if on == "test" else f"predictions_{on}")
     folder.mkdir(exist_ok=True)
-    rows, fallback = [], MemoryFallback(model)
+    rows: list[Any] = []
+    fallback = MemoryFallback(model)
     with track(len(cases), "measuring") as advance:
         for file in cases:
-            case = load_case(file, dataset.label_map, config.data)
+            case = task.targets.read(file, dataset.label_map, config.data)
             if case.target is None:
                 raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
             prediction = predict_mask(model, case.image, fallback)
             kind = mask_suffix(file.image)
-            like = read_raster(file.image, model.reading.limit_gib, file.alias) if kind in NIFTI else None
-            write_mask(folder / f"{file.id}{kind}", prediction, like, values=MaskValues.of(model.values))
-            rows += score_case(case.id, case.group, prediction, case.target, model.classes, case.spacing)
+            like = read_raster(file.image, config.data.limit_gib, file.alias, config.data.axes)
+            task.write(folder / f"{file.id}{kind}", iter([prediction]), like, model.values, "")
+            rows += task.rows(case, prediction, model.classes)
             advance(case.id)
-    pixels = read_json(run / "budget.json").get("class_pixels", {})
-    not_trained = [name for name in model.classes[1:] if pixels.get(name) == 0]
+    counts = {name: count for name, count in read_json(run / "budget.json").get("class_pixels", {}).items()}
     known = [*unfinished(model.steps, model.planned_steps), *caveats(split.shared_groups, split.transductive)]
     known += [*([Caveat("shared-images", copies)] if copies else []), *parity.caveats(run, config.protocol)]
-    summary = summarise(rows, np.random.default_rng([config.seed, BOOTSTRAP]), not_trained, known)
-    summary = dataclasses.replace(summary, steps=model.steps, planned_steps=model.planned_steps)
+    summary = task.summarise(rows, np.random.default_rng([config.seed, BOOTSTRAP]), counts, known)
     name = "metrics" if on == "test" else f"metrics_{on}"
-    write_whole(run / f"{name}.csv", scores_to_csv(rows))
-    write_json(run / f"{name}.json", summary.to_tree() | {"split": on, "cases": len(cases)})
+    write_whole(run / f"{name}.csv", task.to_csv(rows))
+    facts = {"split": on, "cases": len(cases), "steps": model.steps, "planned_steps": model.planned_steps}
+    write_json(run / f"{name}.json", summary.to_tree() | facts)
     return summary
 
 

@@ -149,6 +149,7 @@ class Evaluate:
         from nissl import api, several_seeds
         from nissl.evaluation.text import score_text, seeds_text
         from nissl.runs.folder import holds_seeds
+        from nissl.tasks.scores import Summary
 
         options = (self.run, self.on, self.device, self.data, self.allow_shared_images)
         if holds_seeds(self.run):
@@ -156,7 +157,7 @@ class Evaluate:
             _print(whole.to_tree() if self.json else seeds_text(whole))
         else:
             summary = api.evaluate(*options)
-            _print(summary.to_tree() if self.json else score_text(summary))
+            _print(score_text(summary) if isinstance(summary, Summary) and not self.json else summary.to_tree())
         return 0
 
 
@@ -231,7 +232,7 @@ class Predict:
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import api
-        from nissl.evaluation.table import unfinished
+        from nissl.tasks.scores import unfinished
 
         result = api.predict(self.run, self.images, self.out, self.device, self.values)
         for error in result.failed:

@@ -17,6 +17,7 @@ from nissl.members import Settings, registry_of, require, short
 from nissl.methods.settings import MethodSettings, Supervised
 from nissl.nets.settings import NetSettings, UNet
 from nissl.pretrain.settings import NoPretraining, PretrainSettings
+from nissl.tasks.settings import Segmentation, TaskSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -212,6 +213,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    task: TaskSettings = dataclasses.field(default_factory=Segmentation)
     net: NetSettings = dataclasses.field(default_factory=UNet)
     pretrain: PretrainSettings = dataclasses.field(default_factory=NoPretraining)
     method: MethodSettings = dataclasses.field(default_factory=Supervised)

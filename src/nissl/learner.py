@@ -15,6 +15,7 @@ from nissl.data.batches import Batch
 from nissl.nets.factory import build
 from nissl.nets.settings import NetSettings
 from nissl.schedule import learning_rate
+from nissl.tasks.task import Task
 
 NETWORK, PRETRAIN, TRAIN, BOOTSTRAP = 1, 2, 3, 4
 """Names of the draws that follow from one seed."""
@@ -27,8 +28,9 @@ def derived_seed(*names: int) -> int:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be learnt: the kind of images, the outputs, and the network that maps the one to the other."""
+    """What is to be learnt: the task, the kind of images, and the network that maps them to the outputs."""
 
+    task: Task
     dims: int
     channels: int
     outputs: int
@@ -62,6 +64,8 @@ class Learner(nn.Module):
     """Of its own settings class."""
     fine_tuning: tuple[Sequence[nn.Parameter], float]
     """Parameters that learn at a fraction of the learning rate, and that fraction."""
+    task: Task | None = None
+    """Of a learner that learns from targets."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""What masks ask of a network: class numbers as one-hot images, and the soft Dice loss."""
+"""How logits are compared with masks: soft Dice and cross-entropy."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
@@ -26,3 +27,21 @@ def soft_dice(
     wrong, missed = probabilities.sum(space) - both, truth.sum(space) - both
     overlap = (2 * both + SMOOTHING) / (2 * (both + 0.5 * wrong + 0.5 * missed) + SMOOTHING)
     return (1 - overlap).mean()
+
+
+def segmentation_losses(
+    logits: Float[Tensor, "batch classes *space"],
+    masks: Integer[Tensor, "batch *space"],
+    loss: str = "dice+cross-entropy",
+) -> dict[str, Float[Tensor, ""]]:
+    """Return soft Dice (per image and class, background included, then the mean) and cross-entropy per pixel.
+
+    The first alone where `loss` is `dice`.
+
+    Per image, not per batch, so that a batch split over processes has the same loss.
+    """
+    logits = logits.float()  # sums over many pixels, also under autocast
+    # Classes as probabilities: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
+    truth = one_hot(masks, logits.shape[1])
+    terms = {"dice": soft_dice(logits.softmax(1), truth)}
+    return terms if loss == "dice" else terms | {"cross_entropy": F.cross_entropy(logits, truth)}

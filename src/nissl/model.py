@@ -16,6 +16,8 @@ from nissl.nets.settings import NetSettings, UNet
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS, choose_device, read_json, refuse_pickle, write_json
 from nissl.runs.format import load_config
+from nissl.tasks.settings import TASKS, Segmentation, TaskSettings
+from nissl.tasks.task import Task
 
 MODEL = "model.json"
 FIX = "restore the file from a copy, or train again"
@@ -39,7 +41,7 @@ class Description:
     net: NetSettings = field(default_factory=UNet)
     kind: Literal["network"] = "network"
     """What the predictor is: images `(batch, channels, *space)` to logits `(batch, classes, *space)`."""
-    task: Literal["segmentation"] = "segmentation"
+    task: TaskSettings = field(default_factory=Segmentation)
     values: tuple[int | str, ...] = ()
     """What stands for each class in masks: a value, or a colour `#rrggbb`. Class numbers where it is empty."""
     reading: Reading = field(default_factory=Reading)
@@ -58,6 +60,7 @@ class Description:
             channels,
             classes,
             config.net,
+            task=config.task,
             values=values,
             reading=Reading(config.data.axes, config.data.limit_gib),
             predict=config.predict,
@@ -96,6 +99,12 @@ class Model:
     """SHA-256 of the weights."""
     steps: int = 0
     """Steps that the weights have behind them."""
+
+    @property
+    def task(self) -> Task:
+        """What it has learnt."""
+        made: Task = TASKS[self.description.task.name](self.description.task)
+        return made
 
     @property
     def preprocessing(self) -> Preprocessing:

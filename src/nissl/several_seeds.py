@@ -22,7 +22,6 @@ from nissl.data.duplicates import file_hash
 from nissl.errors import InputError
 from nissl.evaluation.compare_runs import differing
 from nissl.evaluation.seeds import SeedsSummary, summarise_seeds
-from nissl.evaluation.table import scores_from_csv
 from nissl.files import write_whole
 from nissl.progress import is_first_process
 from nissl.reporting.seeds_page import write_seeds_report
@@ -30,6 +29,7 @@ from nissl.runs.folder import SEEDS, holds_seeds, write_json
 from nissl.runs.format import load_config, stamped
 from nissl.runs.provenance import changed_cases, lock_run_folder, stored_tree
 from nissl.runs.seeds import differing_data, is_finished, runs_of, settings_of
+from nissl.tasks.scores import scores_from_csv
 
 
 def train(

@@ -8,9 +8,9 @@ import numpy as np
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.results import Result, Tested, Training
 from nissl.config import Config
-from nissl.evaluation.table import CaseScore
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
+from nissl.tasks.scores import CaseScore
 
 BASELINE = "none + supervised"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nissl.evaluation.compare import compare_scores
-from nissl.evaluation.table import CaseScore
 from nissl.evaluation.text import verdict_text
 from nissl.metrics.statistics import paired_difference, smallest_p_value
+from nissl.tasks.scores import CaseScore
 
 NAN = float("nan")
 

@@ -18,13 +18,13 @@ from tests.references.surface import all_pairs, surface_pixels
 from tests.tiny_data import FLAGS, write_tiny
 
 from nissl import cli
-from nissl.evaluation.table import score_case, scores_from_csv, scores_to_csv, summarise
 from nissl.imageio.formats import read_raster, write_image, write_mask
 from nissl.metrics.overlap import overlap
 from nissl.metrics.statistics import bootstrap_interval, paired_difference
 from nissl.metrics.surface import surface_distance
 from nissl.runs.checkpoint import load_checkpoint, save_checkpoint
 from nissl.runs.folder import WEIGHTS
+from nissl.tasks.scores import score_case, scores_from_csv, scores_to_csv, summarise
 
 NAMES = ("background", "head", "body")
 SHAPE = (5, 6)
@@ -360,7 +360,7 @@ def test_f46_a_single_run_says_that_its_interval_is_over_cases_only(run, tmp_pat
 
 def write_run(folder, dice, groups=None, label="cell", pixels=1000, area=200, unit="px"):
     """A measured run folder with one class: only what `compare` reads."""
-    from nissl.evaluation.table import CaseScore
+    from nissl.tasks.scores import CaseScore
 
     folder.mkdir(parents=True)
     rows = []

@@ -6,9 +6,9 @@ import torch
 from scipy.special import softmax
 from tests.methods.test_methods import NET, batch, over
 
+from nissl.losses import segmentation_losses
 from nissl.methods import METHODS
 from nissl.methods.cct import channel_dropout, cross_consistency, feature_dropout, feature_noise
-from nissl.methods.shared import segmentation_losses
 from nissl.nets import factory
 from nissl.pretrain import PRETRAININGS
 

@@ -6,9 +6,9 @@ import torch
 from scipy.special import expit, softmax
 from tests.methods.test_methods import NET, batch, over
 
+from nissl.losses import segmentation_losses
 from nissl.methods import METHODS
 from nissl.methods.dtc import signed_distances, task_consistency
-from nissl.methods.shared import segmentation_losses
 from nissl.nets import factory
 
 

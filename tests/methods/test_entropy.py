@@ -8,8 +8,8 @@ import pytest
 import torch
 from tests.methods.test_methods import batch, make, over
 
+from nissl.losses import segmentation_losses
 from nissl.methods.entropy import mean_entropy
-from nissl.methods.shared import segmentation_losses
 
 
 def slow_entropy(logits):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tests.methods.test_methods import NET, batch, make
 
+from nissl.losses import segmentation_losses
 from nissl.methods import mean_teacher
-from nissl.methods.shared import segmentation_losses
 from nissl.nets import factory
 
 

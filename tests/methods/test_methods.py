@@ -8,9 +8,9 @@ import torch
 
 from nissl.data.batches import Batch
 from nissl.learner import Problem
+from nissl.losses import segmentation_losses
 from nissl.methods import METHODS
 from nissl.methods.method import Method
-from nissl.methods.shared import segmentation_losses
 from nissl.nets import factory
 from nissl.nets.settings import UNet
 

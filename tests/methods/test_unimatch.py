@@ -9,8 +9,9 @@ from scipy.ndimage import gaussian_filter1d
 from tests.methods.test_methods import batch, make, over
 
 from nissl.errors import InputError
+from nissl.losses import segmentation_losses
 from nissl.methods import unimatch
-from nissl.methods.shared import box, masked_dice, segmentation_losses
+from nissl.methods.shared import box, masked_dice
 from nissl.methods.unimatch import Strong, apply, draw, draw_box, dropped, pseudo_labels
 from nissl.nets import factory
 from nissl.nets.settings import VNet

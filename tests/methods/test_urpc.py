@@ -6,8 +6,8 @@ import torch
 from scipy.special import softmax
 from tests.methods.test_methods import batch, over
 
+from nissl.losses import segmentation_losses
 from nissl.methods import METHODS
-from nissl.methods.shared import segmentation_losses
 from nissl.methods.urpc import pyramid_consistency
 from nissl.nets import factory
 from nissl.nets.settings import UNet

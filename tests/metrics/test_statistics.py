@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nissl.evaluation.table import units_of
 from nissl.metrics.statistics import (
     bootstrap_interval,
     holm,
@@ -15,6 +14,7 @@ from nissl.metrics.statistics import (
     side_by_side,
     sign_flip_test,
 )
+from nissl.tasks.scores import units_of
 
 
 def test_groups_of_one_case_are_cases():

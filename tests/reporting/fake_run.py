@@ -8,9 +8,9 @@ from PIL import Image
 from scipy import ndimage
 
 from nissl.config import Config, DataConfig, to_tree
-from nissl.evaluation.table import score_case, scores_to_csv, summarise
 from nissl.imageio.formats import read_raster, write_image, write_mask
 from nissl.pretrain.settings import Hebbian
+from nissl.tasks.scores import score_case, scores_to_csv, summarise
 
 LAYERS = [f"encoder.blocks.{block}.conv{conv}" for block in range(5) for conv in (1, 2)]
 WIDTHS = (16, 32, 64, 128, 256)

@@ -9,10 +9,10 @@ import pytest
 from tests.reporting.fake_run import build_run, write_images, write_volumes
 
 from nissl.errors import InputError
-from nissl.evaluation.table import scores_from_csv
 from nissl.reporting.contents import PARTS, read_run
 from nissl.reporting.gallery import Gallery
 from nissl.reporting.run_page import headline, render, verdict, write_report
+from nissl.tasks.scores import scores_from_csv
 
 NAMES = [f"slide {i}" for i in range(26)]
 TEST = NAMES[:20]

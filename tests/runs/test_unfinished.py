@@ -7,9 +7,9 @@ from tests.old_runs import DATA, old_run
 
 import nissl
 from nissl import cli
-from nissl.evaluation.table import unfinished
 from nissl.model import Model
 from nissl.runs.folder import measured_steps
+from nissl.tasks.scores import unfinished
 
 
 @pytest.fixture

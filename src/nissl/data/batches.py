@@ -21,10 +21,11 @@ from torch.utils import data as torch_data
 
 from nissl.config import AugmentConfig, DataConfig
 from nissl.data import augmentation
-from nissl.data.cases import Case, CaseFile, load_case
+from nissl.data.cases import Case, CaseFile
 from nissl.data.orientation import Place
 from nissl.data.preprocessing import Preprocessing, Statistics
-from nissl.data.resizing import Kept, kept, resize_mask
+from nissl.data.resizing import Kept, kept
+from nissl.data.targets import MASKS, Targets
 from nissl.errors import DataError, InputError, NisslError, ResourceError
 from nissl.imageio.label_map import LabelMap
 
@@ -139,6 +140,7 @@ class Store:
         config: as `resolve` gives it.
         with_masks: whether masks are read; without, no mask file is ever opened.
         cache: that of other stores, which then have the pixels of a case in common.
+        targets: how targets are read and cut.
 
     """
 
@@ -150,6 +152,7 @@ class Store:
         *,
         with_masks: bool = True,
         cache: Cache | None = None,
+        targets: Targets = MASKS,
     ) -> None:
         if with_masks and any(file.target is None for file in files):
             raise ValueError("a store with masks was given a case without one")
@@ -157,7 +160,7 @@ class Store:
         self.config = config
         self.preprocessing = Preprocessing.fitted(config)
         self._label_map = label_map
-        self._cache = cache or Cache(config)
+        self._cache, self._targets = cache or Cache(config), targets
         self._kind: tuple[int, int] | None = None
         self._moments: dict[int, Statistics] = {}
         self._counts: dict[int, Int[np.ndarray, "classes"]] = {}
@@ -173,7 +176,7 @@ class Store:
         file = self.files[index]
         image, mask = self._cache.get(file.image), self._cache.get(file.target) if file.target else (None, None)
         if image is None or mask is None:
-            case = self._fit(index, self._fitting(load_case(file, self._label_map, self.config), index))
+            case = self._fit(index, self._fitting(self._targets.read(file, self._label_map, self.config), index))
             if image is None:
                 alone = dataclasses.replace(case, target=None)
                 self._cache.put(file.image, (alone, self._moments[index]), case.image.nbytes)
@@ -214,9 +217,9 @@ class Store:
     def _fit(self, index: int, case: Case) -> Case:
         image, mask = case.image, case.target
         if self.config.sampling == "resize":
-            if mask is not None and index not in self.kept:
+            if mask is not None and mask.dtype == np.uint8 and index not in self.kept:
                 self.kept[index] = kept(mask, self.config.size)
-            mask = None if mask is None else resize_mask(mask, self.config.size)
+            mask = None if mask is None else self._targets.resized(mask, self.config.size)
         else:
             self.places[case.id] = case.spacing, case.direction
         image = self.preprocessing.resized(image)
@@ -227,7 +230,7 @@ class Store:
             image = np.pad(image, [(0, 0), *around], mode="symmetric")
             mask = None if mask is None else np.pad(mask, around, mode="symmetric")
         if mask is not None and index not in self._counts:
-            self._counts[index] = np.bincount(mask.ravel(), minlength=len(self._label_map.names))
+            self._counts[index] = self._targets.counts(mask, len(self._label_map.names))
         return dataclasses.replace(case, image=image, target=mask)
 
 
@@ -294,7 +297,8 @@ class _Samples:
             if self.augment is not None:
                 draws.append(augmentation.draw(self.augment, len(cut), rng))
         pixels = torch.from_numpy(np.stack(images))
-        classes = torch.from_numpy(np.stack(masks)).long() if masks else None
+        classes = torch.from_numpy(np.stack(masks)) if masks else None
+        classes = classes if classes is None or classes.is_floating_point() else classes.long()
         return augmentation.apply(pixels, classes, draws) if draws else (pixels, classes)
 
 

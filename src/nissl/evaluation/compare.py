@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 
 from nissl.errors import InputError
-from nissl.evaluation.table import FEW, CaseScore, Unit, score_matrix, units_of, without_nan
 from nissl.metrics.statistics import (
     Difference,
     mean_over_classes,
@@ -17,6 +16,7 @@ from nissl.metrics.statistics import (
     side_by_side,
     smallest_p_value,
 )
+from nissl.tasks.scores import FEW, CaseScore, Unit, score_matrix, units_of, without_nan
 
 Scored = Mapping[int, Sequence[CaseScore]]
 """Rows of metrics.csv by seed; a single run has one."""

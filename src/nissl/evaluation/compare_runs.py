@@ -10,11 +10,11 @@ import numpy as np
 from nissl.config import to_tree
 from nissl.errors import InputError
 from nissl.evaluation.compare import Comparison, Scored, compare_scores
-from nissl.evaluation.table import CaseScore, scores_from_csv, unfinished
 from nissl.runs.folder import holds_seeds, measured_steps
 from nissl.runs.format import load_config
 from nissl.runs.provenance import flat
 from nissl.runs.seeds import runs_of
+from nissl.tasks.scores import CaseScore, scores_from_csv, unfinished
 
 DRAWS = 0
 """Seed of the resampling, fixed: the same two folders give the same numbers."""

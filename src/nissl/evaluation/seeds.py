@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from nissl.errors import Caveat
-from nissl.evaluation.table import CaseScore, Scores, Summary, Unit, score_matrix, units_of, without_nan
 from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.metrics.statistics import bootstrap_interval, seed_interval, side_by_side
+from nissl.tasks.scores import CaseScore, Scores, Summary, Unit, score_matrix, units_of, without_nan
 
 
 @dataclass(frozen=True)

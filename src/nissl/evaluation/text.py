@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from nissl.evaluation.compare import Compared, Comparison
 from nissl.evaluation.seeds import SeedsSummary
-from nissl.evaluation.table import Summary, unfinished
 from nissl.metrics.statistics import Difference, smallest_p_value
+from nissl.tasks.scores import Summary, unfinished
 
 COUNTS = f"{'missed':>7} {'false alarm':>12} {'both empty':>11}"
 

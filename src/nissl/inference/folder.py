@@ -12,11 +12,9 @@ from nissl.data.duplicates import file_hash
 from nissl.data.naming import Listing, list_files
 from nissl.errors import DataError, InputError, NisslError, ResourceError, out_of_memory
 from nissl.imageio.dicom import is_series
-from nissl.imageio.formats import GIB, SUFFIXES, TIFF, mask_suffix, plain_name, read_header, stem, suffix, write_mask
-from nissl.imageio.mask_values import MaskValues
-from nissl.imageio.tiff_regions import write_mask_tiff
+from nissl.imageio.formats import GIB, SUFFIXES, TIFF, mask_suffix, plain_name, read_header, stem, suffix
 from nissl.inference.memory import MemoryFallback, lines_needed, network_bytes, resident_bytes, tile_size, total_bytes
-from nissl.inference.tiles import bands, predict_mask, require_fit
+from nissl.inference.tiles import bands, require_fit
 from nissl.model import Model
 from nissl.progress import Tracker, track
 from nissl.runs.folder import write_json
@@ -238,9 +236,5 @@ class _Work:
             for fault in image_faults(file, raster):
                 raise DataError(fault.where, fault.found, fault.expected, fault.fix)
             require_fit(self.model, raster.pixels, file.image_name)
-            values = MaskValues.of(self.model.values)
-            if suffix(target) in TIFF:
-                served = (band for _, band in bands(self.model, raster.pixels, self.fallback))
-                write_mask_tiff(target, raster.pixels.shape[1:], served, values, raster.spacing, self.note)
-            else:
-                write_mask(target, predict_mask(self.model, raster.pixels, self.fallback), raster, self.note, values)
+            served = (band for _, band in bands(self.model, raster.pixels, self.fallback))
+            self.model.task.write(target, served, raster, self.model.values, self.note)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, Num, UInt8
+from jaxtyping import Float32, Int, Num
 from torch import Tensor
 
 from nissl.data.batches import CHANNELS_LAST
@@ -36,8 +36,8 @@ class Tile:
 
 def predict_mask(
     model: Model, image: Pixels | Num[np.ndarray, "channels *space"], fallback: MemoryFallback | None = None
-) -> UInt8[np.ndarray, "*space"]:
-    """Return the class of each pixel, in the image's own geometry.
+) -> np.ndarray:
+    """Return the prediction for each pixel, such as its class, in the image's own geometry.
 
     Args:
         model: the model.
@@ -49,21 +49,19 @@ def predict_mask(
         ResourceError: too little memory even for the smallest tile.
 
     """
-    labels = np.empty(image.shape[1:], np.uint8)
-    for rows, band in bands(model, image, fallback):
-        labels[rows] = band
-    return labels
+    return np.concatenate([band for _, band in bands(model, image, fallback)])
 
 
-def bands(
-    model: Model, image: Pixels, fallback: MemoryFallback | None = None
-) -> Iterator[tuple[slice, UInt8[np.ndarray, "rows *rest"]]]:
-    """Serve the class of each pixel band by band, in order along the first axis; arguments and errors as above."""
+def bands(model: Model, image: Pixels, fallback: MemoryFallback | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+    """Serve the prediction band by band, in order along the first axis; arguments and errors as above."""
+    task = model.task
     for rows, served in _served(model, image, fallback or MemoryFallback(model)):
-        band = np.empty((rows.stop - rows.start, *image.shape[2:]), np.uint8)
-        for (first, *others), logits in served:
-            inside = slice(first.start - rows.start, first.stop - rows.start)
-            band[(inside, *others)] = logits.argmax(axis=0)
+        band: np.ndarray | None = None
+        for (first, *others), outputs in served:
+            piece = task.decode(outputs)
+            band = np.empty((rows.stop - rows.start, *image.shape[2:]), piece.dtype) if band is None else band
+            band[(slice(first.start - rows.start, first.stop - rows.start), *others)] = piece
+        assert band is not None
         yield rows, band
 
 

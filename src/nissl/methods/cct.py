@@ -89,7 +89,7 @@ class CCT(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return `dice` and `cross_entropy` of the main decoder, and `consistency`."""
         encoder, decoder, head = parts(self.networks[0], "--method cct")
-        terms = self.segmentation(self.networks[0](batch.images), batch.targets)
+        terms = self.supervised_losses(self.networks[0](batch.images), batch.targets)
         features = encoder(unlabelled(batch))
         pairs = zip(self.perturbations, self.auxiliaries, strict=True)
         said = [auxiliary([perturb(level) for level in features]) for perturb, auxiliary in pairs]

@@ -5,9 +5,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nissl.data.batches import Batch
+from nissl.losses import segmentation_losses
 from nissl.methods.method import Method
 from nissl.methods.settings import Loss
-from nissl.methods.shared import segmentation_losses, unlabelled
+from nissl.methods.shared import unlabelled
 
 
 class CrossPseudoSupervision(Method):
@@ -29,7 +30,7 @@ class CrossPseudoSupervision(Method):
         one, other = (
             torch.cat([logits, network(others)]) for logits, network in zip(labelled, self.networks, strict=True)
         )
-        both = [self.segmentation(logits, batch.targets) for logits in labelled]
+        both = [self.supervised_losses(logits, batch.targets) for logits in labelled]
         terms = {name: both[0][name] + both[1][name] for name in both[0]}
         pseudo = pseudo_loss(one, other, self.settings.loss) + pseudo_loss(other, one, self.settings.loss)
         return terms | {"cross_pseudo": self.weight(progress) * pseudo}

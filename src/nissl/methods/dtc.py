@@ -39,7 +39,7 @@ class DTC(Method):
         target = signed_distances(batch.targets, logits.shape[1])
         pairs = (logits, distances), self.both(unlabelled(batch))
         consistency = [task_consistency(*pair, self.settings.steepness) for pair in pairs]
-        return self.segmentation(logits, batch.targets) | {
+        return self.supervised_losses(logits, batch.targets) | {
             "distance": self.settings.regression * F.mse_loss(distances, target),
             "consistency": self.weight(progress) * torch.stack(consistency).mean(),  # as many images in each
         }

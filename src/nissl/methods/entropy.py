@@ -23,7 +23,7 @@ class Entropy(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms `dice`, `cross_entropy` and `entropy`."""
         network = self.networks[0]
-        terms = self.segmentation(network(batch.images), batch.targets)
+        terms = self.supervised_losses(network(batch.images), batch.targets)
         return terms | {"entropy": self.weight(progress) * mean_entropy(network(unlabelled(batch)))}
 
 

@@ -31,7 +31,7 @@ class MeanTeacher(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms `dice`, `cross_entropy` and `consistency`."""
         student, images = self.networks[0], unlabelled(batch)
-        terms = self.segmentation(student(batch.images), batch.targets)
+        terms = self.supervised_losses(student(batch.images), batch.targets)
         shares = F.softmax(student(noisy(images)).float(), dim=1)
         return terms | {"consistency": self.weight(progress) * self.distance(shares, images, progress)}
 

@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from nissl.learner import NETWORK, Learner, Problem, derived_seed
 from nissl.methods.settings import MethodSettings, Ramped, Weighted
-from nissl.methods.shared import segmentation_losses
+from nissl.tasks.segmentation import Segmentation
+from nissl.tasks.task import Task
 
 
 class Method(Learner):
@@ -24,6 +25,8 @@ class Method(Learner):
 
     count: ClassVar[int] = 1
     """Networks that the method trains."""
+    tasks: ClassVar[tuple[str, ...] | None] = ("segmentation",)
+    """The tasks that it can learn; None for all."""
     needs_parts: ClassVar[bool] = False
     """Whether the network must have an encoder, a decoder and a head that the method can reach into."""
 
@@ -31,6 +34,7 @@ class Method(Learner):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.settings: Any = settings
+        self.task: Task = Segmentation()
 
     @classmethod
     def initial(cls, settings: Any, problem: Problem, seed: int) -> dict[str, nn.Module]:
@@ -40,13 +44,15 @@ class Method(Learner):
     @classmethod
     def build(cls, settings: Any, problem: Problem, start: Mapping[str, nn.Module], seed: int) -> Self:
         """Make the method over the networks."""
-        return cls(list(start.values()), settings)
+        made = cls(list(start.values()), settings)
+        made.task = problem.task
+        return made
 
-    def segmentation(
-        self, logits: Float[Tensor, "batch classes *space"], masks: Integer[Tensor, "batch *space"]
+    def supervised_losses(
+        self, outputs: Float[Tensor, "batch outputs *space"], targets: Tensor
     ) -> dict[str, Float[Tensor, ""]]:
-        """Compare with masks as the settings say: the terms `dice` and `cross_entropy`, or `dice` alone."""
-        return segmentation_losses(logits, masks, self.settings.loss)
+        """Compare with targets as the task and the settings say: for masks the terms `dice` and `cross_entropy`."""
+        return self.task.losses(outputs, targets, self.settings.loss)
 
     def weight(self, progress: float) -> float:
         """Weight of the terms that need no masks, by default exp(-5 (1 - t)^2) of the whole (Laine and Aila 2017)."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -11,23 +10,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from nissl.data.batches import Batch
 from nissl.losses import one_hot, soft_dice
-from nissl.methods.settings import Loss
-
-
-def segmentation_losses(
-    logits: Float[Tensor, "batch classes *space"],
-    masks: Integer[Tensor, "batch *space"],
-    loss: Loss = "dice+cross-entropy",
-) -> dict[str, Float[Tensor, ""]]:
-    """Return soft Dice (per image and class, background included, then the mean) and cross-entropy per pixel.
-
-    Per image, not per batch, so that a batch split over processes has the same loss.
-    """
-    logits = logits.float()  # sums over many pixels, also under autocast
-    # Classes as probabilities: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
-    truth = one_hot(masks, logits.shape[1])
-    terms = {"dice": soft_dice(logits.softmax(1), truth)}
-    return terms if loss == "dice" else terms | {"cross_entropy": F.cross_entropy(logits, truth)}
 
 
 class Teacher(nn.Module):

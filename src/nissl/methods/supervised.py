@@ -1,4 +1,4 @@
-"""Learning from the masks alone."""
+"""Learning from the labelled images only."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,8 +8,10 @@ from nissl.methods.method import Method
 
 
 class Supervised(Method):
-    """The baseline: soft Dice plus cross-entropy on the labelled images; the others are not looked at."""
+    """The baseline: the losses of the task on the labelled images; the others are not used."""
+
+    tasks = None
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
-        """Return the terms `dice` and `cross_entropy`."""
-        return self.segmentation(self.networks[0](batch.images), batch.targets)
+        """Return the terms of the task: `dice` and `cross_entropy` for masks."""
+        return self.supervised_losses(self.networks[0](batch.images), batch.targets)

@@ -61,7 +61,7 @@ class UniMatch(Method):
             views.append(torch.where(inside[:, None], view[partner], view))
             known.append((torch.where(inside, labels[partner], labels), torch.where(inside, sure[partner], sure)))
         strong = net(torch.cat(views)).chunk(2)
-        terms = self.segmentation(seen, batch.targets)
+        terms = self.supervised_losses(seen, batch.targets)
         for place, (logits, taught) in enumerate(zip(strong, known, strict=True), start=1):
             terms[f"strong_{place}"] = 0.25 * weight * masked_dice(logits, *taught)
         return terms | {"features": 0.5 * weight * masked_dice(changed, labels, sure)}

@@ -39,7 +39,7 @@ class URPC(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return `dice` and `cross_entropy`, each the mean over scales, and `consistency`."""
-        scales = [self.segmentation(logits, batch.targets) for logits in self.pyramid(batch.images)]
+        scales = [self.supervised_losses(logits, batch.targets) for logits in self.pyramid(batch.images)]
         terms = {name: torch.stack([scale[name] for scale in scales]).mean() for name in scales[0]}
         consistency = pyramid_consistency(self.pyramid(unlabelled(batch)))
         return terms | {"consistency": self.weight(progress) * consistency}

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from nissl.errors import DataError, InputError
-from nissl.evaluation.table import CaseScore, scores_from_csv
 from nissl.runs.format import content_of, current_settings
+from nissl.tasks.scores import CaseScore, scores_from_csv
 
 if sys.version_info >= (3, 11):
     import tomllib

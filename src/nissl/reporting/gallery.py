@@ -9,11 +9,11 @@ from nissl.config import Config, DataConfig, from_tree
 from nissl.data.cases import CaseFile, load_case
 from nissl.data.discovery import find_cases
 from nissl.errors import DataError, NisslError
-from nissl.evaluation.table import CaseScore
 from nissl.imageio.formats import read_raster, stem
 from nissl.imageio.label_map import LabelMap
 from nissl.reporting.contents import Contents
 from nissl.reporting.overlay import Masks, draw_overlay
+from nissl.tasks.scores import CaseScore
 
 WORST, MIDDLE, BEST = 12, 2, 2
 

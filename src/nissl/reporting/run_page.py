@@ -7,7 +7,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from nissl.data.split import caveats
-from nissl.evaluation.table import unfinished
 from nissl.files import write_whole
 from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.reporting import curves
@@ -15,6 +14,7 @@ from nissl.reporting.contents import Contents, Tree, read_run
 from nissl.reporting.gallery import Gallery, case_dice, hang, ranked
 from nissl.reporting.overlay import colour_of
 from nissl.runs.folder import measured_steps
+from nissl.tasks.scores import unfinished
 from nissl.training.parity import WARNING
 
 if TYPE_CHECKING:

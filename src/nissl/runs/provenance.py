@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
 import tomli_w
 import torch
 
 from nissl.config import Config, to_tree
-from nissl.data.batches import Store
 from nissl.data.cases import CaseFile, Dataset, Scan
 from nissl.data.discovery import located
 from nissl.data.duplicates import file_hash
 from nissl.data.split import Split, named_ids
-from nissl.errors import DataError, InputError
+from nissl.errors import InputError
 from nissl.files import write_whole
 from nissl.imageio.formats import stem
 from nissl.progress import warn
@@ -125,7 +123,7 @@ def write_provenance(
 ) -> None:
     """Write what the run is made of, before it starts or continues with changes.
 
-    `class_pixels` are those of the labelled masks.
+    `class_pixels` are those of the labelled cases.
     """
     data = data_of(dataset, split)  # takes long; a run that is stopped here has not begun
     opened = split.test if config.protocol == "parity" else ()
@@ -165,28 +163,6 @@ def without_names(config: Config, scan: Scan) -> Config:
         labels = ",".join(scan.id_of(name) for name in named_ids(labels, stems))
     data = dataclasses.replace(config.data, images=None, masks=None)
     return dataclasses.replace(config, data=data, split=dataclasses.replace(config.split, labels=labels))
-
-
-def count_classes(labelled: Store, dataset: Dataset) -> dict[str, int]:
-    """Count the pixels of each class in the labelled masks as the network sees them; warn of a class that is absent.
-
-    Raises:
-        DataError: all masks are empty, so that there is nothing to learn.
-
-    """
-    names = dataset.label_map.names
-    counts = np.zeros(len(names), np.int64)
-    for index in range(len(labelled)):
-        found = labelled.counts(index)
-        counts[: len(found)] += found
-    masks = "the only mask" if len(labelled) == 1 else f"all {len(labelled)} masks"
-    if not counts[1:].any():
-        fix = "choose more --labels, other ids or another --seed, or draw the structures"
-        raise DataError(dataset.place, f"no foreground in {masks} of the budget", "structures to learn", fix)
-    for name, count in zip(names, counts, strict=True):
-        if not count:
-            warn(f"class `{name}` is absent from {masks} of the budget: not trained")
-    return {name: int(count) for name, count in zip(names, counts, strict=True)}
 
 
 def data_of(dataset: Dataset, split: Split) -> dict[str, Any]:

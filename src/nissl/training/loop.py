@@ -37,7 +37,7 @@ from nissl.training.signals import Interrupted, stop_signals
 BAD_STEPS = 3
 """Steps in a row without a finite gradient after which the run stops."""
 EMPTY_CHECKPOINTS = 3
-"""Checkpoints in a row at which the network finds no foreground, after which the user is warned."""
+"""Checkpoints in a row with trivial outputs, after which the user is warned."""
 
 
 class Trainer:
@@ -298,23 +298,17 @@ class Trainer:
         return total
 
     def _warn_if_empty(self, batch: Batch) -> dict[str, str]:
-        """Warn when the averaged network has found no foreground for some checkpoints, though the masks show it."""
-        if self.average is None:
+        """Warn when the averaged network has given trivial outputs at some checkpoints, though the targets are not."""
+        if self.average is None or self.learner.task is None:
             return {}
         network = self.average.module.eval()
         parts = batch.to(self.session.device).parts(self._parts)
         with torch.inference_mode(), self._precision():
-            found = any(bool((network(part.images).argmax(1) > 0).any()) for part in parts)
-        fractions = torch.bincount(batch.targets.flatten()).double() / batch.targets.numel()
-        self._empty = 0 if found or float(fractions[0]) == 1 else self._empty + 1
+            found = self.learner.task.degenerate((network(part.images) for part in parts), batch.targets)
+        self._empty = self._empty + 1 if found else 0
         if self._empty != EMPTY_CHECKPOINTS:
             return {}
-        listed = ", ".join(f"class {label}: {value:.2%}" for label, value in enumerate(fractions.tolist()) if label)
-        text = (
-            f"at {EMPTY_CHECKPOINTS} checkpoints in a row the network calls every pixel background, while in the last "
-            f"masks {listed}; if it stays so, try more --steps, another --train.learning-rate, or --data.sampling "
-            "patches with a larger --data.foreground"
-        )
+        text = f"at {EMPTY_CHECKPOINTS} checkpoints in a row {found}"
         warn(text)
         return {"warning": text}
 

@@ -29,6 +29,8 @@ from nissl.progress import track, warn
 from nissl.runs.checkpoint import has_checkpoint
 from nissl.runs.folder import FILTERS, STATE, checkpoint_of, write_json
 from nissl.runs.reuse import note_origin, reuse
+from nissl.tasks.settings import TASKS
+from nissl.tasks.task import Task
 from nissl.training.loop import Trainer, run_stage
 from nissl.training.network import per_stream
 from nissl.training.session import Session, Stage
@@ -51,9 +53,15 @@ class Job:
     @property
     def problem(self) -> Problem:
         """What is to be learnt."""
-        dataset, config = self.dataset, self.config
-        classes = len(dataset.label_map.names)
-        return Problem(dataset.dims, dataset.channels, classes, config.data.size, config.net)
+        dataset, config, task = self.dataset, self.config, self.task
+        outputs = len(task.outputs(dataset))
+        return Problem(task, dataset.dims, dataset.channels, outputs, config.data.size, config.net)
+
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+        made: Task = TASKS[self.config.task.name](self.config.task)
+        return made
 
     @property
     def method(self) -> Any:
@@ -107,7 +115,8 @@ def open_stores(job: Job, whole: Dataset) -> Stores:
     cache, pretrains = Cache(config.data), isinstance(config.pretrain, Stepped)
 
     def store(ids: Sequence[str], with_masks: bool = False, source: Dataset = dataset) -> Store:
-        return Store(chosen(source, ids), dataset.label_map, config.data, with_masks=with_masks, cache=cache)
+        files, targets = chosen(source, ids), job.task.targets
+        return Store(files, dataset.label_map, config.data, with_masks=with_masks, cache=cache, targets=targets)
 
     stores = Stores(
         store(split.labelled, with_masks=True),

@@ -13,7 +13,6 @@ from nissl.bench.run.cost import Cost, Key
 from nissl.bench.run.results import TRIVIAL, Result
 from nissl.config import Config
 from nissl.evaluation.compare import SIGNIFICANT
-from nissl.evaluation.table import CaseScore, score_matrix, units_of
 from nissl.metrics.metric import SEGMENTATION
 from nissl.metrics.statistics import (
     bootstrap_interval,
@@ -24,6 +23,7 @@ from nissl.metrics.statistics import (
     seed_interval,
     side_by_side,
 )
+from nissl.tasks.scores import CaseScore, score_matrix, units_of
 
 NAN = float("nan")
 NOTHING = 5e-4

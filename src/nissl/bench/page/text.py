@@ -9,9 +9,9 @@ from nissl.bench.page.numbers import UNKNOWN, either, points, span
 from nissl.bench.run.cost import STEPS
 from nissl.errors import Caveat
 from nissl.evaluation.compare import SIGNIFICANT
-from nissl.evaluation.table import FEW
 from nissl.nets.settings import UNet
 from nissl.reporting.run_page import PRINTED_NAMES, counted, thousands
+from nissl.tasks.scores import FEW
 
 PUBLISHED = Caveat(
     "published-protocol",

@@ -12,11 +12,11 @@ from typing import Any, Literal
 from nissl.bench.grid.grid import Cell
 from nissl.config import Config, from_tree
 from nissl.errors import Caveat, DataError, InputError, NisslError
-from nissl.evaluation.table import CaseScore, scores_from_csv
 from nissl.files import write_whole
 from nissl.metrics.metric import SEGMENTATION
 from nissl.runs.folder import LOG, read_json
 from nissl.runs.format import load_config
+from nissl.tasks.scores import CaseScore, scores_from_csv
 from nissl.training import parity
 
 CELLS, RUNS, RESULTS, FAILED, PARITY = "cells.json", "runs", "results.csv", "failed.json", "parity.json"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from nissl.errors import DataError
-from nissl.evaluation.table import score_case, scores_from_csv, scores_to_csv, summarise
+from nissl.tasks.scores import score_case, scores_from_csv, scores_to_csv, summarise
 
 NAMES = ("background", "head", "body")
 SHAPE = (5, 6)

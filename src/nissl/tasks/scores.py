@@ -85,10 +85,6 @@ class Summary:
     """What kind of warning each is; older files do not have them."""
     not_trained: tuple[str, ...] = ()
     """Classes that no labelled mask showed: they count in the means, and were not learnt."""
-    steps: int | None = None
-    """Steps that the weights have behind them."""
-    planned_steps: int | None = None
-    """Those that the settings state; with fewer the run is unfinished."""
     policy: str = EMPTY_POLICY
 
     def to_tree(self) -> dict[str, Any]:
