@@ -91,12 +91,10 @@ def train(
     device = choose_device(config.device)
     config = resolve_settings(config, dataset, split, device)
     with joined(device) as world, claimed(out, bool(resume)) if world.first else nullcontext():
-        other = _to_take_over(pretrained, out, world, device)
         session = Session(out, device, world, control, config.data.workers)
-        job = Job(config, dataset, split, session, other)
+        job = Job(config, dataset, split, session, _to_take_over(pretrained, out, world, device))
         changed = _admit(job, resume)
-        # What cannot work shows here, before the run starts.
-        networks, stores = job.networks(), open_stores(job, whole)
+        networks, stores = job.networks(), open_stores(job, whole)  # what cannot work shows before the run starts
         class_pixels = count_classes(stores.labelled, dataset)
         network = require_fit(next(iter(networks.values())), config, dataset)
         if world.first and resume:
