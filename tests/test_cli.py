@@ -86,11 +86,14 @@ def fields_of(kind):
     import inspect
     import textwrap
 
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
-    for node, following in zip(body, [*body[1:], None]):
-        if isinstance(node, ast.AnnAssign):
-            text = following.value.value if isinstance(following, ast.Expr) else None
-            yield node.target.id, text
+    texts = {}
+    for each in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body
+        for node, following in zip(body, [*body[1:], None]):
+            if isinstance(node, ast.AnnAssign):
+                name, text = node.target.id, following.value.value if isinstance(following, ast.Expr) else None
+                texts[name] = text or texts.get(name)
+    yield from texts.items()
     for field in dataclasses.fields(kind):
         inner = field.default_factory
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):

@@ -92,9 +92,8 @@ def train(
     device = choose_device(config.device)
     config = resolve_settings(config, dataset, split, device)
     with joined(device) as world, lock_run_folder(out, bool(resume)) if world.first else nullcontext():
-        other = _to_reuse(pretrained, out, world, device)
         session = Session(out, device, world, control, config.data.workers)
-        job = Job(config, dataset, split, session, other)
+        job = Job(config, dataset, split, session, _to_reuse(pretrained, out, world, device))
         changed = _admit(job, resume)
         # What cannot work shows here, before the run starts.
         networks, stores = job.networks(), open_stores(job, whole)

@@ -171,14 +171,15 @@ def test_cached_cases_are_not_read_again(tmp_path):
     before = [store[index] for index in range(5)]
     for file in files:
         file.image.unlink()
-    assert all(store[index] is case for index, case in enumerate(before))
+    for index, case in enumerate(before):
+        assert store[index].image is case.image and store[index].mask is case.mask
 
 
 def test_the_bound_in_bytes_holds_and_the_rest_is_read_again(tmp_path):
     files = write_cases(tmp_path)
     room = 2 * (4 + 1) * 32 * 32 + 100  # two cases of image and mask
     store = make_store(files, size=(32,), cache_gib=room / 2**30)
-    again = [store[index] is store[index] for index in range(5)]
+    again = [store[index].image is store[index].image for index in range(5)]
     assert again == [True, True, False, False, False]
     assert np.array_equal(store[4].image, store[4].image)
 

@@ -1,6 +1,6 @@
 """The run folder: everything about a run, readable without our code.
 
-config.toml split.json data.json env.json network.json pretrain.json budget.json log.jsonl      with a format version
+config.toml split.json data.json env.json network.json pretrain.json budget.json log.jsonl pretrain.jsonl
 checkpoints/last.safetensors       the averaged weights: a plain state dict, for any PyTorch code
 checkpoints/state.safetensors      what a resumed run needs, and previous.state.safetensors before it
 checkpoints/stage1-0.safetensors   each network after (or in the middle of) its pre-training
@@ -36,6 +36,11 @@ SEEDS, SEEDS_1 = "seeds.json", "series.json"
 def checkpoint_of(run: Path, network: int) -> Path:
     """Where a run keeps the state of the pre-training of one of its networks, and afterwards the network."""
     return run / STATE.with_name(f"stage1-{network}.safetensors")
+
+
+def pretraining_log(network: int) -> Path:
+    """Name of the log of the pre-training of a network, in the run folder."""
+    return Path(f"pretrain-{network}.jsonl" if network else "pretrain.jsonl")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nissl.config import Config, to_tree
+from nissl.config import Config, read_toml, to_tree
 from nissl.data.cases import Dataset
 from nissl.data.split import Split
 from nissl.errors import InputError
 from nissl.files import write_whole
 from nissl.runs.checkpoint import has_checkpoint, load_checkpoint
-from nissl.runs.folder import STATE, checkpoint_of, read_json, write_json
+from nissl.runs.folder import STATE, checkpoint_of, pretraining_log, read_json, write_json
 from nissl.runs.format import load_config
 from nissl.runs.provenance import FACTS, PLACE, data_of, flat
 
@@ -51,7 +51,10 @@ def require_alike(
         DataError: a file of it is damaged.
 
     """
-    theirs = stage_1_settings(to_tree(resolve(load_config(other / "config.toml"))))
+    stored = load_config(other / "config.toml")
+    # A setting that its file does not name came later: today's default says nothing of it.
+    unnamed = stage_1_settings(to_tree(stored)).keys() - flat(read_toml(other / "config.toml")).keys()
+    theirs = {key: value for key, value in stage_1_settings(to_tree(resolve(stored))).items() if key not in unnamed}
     ours = stage_1_settings(to_tree(config))
     unlike = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
     listed = [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in unlike]
@@ -94,4 +97,7 @@ def reuse(other: Path, run: Path, networks: int) -> None:
         ours = checkpoint_of(run, network)
         if not has_checkpoint(ours):
             ours.parent.mkdir(exist_ok=True)
+            log = pretraining_log(network)
+            if (other / log).is_file():  # its curves
+                write_whole(run / log, (other / log).read_bytes())
             write_whole(ours, theirs.read_bytes())

@@ -158,7 +158,9 @@ class Trainer:
         packed, groups = pack_optimiser(self.optimiser) if self.finished is None else ({}, [])
         tensors = {f"learner.{name}": tensor for name, tensor in self.learner.state_dict().items()} | packed
         facts = {"step": self.step, "empty": self._empty, "parts": self._parts, "bad": self._bad, "groups": groups}
-        facts |= {"torch": torch.__version__, "seconds": self.seconds, "finished": self.finished}
+        facts |= {"torch": torch.__version__, "finished": self.finished}
+        if stage.weights is None:  # the cost of a pre-training; else equal runs end with equal files
+            facts["seconds"] = self.seconds
         if self.average and stage.weights:
             # The state last: a run that is killed between the two makes these steps again, and then these weights.
             weights = {"step": self.step, "planned_steps": stage.train.steps}

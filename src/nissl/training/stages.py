@@ -27,7 +27,7 @@ from nissl.pretrain.pretraining import Pretraining, at_point
 from nissl.pretrain.settings import Gradient, Learning, Stepped
 from nissl.progress import track, warn
 from nissl.runs.checkpoint import has_checkpoint
-from nissl.runs.folder import FILTERS, STATE, checkpoint_of, write_json
+from nissl.runs.folder import FILTERS, STATE, checkpoint_of, pretraining_log, write_json
 from nissl.runs.reuse import note_origin, reuse
 from nissl.tasks.settings import TASKS
 from nissl.tasks.task import Task
@@ -225,7 +225,7 @@ def _run_pretraining(job: Job, learner: Pretraining, images: Store, index: int) 
     settings = config.pretrain
     assert isinstance(settings, Stepped)
     path = checkpoint_of(session.folder, index)
-    log = Path("pretrain.jsonl" if index == 0 else f"pretrain-{index}.jsonl")
+    log = pretraining_log(index)
     schedule = Schedule(learner.seed, settings.batch, session.world.rank, session.world.size)
     train = dataclasses.replace(pretraining_loop(settings), precision=config.train.precision)
     train = dataclasses.replace(train, save_every=config.train.save_every)

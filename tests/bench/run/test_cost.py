@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +19,12 @@ from nissl.bench.run import cost
 from nissl.bench.run.cost import COST, STEPS, Cost, Work, measure_costs, probe, read_costs, seconds_of
 from nissl.bench.run.estimate import estimate
 from nissl.config import Config, DataConfig, TrainConfig
+from nissl.learner import Problem
 from nissl.methods import METHODS
 from nissl.nets import factory
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.folder import read_json
+from nissl.training.session import Session
 
 SHAPE = (3, 32, 32)
 CPU = torch.device("cpu")
@@ -32,7 +35,7 @@ def work(method="supervised", pretrain="none", steps=7):
     pretraining = made_member(PRETRAININGS, pretrain, steps=steps, batch=2)
     train = dataclasses.replace(config.train, batch=4)
     changed = dataclasses.replace(config, method=METHODS.make(method), pretrain=pretraining, train=train)
-    return Work(changed, SHAPE, 2, CPU)
+    return Work(changed, Problem(config.task, 2, SHAPE[0], 2, SHAPE[1:], changed.net), Session(Path(), CPU))
 
 
 def by_hand(net, image):
