@@ -15,7 +15,7 @@ from nissl.reporting.gallery import Gallery, case_dice, hang, ranked
 from nissl.reporting.overlay import colour_of
 from nissl.runs.folder import measured_steps
 from nissl.tasks.scores import unfinished
-from nissl.training.parity import WARNING
+from nissl.training.protocol import published
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -126,7 +126,8 @@ def warnings(contents: Contents) -> list[str]:
     known = unfinished(*measured_steps(contents.run))
     known += caveats(split.get("shared_groups", []), split.get("transductive", []))
     found = [one.text for one in known]
-    found += [WARNING] if contents.config.get("protocol") == "parity" else []
+    protocol = published(contents.config.get("protocol", ""))
+    found += [caveat.text for caveat in protocol.caveats(contents.run)] if protocol else []
     overall = contents.metrics.get("overall", {})
     dice, trivial = overall.get("dice"), overall.get("trivial_dice")
     if dice is not None and trivial is not None and dice <= trivial:
