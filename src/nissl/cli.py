@@ -148,7 +148,7 @@ class Evaluate:
         """Run the verb."""
         from nissl import api, several_seeds
         from nissl.evaluation.text import score_text, seeds_text
-        from nissl.runs.folder import holds_seeds
+        from nissl.runs.folder import holds_seeds, read_json
         from nissl.tasks.scores import Summary
 
         options = (self.run, self.on, self.device, self.data, self.allow_shared_images)
@@ -157,7 +157,8 @@ class Evaluate:
             _print(whole.to_tree() if self.json else seeds_text(whole))
         else:
             summary = api.evaluate(*options)
-            _print(score_text(summary) if isinstance(summary, Summary) and not self.json else summary.to_tree())
+            stored = read_json(self.run / ("metrics.json" if self.on == "test" else f"metrics_{self.on}.json"))
+            _print(score_text(summary) if isinstance(summary, Summary) and not self.json else stored)
         return 0
 
 

@@ -15,7 +15,7 @@ from nissl.config import DataConfig
 from nissl.data import preprocessing
 from nissl.data.batches import Schedule, Store, Stream
 from nissl.data.cases import CaseFile
-from nissl.data.preprocessing import Preprocessing, moments, resize_image
+from nissl.data.preprocessing import Preprocessing, moments, moments_in_strips, resize_image
 from nissl.errors import DataError
 from nissl.imageio.formats import read_raster, write_image
 from nissl.imageio.label_map import default_map

@@ -83,7 +83,7 @@ def predicted(run, out, *flags):
 def test_f72_predict_writes_the_values_of_the_run_and_says_which(run, tmp_path, capsys):
     numbers = predicted(run, tmp_path / "old")  # a run of an older version, which states none
     assert "0 is background, 1 is head, 2 is body" in capsys.readouterr().out
-    write_json(run / "data.json", read_json(run / "data.json") | {"values": [0, 2, 400]})
+    write_json(run / "model.json", read_json(run / "model.json") | {"values": [0, 2, 400]})
     own = predicted(run, tmp_path / "own")
     assert "0 is background, 2 is head, 400 is body" in capsys.readouterr().out
     classes = predicted(run, tmp_path / "classes", "--values", "classes")
@@ -102,7 +102,7 @@ def test_f72_a_run_trains_again_on_its_own_masks_and_its_page_reads_them(tmp_pat
     base = tiny_config(pretrain="none", steps=2)
     config = Config(**{**vars(base), "data": DataConfig(size=(32,), label_map="0=background,4=nucleus")})
     run = api.train(root, tmp_path / "run", config)
-    assert read_json(run / "data.json")["values"] == [0, 4]
+    assert read_json(run / "model.json")["values"] == [0, 4]
     api.evaluate(run)
     for path in (run / "predictions").iterdir():
         assert set(np.unique(read_raster(path).pixels)) <= {0, 4}
@@ -120,6 +120,6 @@ def test_f72_a_run_trains_again_on_its_own_masks_and_its_page_reads_them(tmp_pat
 def test_f72_a_run_is_not_measured_with_other_classes(tmp_path, capsys):
     root = write_tiny(tmp_path / "data")
     run = api.train(root, tmp_path / "run", tiny_config(pretrain="none", steps=2))
-    write_json(run / "data.json", read_json(run / "data.json") | {"classes": ["foreground", "background"]})
+    write_json(run / "model.json", read_json(run / "model.json") | {"classes": ["foreground", "background"]})
     assert cli.run(["evaluate", str(run)]) == 2
     assert "those of the run: foreground, background" in capsys.readouterr().err

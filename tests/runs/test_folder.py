@@ -26,7 +26,9 @@ def run(tmp_path):
 
 
 def describe(folder, **facts):
-    (folder / "config.toml").write_text(tomli_w.dumps(to_tree(CONFIG)))
+    size = (16,) * facts.get("dims", 2)
+    config = dataclasses.replace(CONFIG, data=DataConfig(sampling="resize", size=size))
+    (folder / "config.toml").write_text(tomli_w.dumps(to_tree(config)))
     write_json(folder / "data.json", {"dims": 2, "channels": 1, "classes": ["background", "cell"], "cases": []} | facts)
 
 
@@ -109,7 +111,7 @@ def test_weights_that_do_not_fit_the_settings_are_refused_by_name(run, facts):
     describe(run.session.folder, **facts)
     with pytest.raises(DataError) as caught:
         Model.load(run.session.folder, "cpu")
-    for part in ("last.safetensors", "weights of another network", "those of unet as in config.toml", "restore"):
+    for part in ("last.safetensors", "weights of another network", "those of unet with", "restore"):
         assert part in str(caught.value)
 
 

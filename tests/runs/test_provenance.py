@@ -362,7 +362,7 @@ def test_folders_are_stored_as_they_lie_from_the_data(tmp_path, data, monkeypatc
         write_provenance(tmp_path, config, *load(data, config), PIXELS)
         stored = load_config(tmp_path / "config.toml").data
         assert (stored.images, stored.masks) == (Path("scans"), Path("../drawn"))
-        assert not changes(tmp_path, config, *load(data, config))
+        assert not changes(tmp_path, config, *load(data, config), lambda config: config)
 
 
 def labelled_and_test(data):

@@ -112,7 +112,7 @@ def test_every_setting_of_stage_1_counts_and_no_other_one(monkeypatch):
         assert (stage_1_settings(tree) != before) == counts, key
         monkeypatch.undo()
     parts = {key.partition(".")[0] for key in flat(tree)}
-    assert parts - set(STAGE_1) == {"device", "method", "predict", "split", "train"}
+    assert parts - set(STAGE_1) == {"device", "method", "predict", "split", "task", "train"}
     assert set(NOT_STAGE_1) - set(flat(tree)) == {"data.images", "data.masks"}  # which are not given
 
 

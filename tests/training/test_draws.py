@@ -34,8 +34,10 @@ def outcomes(monkeypatch, recipe, rank, folder):
 
     monkeypatch.setitem(METHODS, recipe.method, Observed)
     trainer = recipe.trainer(folder)
-    trainer.world = World(rank, 1)  # of another process, without the other processes
-    start = METHODS[recipe.method].__base__(copy.deepcopy([*trainer.method.networks]))
+    # Of another process, without the other processes.
+    trainer.session = replace(trainer.session, world=World(rank, 1))
+    start = copy.deepcopy(trainer.learner)
+    start.__class__ = METHODS[recipe.method].__base__
     trainer.run()
     monkeypatch.undo()
     return start, batch, found

@@ -11,6 +11,7 @@ from nissl.data.discovery import find_cases
 from nissl.errors import DataError, NisslError
 from nissl.imageio.formats import read_raster, stem
 from nissl.imageio.label_map import LabelMap
+from nissl.model import Description
 from nissl.reporting.contents import Contents
 from nissl.reporting.overlay import Masks, draw_overlay
 from nissl.tasks.scores import CaseScore
@@ -79,11 +80,11 @@ def hang(contents: Contents, data: Path | None = None) -> Gallery:
             return Gallery((), (), (why,))
         config = from_tree(Config, contents.config, "config.toml")
         dataset = find_cases(Path(known), config.data)
+        maps = dataset.label_map, LabelMap.reading(dataset.label_map.names, Description.load(contents.run).values)
     except NisslError as error:
-        return Gallery((), (), (f"The data folder cannot be read ({error.found}): overlays are left out.",))
+        return Gallery((), (), (f"{error.where} cannot be read ({error.found}): overlays are left out.",))
     files = {file.id: file for file in dataset.cases}
     predictions = {stem(path): path for path in (contents.run / "predictions").glob("*")}
-    maps = dataset.label_map, LabelMap.reading(dataset.label_map.names, contents.data.get("values", ()))
     without: dict[str, list[str]] = {}
 
     def cards(ids: Sequence[str]) -> tuple[Card, ...]:

@@ -13,6 +13,8 @@ from nissl.errors import DataError, InputError
 
 Tree = dict[str, Any]
 FORMAT = 2
+NEW_IN_2 = {"axes": "", "image_pattern": "*", "mask_pattern": "*"}
+"""Of the table `data`, settings that format 1 did not have, at what it did."""
 SEEDS_FILES = ("seeds.json", "series.json")
 
 CONTENT: Mapping[str, Mapping[str, type]] = {
@@ -36,8 +38,14 @@ def _environment_1(tree: Tree) -> Tree:
 
 
 def upgraded(tree: Tree, found_format: int) -> Tree:
-    """Bring settings of an older format to the newest one: format 1 stored the options of all members in one."""
-    return without_foreign_options(tree) if found_format == 1 else tree
+    """Bring settings of an older format to the newest one.
+
+    Format 1 stored the options of all members in one, and lacked those of `NEW_IN_2`.
+    """
+    if found_format != 1:
+        return tree
+    kept = without_foreign_options(tree)
+    return kept | ({"data": NEW_IN_2 | kept["data"]} if "data" in kept else {})
 
 
 UPGRADES: Mapping[str, Callable[[Tree], Tree]] = {

@@ -12,7 +12,7 @@ from nissl.errors import InputError
 from nissl.files import write_whole
 from nissl.runs.checkpoint import has_checkpoint, load_checkpoint
 from nissl.runs.folder import STATE, checkpoint_of, pretraining_log, read_json, write_json
-from nissl.runs.format import load_config
+from nissl.runs.format import current_settings, load_config
 from nissl.runs.provenance import FACTS, PLACE, data_of, flat
 
 STAGE_1 = ("seed", "deterministic", "protocol", "data", "augment", "net", "pretrain")
@@ -51,9 +51,10 @@ def require_alike(
         DataError: a file of it is damaged.
 
     """
-    stored = load_config(other / "config.toml")
+    path = other / "config.toml"
+    stored = load_config(path)
     # A setting that its file does not name came later: today's default says nothing of it.
-    unnamed = stage_1_settings(to_tree(stored)).keys() - flat(read_toml(other / "config.toml")).keys()
+    unnamed = stage_1_settings(to_tree(stored)).keys() - flat(current_settings(read_toml(path), path)).keys()
     theirs = {key: value for key, value in stage_1_settings(to_tree(resolve(stored))).items() if key not in unnamed}
     ours = stage_1_settings(to_tree(config))
     unlike = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
