@@ -16,8 +16,8 @@ from nissl.nets.settings import NetSettings, UNet
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS, choose_device, read_json, refuse_pickle, write_json
 from nissl.runs.format import load_config
-from nissl.tasks.settings import TASKS, Segmentation, TaskSettings
-from nissl.tasks.task import Task
+from nissl.tasks.settings import Segmentation, TaskSettings
+from nissl.tasks.task import Task, task_of
 
 MODEL = "model.json"
 FIX = "restore the file from a copy, or train again"
@@ -103,8 +103,7 @@ class Model:
     @property
     def task(self) -> Task:
         """What it has learnt."""
-        made: Task = TASKS[self.description.task.name](self.description.task)
-        return made
+        return task_of(self.description.task)
 
     @property
     def preprocessing(self) -> Preprocessing:

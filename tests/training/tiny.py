@@ -21,7 +21,7 @@ from nissl.learner import Problem
 from nissl.methods import METHODS
 from nissl.nets.settings import NetSettings, UNet
 from nissl.pretrain import PRETRAININGS
-from nissl.runs.checkpoint import pack_optimiser
+from nissl.runs.checkpoint import load_checkpoint, pack_optimiser
 from nissl.tasks.segmentation import Segmentation
 from nissl.training.distributed import World
 from nissl.training.loop import Trainer
@@ -184,3 +184,8 @@ def poison(monkeypatch, steps, where="loss", method="supervised"):
             return terms | {"bad": bad.get(where, (weight * 0).sum().sqrt())}
 
     monkeypatch.setitem(METHODS, method, Poisoned)
+
+
+def differing_files(one, other, paths):
+    """Of these files of two runs, those that do not hold the same tensors bit for bit."""
+    return [path for path in paths if differing(load_checkpoint(one / path)[0], load_checkpoint(other / path)[0])]

@@ -16,6 +16,7 @@ from nissl.errors import Caveat
 from nissl.imageio.formats import Raster
 from nissl.imageio.label_map import LabelMap
 from nissl.metrics.metric import Metric
+from nissl.tasks.settings import TASKS, TaskSettings
 
 
 class Task(Protocol):
@@ -91,3 +92,9 @@ class Task(Protocol):
 
         """
         ...
+
+
+def task_of(options: TaskSettings) -> Task:
+    """Make the task of these settings."""
+    made: Task = TASKS[options.name](options)
+    return made

@@ -13,8 +13,7 @@ from nissl.learner import Problem
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
 from nissl.pretrain.pretraining import Pretraining
-from nissl.tasks.settings import TASKS
-from nissl.tasks.task import Task
+from nissl.tasks.task import Task, task_of
 from nissl.training.session import Session
 
 
@@ -39,8 +38,7 @@ class Job:
     @property
     def task(self) -> Task:
         """What is learnt."""
-        made: Task = TASKS[self.config.task.name](self.config.task)
-        return made
+        return task_of(self.config.task)
 
     @property
     def method(self) -> Any:

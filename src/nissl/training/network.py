@@ -18,6 +18,7 @@ from nissl.methods import METHODS
 from nissl.nets import factory
 from nissl.pretrain import PRETRAININGS
 from nissl.pretrain.settings import Stepped
+from nissl.tasks.task import task_of
 from nissl.training.precision import resolved_precision
 from nissl.training.protocol import published
 
@@ -33,6 +34,7 @@ def resolve_settings(config: Config, dataset: Dataset, split: Split, device: tor
     """
     if protocol := published(config.protocol):
         config = protocol.settled(config, len(split.labelled))
+    _require_learns(config)
     per_stream(config)
     config = dataclasses.replace(
         config,
@@ -41,10 +43,20 @@ def resolve_settings(config: Config, dataset: Dataset, split: Split, device: tor
         train=dataclasses.replace(config.train, precision=resolved_precision(device, config.train.precision)),
     )
     if getattr(config.pretrain, "layers", "") == "auto" or getattr(config.pretrain, "response", "") == "auto":
-        net = factory.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), config.seed)
+        outputs = len(task_of(config.task).outputs(dataset))
+        net = factory.build(config.net, dataset.dims, dataset.channels, outputs, config.seed)
         pretrain = PRETRAININGS[config.pretrain.name].resolved(config.pretrain, net)
         config = dataclasses.replace(config, pretrain=pretrain)
     return config
+
+
+def _require_learns(config: Config) -> None:
+    """Refuse a method that cannot learn the task."""
+    task, learnt = config.task.name, METHODS[config.method.name].tasks
+    if learnt is not None and task not in learnt:
+        able = [name for name, kind in METHODS.items() if kind.tasks is None or task in kind.tasks]
+        found, expected = f"learns {', '.join(learnt)}, not {task}", f"one of {', '.join(sorted(able))}"
+        raise InputError(f"method.name {config.method.name}", found, expected, "choose another --method or --task")
 
 
 def per_stream(config: Config) -> int:
@@ -88,7 +100,7 @@ def measure_network(net: nn.Module, config: Config, dataset: Dataset, steps: Map
         InputError: the network does not make logits of the size of its input, or cannot normalise what a step shows it.
 
     """
-    size, classes = config.data.size, len(dataset.label_map.names)
+    size, outputs = config.data.size, len(task_of(config.task).outputs(dataset))
     counter = FlopCounterMode(display=False)
     training = net.training
     try:
@@ -97,9 +109,9 @@ def measure_network(net: nn.Module, config: Config, dataset: Dataset, steps: Map
         found = f"output of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     except Exception as error:  # another's network may raise anything
         logits, found = None, str(error)
-    if not isinstance(logits, Tensor) or logits.shape != (1, classes, *size):
+    if not isinstance(logits, Tensor) or logits.shape != (1, outputs, *size):
         fitting = -(-max(size) // factory.multiple(net)) * factory.multiple(net)
-        wanted = f"logits of shape {(1, classes, *size)} for an image of that size"
+        wanted = f"logits of shape {(1, outputs, *size)} for an image of that size"
         raise InputError(f"net.name {config.net.name}", found, wanted, f"try --size {fitting}, or another network")
     net.train(training)
     _require_batch(net, config, dataset.channels, steps)

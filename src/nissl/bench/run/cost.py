@@ -37,7 +37,7 @@ from nissl.pretrain.settings import Stepped
 from nissl.progress import track
 from nissl.runs.folder import choose_device, read_json, write_json
 from nissl.runs.format import load_config
-from nissl.tasks.settings import TASKS
+from nissl.tasks.task import task_of
 from nissl.training.loop import Trainer
 from nissl.training.network import per_stream
 from nissl.training.session import Session, Stage
@@ -155,7 +155,7 @@ def probe(cell: Cell, run: Path) -> Cost:
     memory = peak_memory(device)
     data, network = read_json(run / "data.json"), read_json(run / "network.json")
     resolved = dataclasses.replace(load_config(run / "config.toml"), pretrain=config.pretrain)  # but for its length
-    task = TASKS[resolved.task.name](resolved.task)
+    task = task_of(resolved.task)
     problem = Problem(task, data["dims"], network["input"][0], len(data["classes"]), resolved.data.size, resolved.net)
     work = Work(resolved, problem, Session(run, device))
     passes = None

@@ -13,6 +13,7 @@ from nissl.errors import DataError, InputError
 from nissl.nets import factory
 from nissl.runs.folder import choose_device
 from nissl.runs.provenance import changed_cases
+from nissl.tasks.task import task_of
 from nissl.training import network
 from nissl.training.protocol import published
 
@@ -40,7 +41,9 @@ def require_workable(todo: Sequence[Cell], here: bool) -> None:
             config = network.resolve_settings(cell.config, dataset, split, device)
             if protocol := published(config.protocol):
                 protocol.require(dataset, config, processes=1)
-            net = factory.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), seed=0)
+            net = factory.build(
+                config.net, dataset.dims, dataset.channels, len(task_of(config.task).outputs(dataset)), seed=0
+            )
             network.require_fit(net, config, dataset)
         except InputError as error:
             where = f"arm {cell.arm} on data set {cell.data}: {error.where}"
