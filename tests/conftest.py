@@ -4,9 +4,10 @@ import os
 
 import pytest
 import torch
-from tests import toy_method
+from tests import toy_method, toy_task
 
 toy_method.register()  # before tests are made of all methods
+toy_task.register()
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start; for this one see `one_thread`
 
