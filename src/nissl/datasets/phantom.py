@@ -37,7 +37,7 @@ class PhantomConfig:
     background: float = 0.12
     """Light where there is nothing."""
     shade: float = 0.35
-    """Depth of the uneven illumination, as a share."""
+    """Depth of the uneven illumination, as a fraction."""
     blur: float = 1.4
     """Standard deviation of the point-spread function; twice that along the optical axis (the first of three)."""
     photons: float = 40.0
