@@ -28,8 +28,6 @@ STRIP = 2**20
 """Values of an image that are worked on at once."""
 TILE = 256
 """Side of the tiles of a mask that is written, in pixels."""
-VIRTUAL = 2**18
-"""Bytes of the pieces in which uncompressed pages are read."""
 Box = tuple[slice, ...]
 Convert = Callable[[np.ndarray], np.ndarray]
 
@@ -132,7 +130,7 @@ class TiffRegions:
         self.guard: Callable[[], AbstractContextManager[None]] | None = None
         """What each reading is done in, to name the file where it fails."""
         self._size = tuple(int(size) for size in self._page.shaped)
-        self._stored_in_place = bool(self._page.is_final)
+        self._in_place = bool(self._page.is_final)
         self._part = self._segment_shape()
         self._count = tuple(-(-size // part) for size, part in zip(self._size[1:4], self._part[:3], strict=True))
         self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -163,8 +161,8 @@ class TiffRegions:
     def _segment_shape(self) -> tuple[int, int, int, int]:
         """Depth, rows, columns and samples of a segment."""
         page, (_, _, length, width, samples) = self._page, self._size
-        if self._stored_in_place:
-            return 1, max(1, min(length, VIRTUAL // (width * samples * page.dtype.itemsize))), width, samples
+        if self._in_place:
+            return 1, 1, width, samples
         if page.is_tiled:
             return int(page.tiledepth), int(page.tilelength), int(page.tilewidth), samples
         return 1, min(length, int(page.rowsperstrip)), width, samples
@@ -188,7 +186,10 @@ class TiffRegions:
         for index in product(*(range(*extent) for extent in span[:leading])):
             place = tuple(at - start for at, (start, _) in zip(index, span, strict=False))
             number = int(np.ravel_multi_index(index, sizes[:leading])) if index else 0
-            self._fill(stored[place].reshape([stop - start for start, stop in inside]), number, inside)
+            if self._in_place:
+                stored[place] = self._mapped(number)[tuple(slice(*extent) for extent in span[leading:])]
+            else:
+                self._fill(stored[place].reshape([stop - start for start, stop in inside]), number, inside)
         rest = [axis for axis in range(len(sizes)) if axis not in self._axes.channels + self._axes.space]
         channels = prod(stored.shape[axis] for axis in self._axes.channels)
         lengths = [stored.shape[axis] for axis in self._axes.space]
@@ -217,7 +218,7 @@ class TiffRegions:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        segment = (self._stored if self._stored_in_place else self._decoded)(number, index)
+        segment = self._decoded(number, index)
         self._kept[key] = segment
         self._used += segment.nbytes
         most = self.grid.held(self.lines)
@@ -244,21 +245,16 @@ class TiffRegions:
         # A copy of its own: what tifffile gives may be a view of a larger buffer.
         return np.array(segment, self.dtype, order="C")
 
-    def _stored(self, number: int, index: int) -> np.ndarray:
-        """Some rows of an uncompressed page."""
-        series, page, (_, _, length, width, samples) = self._series, self._page, self._size
-        plane, row = divmod(index, self._count[1])
-        row *= self._part[1]
-        rows = min(self._part[1], length - row)
+    def _mapped(self, number: int) -> np.ndarray:
+        """An uncompressed page as it lies in the file, of which only what is copied is read."""
+        series, page = self._series, self._page
         if series.dataoffset is not None:  # also where only the first page is listed, as in large ImageJ stacks
             start = series.dataoffset + number * page.nbytes
         else:
             start = series[number].dataoffsets[0]
         dtype = page.dtype.newbyteorder(page.parent.byteorder)
-        file = page.parent.filehandle
-        file.seek(start + (plane * length + row) * width * samples * dtype.itemsize)
-        data = file.read(rows * width * samples * dtype.itemsize)
-        return np.frombuffer(data, dtype).reshape(1, rows, width, samples).astype(self.dtype)
+        mapped: np.ndarray = page.parent.filehandle.memmap_array(dtype, page.shape, start, mode="r")
+        return mapped
 
 
 def readable(series: Any) -> bool:
