@@ -169,16 +169,10 @@ def _faults_named(path: Path, alias: str | None) -> Iterator[None]:
 
 
 OPENERS: dict[str, Callable[[Path], AbstractContextManager[Opened]]] = {
-    ".png": open_picture,
-    ".jpg": open_picture,
-    ".jpeg": open_picture,
-    ".bmp": open_picture,
-    ".tif": open_tiff,
-    ".tiff": open_tiff,
-    ".nii": open_nifti,
-    ".nii.gz": open_nifti,
-    ".dcm": dicom.open_dicom,
-    ".dicom": dicom.open_dicom,
+    **dict.fromkeys((".png", *LOSSY, ".bmp"), open_picture),
+    **dict.fromkeys(TIFF, open_tiff),
+    **dict.fromkeys(NIFTI, open_nifti),
+    **dict.fromkeys(dicom.SUFFIXES, dicom.open_dicom),
 }
 SUFFIXES = tuple(OPENERS)
 
@@ -196,7 +190,7 @@ def mask_suffix(image: Path) -> str:
         except DataError:
             return ".nii.gz" if dicom.is_series(image) else ".png"
         return ".nii.gz" if header.placed else ".tif" if len(header.shape) > 2 else ".png"
-    return kind if kind in (".tif", ".tiff", ".nii", ".nii.gz") else ".png"
+    return kind if kind in TIFF + NIFTI else ".png"
 
 
 def write_mask(
@@ -251,12 +245,9 @@ def _encode(path: Path, pixels: np.ndarray, like: Raster, note: str, palette: np
         return encode_tiff(pixels, like.spacing)
     held = {(1, "uint8"), (3, "uint8")} | ({(1, "uint16")} if kind == ".png" else set())
     if kind in ("", *dicom.SUFFIXES) or pixels.ndim != 3 or (len(pixels), pixels.dtype.name) not in held:
-        raise InputError(
-            path,
-            f"{len(pixels)} channels of {pixels.dtype} with shape {pixels.shape[1:]}",
-            f"what {kind} can hold" if kind else f"one of {' '.join(SUFFIXES)}",
-            "write it as .tif or .nii.gz",
-        )
+        found = f"{len(pixels)} channels of {pixels.dtype} with shape {pixels.shape[1:]}"
+        expected = f"what {kind} can hold" if kind else f"one of {' '.join(SUFFIXES)}"
+        raise InputError(path, found, expected, "write it as .tif or .nii.gz")
     from PIL import Image, PngImagePlugin
 
     buffer = io.BytesIO()

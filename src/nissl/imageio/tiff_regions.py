@@ -65,10 +65,15 @@ def row_strips(shape: Sequence[int], values: int = STRIP) -> list[slice]:
     return [slice(start, min(shape[1], start + lines)) for start in range(0, shape[1], lines)]
 
 
-class Recoloured:
-    """Pixels whose channels are made anew, region by region."""
+def recoloured(raster: Raster, channels: int, convert: Convert, dtype: Any = None) -> Raster:
+    """A raster whose channels are made anew by `convert`: at once, or region by region where it is read so."""
+    whole = isinstance(raster.pixels, np.ndarray)
+    pixels = convert(raster.pixels) if whole else _Recoloured(raster.pixels, channels, convert, dtype)
+    return replace(raster, pixels=cast(np.ndarray, pixels))  # an array to whoever takes slices of it
 
-    def __init__(self, source: Pixels, channels: int, convert: Convert, dtype: Any = None) -> None:
+
+class _Recoloured:
+    def __init__(self, source: Pixels, channels: int, convert: Convert, dtype: Any) -> None:
         self.shape, self.dtype, self.ndim = (channels, *source.shape[1:]), np.dtype(dtype or source.dtype), source.ndim
         self._source, self._convert = source, convert
 
@@ -90,9 +95,7 @@ def shown(raster: Raster) -> Raster:
     def coloured(indices: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.moveaxis(table[np.minimum(indices[0], len(table) - 1)], -1, 0))
 
-    whole = isinstance(raster.pixels, np.ndarray)
-    pixels = coloured(raster.pixels) if whole else Recoloured(raster.pixels, table.shape[1], coloured, table.dtype)
-    return replace(raster, pixels=cast(np.ndarray, pixels), palette=None)
+    return replace(recoloured(raster, table.shape[1], coloured, table.dtype), palette=None)
 
 
 @dataclass(frozen=True)
@@ -274,6 +277,13 @@ def readable(series: Any) -> bool:
     )
 
 
+def spacing_metadata(axes: str, spacing: tuple[float, ...] | None) -> dict[str, Any]:
+    """Spacing in mm along each axis as OME metadata name it."""
+    lengths = dict(zip(axes, spacing or (), strict=spacing is not None))
+    units = {f"PhysicalSize{axis}Unit": "mm" for axis in lengths}
+    return units | {f"PhysicalSize{axis}": length for axis, length in lengths.items()}
+
+
 def write_mask_tiff(
     path: Path,
     shape: Sequence[int],
@@ -304,12 +314,10 @@ def write_mask_tiff(
     colormap = np.zeros((3, 256), np.uint16)
     if palette is not None:
         colormap[:, : len(palette)] = palette.T * np.uint16(257)
-    metadata: dict[str, Any] = {"axes": axes} | ({"Description": note} if note else {})
     blank = str(uuid.UUID(int=0))
+    metadata = {"axes": axes, **spacing_metadata(axes, spacing)} | ({"Description": note} if note else {})
     if spacing is not None:
         metadata["UUID"] = f"urn:uuid:{blank}"
-        for axis, length in zip(axes, spacing, strict=True):
-            metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "mm"}
     with whole_file(path) as file:
         tifffile.imwrite(
             file,
