@@ -21,6 +21,7 @@ from nissl.imageio.label_map import LabelMap
 from nissl.imageio.tiff_regions import recoloured, row_strips, shown
 
 Layout = Literal["images+masks", "folders", "decathlon"]
+Level = Literal["error", "warning"]
 SPACING_TOLERANCE = 1e-4
 """Largest relative difference of two spacings that counts as rounding."""
 PLACE_TOLERANCE = 0.1
@@ -76,16 +77,16 @@ class Case:
 class Finding:
     """One fault of the data: an error makes a case or the set unusable, a warning is for the user to judge."""
 
-    level: Literal["error", "warning"]
+    level: Level
     where: str
     found: str
     expected: str
     fix: str
 
     @classmethod
-    def of(cls, error: NisslError) -> "Finding":
+    def of(cls, error: NisslError, level: Level = "error") -> "Finding":
         """The finding that an exception states."""
-        return cls("error", error.where, error.found, error.expected, error.fix)
+        return cls(level, error.where, error.found, error.expected, error.fix)
 
 
 @dataclass(frozen=True)

@@ -78,21 +78,18 @@ def inspect_header(root: Path, scanned: Scan, config: DataConfig, ids: Collectio
         DataError: no image can be read.
 
     """
-    unreadable: DataError | None = None
-    for case in scanned.cases:
-        if ids is not None and case.id not in ids:
-            continue
+    unreadable: list[DataError] = []
+    for case in (case for case in scanned.cases if ids is None or case.id in ids):
         try:
             header = read_header(case.image, case.alias, config.axes)
         except DataError as error:
-            unreadable = unreadable or error
+            unreadable.append(error)
             continue
         channels = channels_in(config, header.channels)
         return Dataset(
             root, scanned.cases, scanned.label_map, len(header.shape), channels, scanned.layout, scanned.private
         )
-    assert unreadable is not None  # there is at least one case, and none was readable
-    raise unreadable
+    raise unreadable[0]  # there is at least one case, and none was readable
 
 
 def scan(root: Path, config: DataConfig) -> Scan:
@@ -233,7 +230,7 @@ def _unpaired(masks: Listing, free: Mapping[str, Path], lone: Mapping[str, Path]
     if patterns:
         flags = zip(("--data.image-pattern", "--data.mask-pattern"), patterns, strict=True)
         given = " ".join(f"{flag} {'...' if masks.private else repr(text)}" for flag, text in flags if text != "*")
-        named = "" if masks.private else f", such as {next(iter(lone.values())).name}"
+        named = masks.example(next(iter(lone.values())))
         said = f"{counted(len(lone), 'mask')} whose names add something to those of images, or lack it{named}"
         fix = f"add {given}{NNUNET if patterns[0] == '*_0000' else ''}"
         yield Finding("error", masks.place, said, "masks with the names of images", fix)
@@ -278,10 +275,10 @@ def _names_of_groups(images: Listing) -> Iterator[Finding]:
     counts = (Counter(" ".join(words[:length]) for words in parts) for length in lengths)
     starts = next((found for found in counts if len(found) > 1), Counter())
     if 3 <= len(starts) <= len(names) / 2 >= max(starts.values()):
-        example = "" if images.private else f", such as {images.paths[0].name}"
-        said = f"the names of {len(names)} images begin in {len(starts)} ways, as if they were groups{example}"
+        found = f"the names of {len(names)} images begin in {len(starts)} ways, as if they were groups"
         fix = "name patients, animals or slides as groups in cases.csv; else they may be both in training and in test"
-        yield Finding("warning", images.place, said, "the group of each image in cases.csv", fix)
+        example = images.example(images.paths[0])
+        yield Finding("warning", images.place, found + example, "the group of each image in cases.csv", fix)
 
 
 def _label_map(root: Path, layout: Layout, config: DataConfig, findings: list[Finding]) -> LabelMap:

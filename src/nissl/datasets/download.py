@@ -2,7 +2,6 @@
 
 import errno
 import gzip
-import hashlib
 import http.client
 import shutil
 import stat
@@ -15,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nissl.errors import DataError, InputError, ResourceError
+from nissl.errors import DataError, ResourceError
 from nissl.files import write_whole
 
 GIB = 2**30
@@ -100,23 +99,6 @@ def _continue(url: str, part: Path, page: str, progress: Progress | None) -> boo
                 if progress:
                     progress(done, total)
     return total is None or done == total
-
-
-def digest(path: Path, algorithm: str) -> str:
-    """Checksum of a file, in hexadecimal.
-
-    Raises:
-        InputError: the file cannot be read.
-
-    """
-    total = hashlib.new(algorithm, usedforsecurity=False)
-    try:
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                total.update(block)
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}", "an archive", "check the path") from error
-    return total.hexdigest()
 
 
 def _entries(archive: Path) -> Iterator[tuple[str, int, bool]]:

@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Num
 
 from nissl.config import read_toml
-from nissl.datasets.download import GIB, Progress, digest, download, unpack
+from nissl.datasets.download import GIB, Progress, download, unpack
 from nissl.errors import DataError, InputError
-from nissl.files import write_whole
+from nissl.files import file_digest, write_whole
 from nissl.imageio.formats import read_raster, write_image, write_mask
 
 RECORD = "source.json"
@@ -166,13 +166,16 @@ def _write_record(dataset: PublicDataset, folder: Path, sha256: str, *, complete
 def _verify(dataset: PublicDataset, source: Path, record: dict[str, Any]) -> str:
     """Compare an archive with the published checksum and with the one recorded before; its SHA-256."""
     algorithm, _, stated = (dataset.checksum or "").partition(":")
-    sha256 = digest(source, "sha256")
-    for kind, expected, found in (
-        (f"the published {algorithm}", stated, digest(source, algorithm) if stated else ""),
+    try:
+        sha256, found = file_digest(source), file_digest(source, algorithm=algorithm) if stated else ""
+    except OSError as error:
+        raise InputError(source, f"cannot be read: {error.strerror}", "an archive", "check the path") from error
+    for kind, expected, got in (
+        (f"the published {algorithm}", stated, found),
         ("the sha256 of the first download", record.get("sha256", sha256), sha256),
     ):
-        if found != expected:
-            raise DataError(source, f"checksum {found}", f"{kind}, {expected}", "get the archive again")
+        if got != expected:
+            raise DataError(source, f"checksum {got}", f"{kind}, {expected}", "get the archive again")
     return sha256
 
 
