@@ -148,7 +148,7 @@ def _image_findings(file: CaseFile, image: Raster) -> Iterator[Finding]:
     where, pixels = file.image_name, image.pixels
     yield from image_faults(file, image)
     if image.burned_in:
-        fix = "look at it, and crop or blank the text before you share anything made of it"
+        fix = "inspect it, and crop or blank the text before you share anything made of it"
         found = "text in its pixels, as the file says (BurnedInAnnotation is YES)"
         yield Finding("warning", where, found, "pixels without names and dates", fix)
     if pixels.size and pixels.min() == pixels.max():
@@ -217,15 +217,15 @@ def _near_copies(observations: Sequence[_Observation], place: str) -> Iterator[F
         can_test = np.array([tested[index] for index in members])
         found = nearest(np.stack(list(comparable.values())), units, can_test)
         if len(found) > max(FEW, len(members) / 3):
-            said = f"{len(found)} of {len(members)} images look the same as another one at low resolution"
+            text = f"{len(found)} of {len(members)} images look the same as another one at low resolution"
             fix = "compare some of them; if they are of one patient or film, give them one group in cases.csv"
-            yield Finding("warning", place, said, "images that differ, so that copies can be told", fix)
+            yield Finding("warning", place, text, "images that differ, so that copies can be recognised", fix)
             continue
         for one, other, alike in found:
             file, like = (observations[members[index]].file for index in (one, other))
-            said = f"it looks the same as {_called(like)} (correlation {alike:.3f})"
+            text = f"it looks the same as {_called(like)} (correlation {alike:.3f})"
             expected = "test images that are no copies of training images"
-            yield Finding("warning", file.image_name, said, expected, f"look at both; if it is a copy, {ONE_SIDE}")
+            yield Finding("warning", file.image_name, text, expected, f"compare both; if it is a copy, {ONE_SIDE}")
 
 
 def _leaks(cases: Sequence[CaseFile], accepted: Accepted) -> Iterator[Finding]:
@@ -238,8 +238,8 @@ def _leaks(cases: Sequence[CaseFile], accepted: Accepted) -> Iterator[Finding]:
 
 def _geometry(observations: Sequence[_Observation], place: str) -> Iterator[Finding]:
     """Structures that are too small for the network's size, and cases that lie in space in several ways."""
-    told = [*differences({seen.file.id: seen.place for seen in observations if seen.place})]
-    for words in (*told, *loss(seen.kept for seen in observations)):
+    places = {seen.file.id: seen.place for seen in observations if seen.place}
+    for words in (*differences(places), *loss(seen.kept for seen in observations)):
         yield Finding("warning", place, *words)
 
 

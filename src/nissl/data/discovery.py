@@ -175,10 +175,12 @@ def _by_id(files: Listing, findings: list[Finding]) -> dict[str, Path]:
         same[files.id(path).casefold().strip()].append(path)
     for twins in same.values():
         if len(twins) > 1:
-            said = f"the same id in {', '.join(files.position(path) if files.private else path.name for path in twins)}"
+            found = (
+                f"the same id in {', '.join(files.position(path) if files.private else path.name for path in twins)}"
+            )
             where = files.alias(twins[1]) or str(twins[1])
             expected = "one file for each id (upper and lower case count as equal, spaces at its ends do not count)"
-            findings.append(Finding("error", where, said, expected, "rename or remove all but one"))
+            findings.append(Finding("error", where, found, expected, "rename or remove all but one"))
     return {key: twins[0] for key, twins in same.items()}
 
 
@@ -191,9 +193,9 @@ def _left_out(images: Listing, masks: Listing) -> Iterator[Finding]:
     names = {stem(path) for path in images.paths}
     added = Counter(match[2] for name in names if (match := ADDED.fullmatch(name)) and match[1] in names)
     for ending, count in added.items():
-        said = f"{counted(count, 'image')} called like another one and `{ending}`"
+        found = f"{counted(count, 'image')} called like another one and `{ending}`"
         fix = f"if they are masks, add --data.mask-pattern '*{ending}'; else rename them"
-        yield Finding("error", images.place, said, "images alone", fix)
+        yield Finding("error", images.place, found, "images alone", fix)
 
 
 def _no_masks(masks: Listing) -> Iterator[Finding]:
@@ -202,9 +204,9 @@ def _no_masks(masks: Listing) -> Iterator[Finding]:
         fixes = [fix for kinds, fix in EXPORTS.items() if {path.suffix.lower() for path in masks.others} & {*kinds}]
         if masks.folders:
             fixes.append("bring the files of each subfolder, such as one for each object, into one mask for each image")
-        said = f"no mask but {masks.left_out}" if masks.left_out else "an empty mask folder"
+        found = f"no mask but {masks.left_out}" if masks.left_out else "an empty mask folder"
         fix = "; ".join(fixes) or "put the masks there, name their folder with --data.masks, or remove the empty folder"
-        yield Finding("error", masks.place, said, f"one mask or more, {KINDS}", fix)
+        yield Finding("error", masks.place, found, f"one mask or more, {KINDS}", fix)
 
 
 def _masks_elsewhere(root: Path, images: Listing, ids: Collection[str]) -> Iterator[Finding]:
@@ -219,9 +221,9 @@ def _masks_elsewhere(root: Path, images: Listing, ids: Collection[str]) -> Itera
     best = max(hits, key=lambda folder: hits[folder], default=root)
     if hits.get(best):
         shown, other = ("DIR", "another folder") if images.private else (str(best), f"{best.name}/")
-        said = f"no masks, but {other} holds {counted(hits[best], 'file')} with the names of images"
+        found = f"no masks, but {other} holds {counted(hits[best], 'file')} with the names of images"
         flags = f"--data.masks {shown}" + ("" if images.folder.name == "images" else f" --data.images {images.place}")
-        yield Finding("warning", images.place, said, "a folder of masks", f"add {flags}, if these are the masks")
+        yield Finding("warning", images.place, found, "a folder of masks", f"add {flags}, if these are the masks")
 
 
 def _unpaired(masks: Listing, free: Mapping[str, Path], lone: Mapping[str, Path]) -> Iterator[Finding]:
@@ -231,15 +233,15 @@ def _unpaired(masks: Listing, free: Mapping[str, Path], lone: Mapping[str, Path]
         flags = zip(("--data.image-pattern", "--data.mask-pattern"), patterns, strict=True)
         given = " ".join(f"{flag} {'...' if masks.private else repr(text)}" for flag, text in flags if text != "*")
         named = masks.example(next(iter(lone.values())))
-        said = f"{counted(len(lone), 'mask')} whose names add something to those of images, or lack it{named}"
+        found = f"{counted(len(lone), 'mask')} whose names add something to those of images, or lack it{named}"
         fix = f"add {given}{NNUNET if patterns[0] == '*_0000' else ''}"
-        yield Finding("error", masks.place, said, "masks with the names of images", fix)
+        yield Finding("error", masks.place, found, "masks with the names of images", fix)
         return
     for key, path in lone.items():
         where = f"mask {masks.alias(path)}" if masks.private else str(path)
         near = "" if masks.private else suggest(key, free)
-        said, expected = f"a mask without image {near and f'({near})'}".rstrip(), "masks with the names of images"
-        yield Finding("error", where, said, expected, "give the image the name of its mask, or remove the mask")
+        found, expected = f"a mask without image {near and f'({near})'}".rstrip(), "masks with the names of images"
+        yield Finding("error", where, found, expected, "give the image the name of its mask, or remove the mask")
 
 
 def _guess_patterns(images: Collection[str], masks: Sequence[str]) -> tuple[str, str] | None:

@@ -27,8 +27,7 @@ from nissl.errors import DataError, InputError
 from nissl.files import file_digest, write_whole
 from nissl.imageio.formats import read_raster, write_image, write_mask
 
-RECORD = "source.json"
-ARCHIVE, UNPACKED, ARRANGED = ".archive", ".unpacked", ".arranged"
+RECORD, WORK = "source.json", ".work"
 
 
 @dataclass(frozen=True)
@@ -99,17 +98,25 @@ def fetch(
         raise InputError(name, "no address that can be downloaded from", "an archive", fix)
     if not accept(str(dataset)):
         raise InputError(name, "terms not accepted", "agreement", "nothing was downloaded; run it again to agree")
-    folder.mkdir(parents=True, exist_ok=True)
-    source = archive or download(str(dataset.url), folder / ARCHIVE, dataset.page, progress)
+    unpacked, arranged = (folder / WORK / part for part in ("unpacked", "arranged"))
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    source = archive or download(str(dataset.url), folder / WORK / "archive", dataset.page, progress)
     try:
         sha256 = _verify(dataset, source, _read_record(folder))
-        shutil.rmtree(folder / UNPACKED, ignore_errors=True)
-        unpack(source, folder / UNPACKED, dataset.unpacked_gib)
+        for leftover in (unpacked, arranged):
+            shutil.rmtree(leftover, ignore_errors=True)
+        unpack(source, unpacked, dataset.unpacked_gib)
     except DataError:
-        (folder / ARCHIVE).unlink(missing_ok=True)  # so that the next run does not meet it again
+        shutil.rmtree(folder / WORK)  # so that the next run does not meet it again
         raise
-    _arrange(dataset, folder, sha256)
-    (folder / ARCHIVE).unlink(missing_ok=True)
+    arranged.mkdir()
+    dataset.arrange(unpacked, arranged)
+    _write_record(dataset, folder, sha256, complete=False)
+    for part in sorted(arranged.iterdir()):  # all cases are made
+        if not (folder / part.name).exists():  # it does after an interruption at this very place
+            part.replace(folder / part.name)
+    shutil.rmtree(folder / WORK)
+    _write_record(dataset, folder, sha256, complete=True)
     return folder
 
 
@@ -121,27 +128,12 @@ def _is_complete(dataset: PublicDataset, folder: Path) -> bool:
     if not folder.is_dir():
         raise InputError(folder, "a file", expected, fix)
     record = _read_record(folder)
-    ours = {RECORD, ARCHIVE, f"{ARCHIVE}.part", f"{ARCHIVE}.tag", UNPACKED, ARRANGED}
-    data = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    data = sorted(path.name for path in folder.iterdir() if path.name not in (RECORD, WORK))
     if record and record.get("name") != dataset.name:
         raise InputError(folder, f"the data set {record.get('name')}", expected, fix)
     if data and not record:
         raise InputError(folder, f"a folder that holds {data[0]}", expected, fix)
     return bool(data and record["complete"])
-
-
-def _arrange(dataset: PublicDataset, folder: Path, sha256: str) -> None:
-    """Make cases of what was unpacked; they appear in the folder when all are made."""
-    shutil.rmtree(folder / ARRANGED, ignore_errors=True)
-    (folder / ARRANGED).mkdir()
-    dataset.arrange(folder / UNPACKED, folder / ARRANGED)
-    _write_record(dataset, folder, sha256, complete=False)
-    for part in sorted((folder / ARRANGED).iterdir()):
-        if not (folder / part.name).exists():  # it does after an interruption at this very place
-            part.replace(folder / part.name)
-    for leftover in (UNPACKED, ARRANGED):
-        shutil.rmtree(folder / leftover)
-    _write_record(dataset, folder, sha256, complete=True)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -187,7 +179,7 @@ def _found(paths: Iterable[Path], folder: Path, expected: str) -> list[Path]:
     if not found:
         top = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         fix = "check that it is the archive of this data set"
-        raise DataError(folder.parent, f"an archive with {top}", expected, fix)
+        raise DataError(folder.parents[1], f"an archive with {top}", expected, fix)
     return found
 
 

@@ -59,7 +59,7 @@ def read_header(path: Path, alias: str | None = None, axes: str = "") -> Header:
         DataError: the file cannot be read.
 
     """
-    with _opened(path, alias, axes) as (header, _):
+    with _faults_named(path, alias), _open(path, axes) as (header, _):
         return header
 
 
@@ -77,7 +77,7 @@ def read_raster(path: Path, limit_gib: float = 1.0, alias: str | None = None, ax
         DataError: the file cannot be read, or would be larger than the limit in memory.
 
     """
-    with _opened(path, alias, axes) as (header, decode):
+    with _faults_named(path, alias), _open(path, axes) as (header, decode):
         size = header.decoded_bytes
         fix = f"cut the file into pieces, or allow it with --data.limit-gib {size / GIB * 1.01:.3g}"
         _require_below(limit_gib, _called(path, alias), header, (size, "when decoded", fix))
@@ -122,13 +122,6 @@ def _require_below(limit_gib: float, where: Path | str, header: Header, asked: t
 def _called(path: Path, alias: str | None) -> Path | str:
     """What errors call a file; the name of a DICOM file is never shown, whoever reads it."""
     return alias or ("a DICOM file" if suffix(path) in dicom.SUFFIXES or dicom.is_series(path) else path)
-
-
-@contextmanager
-def _opened(path: Path, alias: str | None, axes: str) -> Iterator[Opened]:
-    """Open a file by its suffix and turn every fault of a decoder into a DataError."""
-    with _faults_named(path, alias), _open(path, axes) as opened:
-        yield opened
 
 
 def _open(path: Path, axes: str) -> AbstractContextManager[Opened]:

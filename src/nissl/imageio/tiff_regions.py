@@ -8,7 +8,7 @@ many as a band of the image has.
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import product
@@ -22,7 +22,7 @@ from jaxtyping import Integer, UInt8
 from nissl.files import whole_file
 from nissl.imageio.mask_values import MaskValues
 from nissl.imageio.raster import Grid, Raster
-from nissl.imageio.tiff_segments import require_share
+from nissl.imageio.tiff_segments import require_fit
 
 STRIP = 2**20
 """Values of an image that are worked on at once."""
@@ -130,7 +130,7 @@ class TiffRegions:
         self.shape = (axes.count, *(int(series.shape[axis]) for axis in axes.space))
         self.dtype = np.dtype("uint8" if series.dtype.kind == "b" else series.dtype.newbyteorder("="))
         self.ndim = len(self.shape)
-        self.guard: Callable[[], AbstractContextManager[None]] | None = None
+        self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         """What each reading is done in, to name the file where it fails."""
         self._size = tuple(int(size) for size in self._page.shaped)
         self._in_place = bool(self._page.is_final)
@@ -144,8 +144,6 @@ class TiffRegions:
         return self._whole() if dtype is None else self._whole().astype(dtype)
 
     def __getitem__(self, box: Box) -> np.ndarray:
-        if self.guard is None:
-            return self._read(box)
         with self.guard():
             return self._read(box)
 
@@ -240,7 +238,7 @@ class TiffRegions:
             file = page.parent.filehandle
             file.seek(offset)
             data = file.read(count)
-            require_share(self._page, data)
+            require_fit(self._page, data)
         jpeg = self._page.compression in (6, 7, 34892, 33007)
         segment, _, shape = self._page.decode(data, index, **({"jpegtables": page.jpegtables} if jpeg else {}))
         if segment is None:  # a segment that was left out
