@@ -106,18 +106,13 @@ class Scan:
         return pseudonym(name) if self.private and name not in ids else name
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Scan):
     """The cases of a folder, sorted by id; `dims` and `channels` are those of the first image that can be read."""
 
     root: Path
-    cases: tuple[CaseFile, ...]
-    label_map: LabelMap
     dims: int
     channels: int
-    layout: str
-    private: bool = False
-    """Whether there is DICOM among the files: then no name of a file or folder is shown or stored."""
 
     @property
     def place(self) -> str:

@@ -86,9 +86,7 @@ def inspect_header(root: Path, scanned: Scan, config: DataConfig, ids: Collectio
             unreadable.append(error)
             continue
         channels = channels_in(config, header.channels)
-        return Dataset(
-            root, scanned.cases, scanned.label_map, len(header.shape), channels, scanned.layout, scanned.private
-        )
+        return Dataset(**vars(scanned), root=root, dims=len(header.shape), channels=channels)
     raise unreadable[0]  # there is at least one case, and none was readable
 
 

@@ -9,12 +9,10 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num
 
 from nissl.imageio.dicom_geometry import EXPECTED, Grid, Slice, stacked
 from nissl.imageio.raster import BoundedFile, Header, Opened, Raster, UnusableError, plain
@@ -76,57 +74,39 @@ def open_dicom(path: Path) -> Iterator[Opened]:
 
     """
     with _silence():
-        source = _examine(path)
-    channels, dtype = int(source.head.SamplesPerPixel), _value_type(source.head, source.planes)
-    shape, spacing = source.shape, source.planes[0].spacing or None
-    if source.grid or len(source.planes) > 1:
-        spacing = source.grid.spacing if source.grid else None
+        files, heads, planes, grid = _examine(path)
+    head, size = heads[0], (int(heads[0].Rows), int(heads[0].Columns))
+    channels, dtype = int(head.SamplesPerPixel), _value_type(head, planes)
+    shape: tuple[int, ...] = size if len(planes) == 1 else (len(planes), *size)
+    spacing = planes[0].spacing or None if len(planes) == 1 else None
+    if grid:
+        shape, spacing = shape[::-1], grid.spacing
 
     def decode() -> Raster:
-        stack = np.empty((len(source.planes), *source.size, channels), dtype)
+        stack = np.empty((len(planes), *size, channels), dtype)
         done = 0
-        for file, place in source.files:
+        for file, place in files:
             with _silence(), _faults_of(place):
-                for frame in _pixels(file).reshape(-1, *source.size, channels):
-                    stack[done] = _values(frame, source.head, source.planes[done], dtype)
+                for frame in _pixels(file).reshape(-1, *size, channels):
+                    stack[done] = _values(frame, head, planes[done], dtype)
                     done += 1
-        affine = source.grid.affine if source.grid else None
-        inverted = source.head.PhotometricInterpretation == "MONOCHROME1"
-        segments = _is_segmentation(source.head)
-        laid = _laid_out(stack, source.grid)
-        lossy = str(source.head.file_meta.get("TransferSyntaxUID", "")) in LOSSY
-        return Raster(laid, spacing, affine, None, inverted, source.burned_in, lossy, segments)
+        pixels = np.moveaxis(stack.reshape(*shape, channels), -1, 0) if grid is None else stack[list(grid.order)].T
+        return Raster(
+            plain(pixels),
+            spacing,
+            grid.affine if grid else None,
+            inverted=head.PhotometricInterpretation == "MONOCHROME1",
+            burned_in=any(str(each.get("BurnedInAnnotation", "")).upper() == "YES" for each in heads),
+            lossy=str(head.file_meta.get("TransferSyntaxUID", "")) in LOSSY,
+            segments=_is_segmentation(head),
+        )
 
-    size = math.prod(shape) * channels * dtype.itemsize
-    yield Header(shape, channels, dtype.name, spacing, size, source.grid is not None), decode
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The files of a case, each with the words for it, and what their headers say."""
-
-    files: tuple[tuple[Path, str], ...]
-    head: Any
-    """Header of the first file."""
-    planes: tuple[Slice, ...]
-    grid: Grid | None
-    burned_in: bool
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return int(self.head.Rows), int(self.head.Columns)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """What `_laid_out` gives, without the channels."""
-        if self.grid:
-            return (*self.size[::-1], len(self.planes))
-        return (len(self.planes), *self.size) if len(self.planes) > 1 else self.size
+    size_in_memory = math.prod(shape) * channels * dtype.itemsize
+    yield Header(shape, channels, dtype.name, spacing, size_in_memory, grid is not None), decode
 
 
-def _examine(path: Path) -> _Source:
-    """Read the headers of a file or series, and refuse what makes no image."""
+def _examine(path: Path) -> tuple[list[tuple[Path, str]], list[Any], list[Slice], Grid | None]:
+    """The files of a case, each with the words for it, their headers, and planes; refuses what makes no image."""
     series = path.is_dir()
     paths = slices(path) if series else [path]
     files = [(file, f"file {n} of {len(paths)} by name" if series else "") for n, file in enumerate(paths, 1)]
@@ -155,15 +135,7 @@ def _examine(path: Path) -> _Source:
         raise UnusableError(found, "a frame for every slice of the image", SEGMENTS_FIX) from None
     if len(files) > 1 and grid is None:
         raise UnusableError("slices that state no position", EXPECTED, "convert the series to a TIFF stack")
-    burned_in = any(str(head.get("BurnedInAnnotation", "")).upper() == "YES" for head in heads)
-    return _Source(tuple(files), heads[0], tuple(planes), grid, burned_in)
-
-
-def _laid_out(stack: Num[np.ndarray, "slices rows columns channels"], grid: Grid | None) -> np.ndarray:
-    """The axes that the header promises, channels first."""
-    if grid is not None:
-        return plain(stack[list(grid.order)].transpose(3, 2, 1, 0))
-    return plain(np.moveaxis(stack if len(stack) > 1 else stack[0], -1, 0))
+    return files, heads, planes, grid
 
 
 @contextmanager
