@@ -16,8 +16,8 @@ from pathlib import Path
 
 from nissl.errors import DataError, ResourceError
 from nissl.files import write_whole
+from nissl.imageio.formats import GIB
 
-GIB = 2**30
 BLOCK = 2**20
 TRIES = 5
 PAUSE = 2.0  # seconds before a broken download is continued

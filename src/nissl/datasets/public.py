@@ -22,10 +22,10 @@ import numpy as np
 from jaxtyping import Num
 
 from nissl.config import read_toml
-from nissl.datasets.download import GIB, Progress, download, unpack
+from nissl.datasets.download import Progress, download, unpack
 from nissl.errors import DataError, InputError
 from nissl.files import file_digest, write_whole
-from nissl.imageio.formats import read_raster, write_image, write_mask
+from nissl.imageio.formats import GIB, read_raster, write_image, write_mask
 
 RECORD, WORK = "source.json", ".work"
 

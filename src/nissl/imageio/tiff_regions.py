@@ -350,15 +350,12 @@ def _tiles(shape: Sequence[int], bands: Iterable[np.ndarray]) -> Iterator[np.nda
 
 def _rows_of_tiles(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Bands of other heights from bands: whole rows of tiles, but for the last."""
-    waiting: list[np.ndarray] = []
+    rest: np.ndarray | None = None
     for band in bands:
-        waiting.append(band)
-        have = sum(map(len, waiting))
-        if have >= TILE:
-            joined = np.concatenate(waiting)
-            ready = have // TILE * TILE
-            yield joined[:ready]
-            waiting = [joined[ready:].copy()]
-    joined = np.concatenate(waiting)
-    if len(joined):
-        yield joined
+        rest = band if rest is None else np.concatenate([rest, band])
+        ready = len(rest) // TILE * TILE
+        if ready:
+            yield rest[:ready]
+            rest = rest[ready:].copy()
+    if rest is not None and len(rest):
+        yield rest
