@@ -42,8 +42,8 @@ run = Path(sys.argv[1])
 net = UNet(widths=(4, 8), dropout=(0.0, 0.0))
 data = DataConfig(sampling=sys.argv[2], size=(128, 128))
 (run / "config.toml").write_text(tomli_w.dumps(to_tree(Config(data=data, net=net))))
-write_json(run / "data.json", {"dims": 2, "channels": 3, "classes": ["background", "gland"]})
-save_checkpoint(run / WEIGHTS, factory.build(net, 2, 3, 2, seed=0).state_dict(), {})
+write_json(run / "data.json", {"dims": 2, "channels": 3, "classes": ["background", "gland"], "cases": []})
+save_checkpoint(run / WEIGHTS, factory.build(net, 2, 3, 2, seed=0).state_dict(), {"step": 0})
 """
 PREDICT = """
 import sys

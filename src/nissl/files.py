@@ -1,6 +1,7 @@
 """Files written whole or not at all."""
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nissl.errors import ResourceError
+
+
+def file_digest(*paths: Path, algorithm: str = "sha256") -> str:
+    """Checksum of one file or of several in a row, in hexadecimal; raises OSError where one cannot be read."""
+    total = hashlib.new(algorithm, usedforsecurity=False)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                total.update(block)
+    return total.hexdigest()
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -8,8 +8,9 @@ import pytest
 from tests.server import CONTENT, Server
 
 from nissl.datasets import download as module
-from nissl.datasets.download import digest, download, unpack
-from nissl.errors import DataError, InputError, ResourceError
+from nissl.datasets.download import download, unpack
+from nissl.errors import DataError, ResourceError
+from nissl.files import file_digest
 
 
 @pytest.fixture
@@ -102,9 +103,8 @@ def test_no_network_is_a_stated_fault(tmp_path, monkeypatch):
 
 def test_digests_equal_hashlib(tmp_path):
     (tmp_path / "a").write_bytes(CONTENT)
-    assert digest(tmp_path / "a", "sha256") == hashlib.sha256(CONTENT).hexdigest()
-    with pytest.raises(InputError, match="absent"):
-        digest(tmp_path / "absent", "md5")
+    assert file_digest(tmp_path / "a") == hashlib.sha256(CONTENT).hexdigest()
+    assert file_digest(tmp_path / "a", algorithm="md5") == hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
 
 
 # Archives

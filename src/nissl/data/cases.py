@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Num
@@ -18,9 +18,10 @@ from nissl.errors import DataError, NisslError, TestSplitLocked
 from nissl.imageio.dicom import SEGMENTS_FIX
 from nissl.imageio.formats import Raster, open_raster, read_raster
 from nissl.imageio.label_map import LabelMap
-from nissl.imageio.tiff_regions import Recoloured, row_strips, shown
+from nissl.imageio.tiff_regions import recoloured, row_strips, shown
 
 Layout = Literal["images+masks", "folders", "decathlon"]
+Level = Literal["error", "warning"]
 SPACING_TOLERANCE = 1e-4
 """Largest relative difference of two spacings that counts as rounding."""
 PLACE_TOLERANCE = 0.1
@@ -76,16 +77,16 @@ class Case:
 class Finding:
     """One fault of the data: an error makes a case or the set unusable, a warning is for the user to judge."""
 
-    level: Literal["error", "warning"]
+    level: Level
     where: str
     found: str
     expected: str
     fix: str
 
     @classmethod
-    def of(cls, error: NisslError) -> "Finding":
+    def of(cls, error: NisslError, level: Level = "error") -> "Finding":
         """The finding that an exception states."""
-        return cls("error", error.where, error.found, error.expected, error.fix)
+        return cls(level, error.where, error.found, error.expected, error.fix)
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,13 @@ class Scan:
         return pseudonym(name) if self.private and name not in ids else name
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Scan):
     """The cases of a folder, sorted by id; `dims` and `channels` are those of the first image that can be read."""
 
     root: Path
-    cases: tuple[CaseFile, ...]
-    label_map: LabelMap
     dims: int
     channels: int
-    layout: str
-    private: bool = False
-    """Whether there is DICOM among the files: then no name of a file or folder is shown or stored."""
 
     @property
     def place(self) -> str:
@@ -135,10 +131,7 @@ def read_image(path: Path, config: DataConfig, alias: str | None = None) -> Rast
         DataError: it cannot be read.
 
     """
-    image = shown(read_raster(path, config.limit_gib, alias, config.axes))
-    if channels_in(config, len(image.pixels)) == len(image.pixels):
-        return image
-    return replace(image, pixels=_RECOLOURED[config.colour](image.pixels))
+    return _in_colour(read_raster(path, config.limit_gib, alias, config.axes), config)
 
 
 @contextmanager
@@ -150,14 +143,15 @@ def open_image(path: Path, config: DataConfig, lines: int, alias: str | None = N
 
     """
     with open_raster(path, config.limit_gib, lines, alias, config.axes) as raster:
-        image = shown(raster)
-        channels = image.pixels.shape[0]
-        wanted = channels_in(config, channels)
-        if wanted == channels:
-            yield image
-        else:
-            pixels = Recoloured(image.pixels, wanted, _RECOLOURED[config.colour])
-            yield replace(image, pixels=cast(np.ndarray, pixels))
+        yield _in_colour(raster, config)
+
+
+def _in_colour(raster: Raster, config: DataConfig) -> Raster:
+    image = shown(raster)
+    wanted = channels_in(config, image.pixels.shape[0])
+    if wanted == image.pixels.shape[0]:
+        return image
+    return recoloured(image, wanted, _gray if wanted == 1 else _rgb)
 
 
 def _gray(pixels: Num[np.ndarray, "3 *space"]) -> Num[np.ndarray, "1 *space"]:
@@ -169,10 +163,6 @@ def _gray(pixels: Num[np.ndarray, "3 *space"]) -> Num[np.ndarray, "1 *space"]:
 
 def _rgb(pixels: Num[np.ndarray, "1 *space"]) -> Num[np.ndarray, "3 *space"]:
     return np.repeat(pixels, 3, axis=0)
-
-
-_RECOLOURED = {"gray": _gray, "rgb": _rgb}
-"""How other channels are brought to the colour of the settings."""
 
 
 def channels_in(config: DataConfig, channels: int) -> int:
@@ -221,9 +211,8 @@ def image_faults(file: CaseFile, image: Raster) -> Iterator[Finding]:
     strips = (image.pixels[:, rows] for rows in row_strips(shape))
     if bad := sum(strip.size - int(np.isfinite(strip).sum()) for strip in strips):
         found = f"NaN or infinity in {bad} of {prod(shape)} pixel values"
-        yield Finding(
-            "error", file.image_name, found, "finite numbers", "replace them, for instance by 0, and save again"
-        )
+        fix = "replace them, for instance by 0, and save again"
+        yield Finding("error", file.image_name, found, "finite numbers", fix)
 
 
 def pair_faults(file: CaseFile, image: Raster, mask: Raster) -> Iterator[Finding]:

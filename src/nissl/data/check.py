@@ -2,15 +2,16 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int
 
 from nissl.config import DataConfig
-from nissl.data.cases import CaseFile, Finding, image_faults, pair_faults, read_image
+from nissl.data.cases import CaseFile, Finding, Level, image_faults, pair_faults, read_image
 from nissl.data.discovery import scan
 from nissl.data.duplicates import FEW, digest, nearest, small_picture
 from nissl.data.naming import DATA_FOLDER
@@ -26,9 +27,6 @@ ONE_SIDE = "keep one, or give them one group in cases.csv so that they stay on o
 ACCEPT = "; --allow-shared-images accepts them knowingly"
 SMALLEST = 16
 """Pixels along an axis below which the default U-Net has nothing left at its lowest level."""
-
-
-Level = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
@@ -101,17 +99,19 @@ def check(
     findings += _near_copies(observations, place)
     findings += _class_faults(observations, scanned.label_map, place)
     findings += _leaks(scanned.cases, accepted)
-    findings += _geometry(observations, DATA_FOLDER if scanned.private else str(root))
+    findings += _geometry(observations, place)
     return Report(tuple(findings), {"layout": scanned.layout} | _facts(observations, scanned.label_map))
 
 
 def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observation:
     """Read one case and note all that is wrong with it."""
     seen = _Observation(file)
-    image = _found(lambda: read_image(file.image, config, file.alias), seen.findings)
-    mask_path = file.target
-    read = mask_path and (lambda: read_raster(mask_path, config.limit_gib, file.target_alias, config.axes))
-    mask = _found(read, seen.findings) if read else None
+    image = mask = None
+    with _noted(seen.findings):
+        image = read_image(file.image, config, file.alias)
+    if file.target:
+        with _noted(seen.findings):
+            mask = read_raster(file.target, config.limit_gib, file.target_alias, config.axes)
     if image:
         seen.shape, seen.dtype = image.pixels.shape[1:], image.pixels.dtype.name
         seen.channels = len(image.pixels)
@@ -121,12 +121,9 @@ def _observe(file: CaseFile, label_map: LabelMap, config: DataConfig) -> _Observ
             seen.place = image.spacing, direction_of(image.affine)
     if image and mask:
         seen.findings += pair_faults(file, image, mask)
-    if mask and mask_path:
-        try:
-            labels = label_map.apply(mask, mask_path, file.target_alias)
-        except DataError as error:
-            seen.findings.append(Finding.of(error))
-        else:
+    if mask and file.target:
+        with _noted(seen.findings):
+            labels = label_map.apply(mask, file.target, file.target_alias)
             seen.pixels_of_class = np.bincount(labels.ravel(), minlength=len(label_map.names))
             if (settled := _settled(config, labels.ndim)).sampling == "resize":
                 seen.kept = kept(labels, settled.size)
@@ -138,19 +135,20 @@ def _settled(config: DataConfig, dims: int) -> DataConfig:
     return resolve(config if len(config.size) in (1, dims) else replace(config, size=()), dims)
 
 
-def _found(read: Callable[[], Raster], findings: list[Finding]) -> Raster | None:
+@contextmanager
+def _noted(findings: list[Finding]) -> Iterator[None]:
+    """Add a fault of a file to the findings, rather than stop there."""
     try:
-        return read()
+        yield
     except DataError as error:
         findings.append(Finding.of(error))
-        return None
 
 
 def _image_findings(file: CaseFile, image: Raster) -> Iterator[Finding]:
     where, pixels = file.image_name, image.pixels
     yield from image_faults(file, image)
     if image.burned_in:
-        fix = "look at it, and crop or blank the text before you share anything made of it"
+        fix = "inspect it, and crop or blank the text before you share anything made of it"
         found = "text in its pixels, as the file says (BurnedInAnnotation is YES)"
         yield Finding("warning", where, found, "pixels without names and dates", fix)
     if pixels.size and pixels.min() == pixels.max():
@@ -219,15 +217,15 @@ def _near_copies(observations: Sequence[_Observation], place: str) -> Iterator[F
         can_test = np.array([tested[index] for index in members])
         found = nearest(np.stack(list(comparable.values())), units, can_test)
         if len(found) > max(FEW, len(members) / 3):
-            said = f"{len(found)} of {len(members)} images look the same as another one at low resolution"
+            text = f"{len(found)} of {len(members)} images look the same as another one at low resolution"
             fix = "compare some of them; if they are of one patient or film, give them one group in cases.csv"
-            yield Finding("warning", place, said, "images that differ, so that copies can be told", fix)
+            yield Finding("warning", place, text, "images that differ, so that copies can be recognised", fix)
             continue
         for one, other, alike in found:
             file, like = (observations[members[index]].file for index in (one, other))
-            said = f"it looks the same as {_called(like)} (correlation {alike:.3f})"
+            text = f"it looks the same as {_called(like)} (correlation {alike:.3f})"
             expected = "test images that are no copies of training images"
-            yield Finding("warning", file.image_name, said, expected, f"look at both; if it is a copy, {ONE_SIDE}")
+            yield Finding("warning", file.image_name, text, expected, f"compare both; if it is a copy, {ONE_SIDE}")
 
 
 def _leaks(cases: Sequence[CaseFile], accepted: Accepted) -> Iterator[Finding]:
@@ -235,15 +233,13 @@ def _leaks(cases: Sequence[CaseFile], accepted: Accepted) -> Iterator[Finding]:
     sides = [[case for case in cases if (case.split == "test") is test] for test in (False, True)]
     groups, shared = groups_on_sides(*sides)
     if shared:
-        fault = shared_fault(shared, groups)
-        level: Level = "warning" if accepted.shared_groups else "error"
-        yield Finding(level, fault.where, fault.found, fault.expected, fault.fix)
+        yield Finding.of(shared_fault(shared, groups), "warning" if accepted.shared_groups else "error")
 
 
 def _geometry(observations: Sequence[_Observation], place: str) -> Iterator[Finding]:
     """Structures that are too small for the network's size, and cases that lie in space in several ways."""
-    told = [*differences({seen.file.id: seen.place for seen in observations if seen.place})]
-    for words in (*told, *loss(seen.kept for seen in observations)):
+    places = {seen.file.id: seen.place for seen in observations if seen.place}
+    for words in (*differences(places), *loss(seen.kept for seen in observations)):
         yield Finding("warning", place, *words)
 
 
@@ -269,10 +265,10 @@ def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, pla
 
 
 def _facts(observations: Sequence[_Observation], label_map: LabelMap) -> dict[str, Any]:
-    """Numbers that describe the set; class frequencies are shares of the pixels of all masks that can be read."""
+    """Numbers that describe the set; class frequencies are fractions of the pixels of all masks that can be read."""
     read = [seen for seen in observations if seen.shape is not None]
     counts = [seen.pixels_of_class for seen in observations if seen.pixels_of_class is not None]
-    shares = np.sum(counts, axis=0) / np.sum(counts) if counts else []
+    fractions = np.sum(counts, axis=0) / np.sum(counts) if counts else []
     files = [seen.file for seen in observations]
     return {
         "images": len(files),
@@ -284,5 +280,5 @@ def _facts(observations: Sequence[_Observation], label_map: LabelMap) -> dict[st
         "dtypes": dict(Counter(seen.dtype for seen in read).most_common()),
         "channels": {str(key): count for key, count in Counter(seen.channels for seen in read).most_common()},
         "label_map": str(label_map),
-        "class_frequencies": {name: float(share) for name, share in zip(label_map.names, shares, strict=False)},
+        "class_frequencies": dict(zip(label_map.names, map(float, fractions), strict=False)),
     }

@@ -78,21 +78,16 @@ def inspect_header(root: Path, scanned: Scan, config: DataConfig, ids: Collectio
         DataError: no image can be read.
 
     """
-    unreadable: DataError | None = None
-    for case in scanned.cases:
-        if ids is not None and case.id not in ids:
-            continue
+    unreadable: list[DataError] = []
+    for case in (case for case in scanned.cases if ids is None or case.id in ids):
         try:
             header = read_header(case.image, case.alias, config.axes)
         except DataError as error:
-            unreadable = unreadable or error
+            unreadable.append(error)
             continue
         channels = channels_in(config, header.channels)
-        return Dataset(
-            root, scanned.cases, scanned.label_map, len(header.shape), channels, scanned.layout, scanned.private
-        )
-    assert unreadable is not None  # there is at least one case, and none was readable
-    raise unreadable
+        return Dataset(**vars(scanned), root=root, dims=len(header.shape), channels=channels)
+    raise unreadable[0]  # there is at least one case, and none was readable
 
 
 def scan(root: Path, config: DataConfig) -> Scan:
@@ -178,10 +173,12 @@ def _by_id(files: Listing, findings: list[Finding]) -> dict[str, Path]:
         same[files.id(path).casefold().strip()].append(path)
     for twins in same.values():
         if len(twins) > 1:
-            said = f"the same id in {', '.join(files.position(path) if files.private else path.name for path in twins)}"
+            found = (
+                f"the same id in {', '.join(files.position(path) if files.private else path.name for path in twins)}"
+            )
             where = files.alias(twins[1]) or str(twins[1])
             expected = "one file for each id (upper and lower case count as equal, spaces at its ends do not count)"
-            findings.append(Finding("error", where, said, expected, "rename or remove all but one"))
+            findings.append(Finding("error", where, found, expected, "rename or remove all but one"))
     return {key: twins[0] for key, twins in same.items()}
 
 
@@ -194,9 +191,9 @@ def _left_out(images: Listing, masks: Listing) -> Iterator[Finding]:
     names = {stem(path) for path in images.paths}
     added = Counter(match[2] for name in names if (match := ADDED.fullmatch(name)) and match[1] in names)
     for ending, count in added.items():
-        said = f"{counted(count, 'image')} called like another one and `{ending}`"
+        found = f"{counted(count, 'image')} called like another one and `{ending}`"
         fix = f"if they are masks, add --data.mask-pattern '*{ending}'; else rename them"
-        yield Finding("error", images.place, said, "images alone", fix)
+        yield Finding("error", images.place, found, "images alone", fix)
 
 
 def _no_masks(masks: Listing) -> Iterator[Finding]:
@@ -205,9 +202,9 @@ def _no_masks(masks: Listing) -> Iterator[Finding]:
         fixes = [fix for kinds, fix in EXPORTS.items() if {path.suffix.lower() for path in masks.others} & {*kinds}]
         if masks.folders:
             fixes.append("bring the files of each subfolder, such as one for each object, into one mask for each image")
-        said = f"no mask but {masks.left_out}" if masks.left_out else "an empty mask folder"
+        found = f"no mask but {masks.left_out}" if masks.left_out else "an empty mask folder"
         fix = "; ".join(fixes) or "put the masks there, name their folder with --data.masks, or remove the empty folder"
-        yield Finding("error", masks.place, said, f"one mask or more, {KINDS}", fix)
+        yield Finding("error", masks.place, found, f"one mask or more, {KINDS}", fix)
 
 
 def _masks_elsewhere(root: Path, images: Listing, ids: Collection[str]) -> Iterator[Finding]:
@@ -222,9 +219,9 @@ def _masks_elsewhere(root: Path, images: Listing, ids: Collection[str]) -> Itera
     best = max(hits, key=lambda folder: hits[folder], default=root)
     if hits.get(best):
         shown, other = ("DIR", "another folder") if images.private else (str(best), f"{best.name}/")
-        said = f"no masks, but {other} holds {counted(hits[best], 'file')} with the names of images"
+        found = f"no masks, but {other} holds {counted(hits[best], 'file')} with the names of images"
         flags = f"--data.masks {shown}" + ("" if images.folder.name == "images" else f" --data.images {images.place}")
-        yield Finding("warning", images.place, said, "a folder of masks", f"add {flags}, if these are the masks")
+        yield Finding("warning", images.place, found, "a folder of masks", f"add {flags}, if these are the masks")
 
 
 def _unpaired(masks: Listing, free: Mapping[str, Path], lone: Mapping[str, Path]) -> Iterator[Finding]:
@@ -233,16 +230,16 @@ def _unpaired(masks: Listing, free: Mapping[str, Path], lone: Mapping[str, Path]
     if patterns:
         flags = zip(("--data.image-pattern", "--data.mask-pattern"), patterns, strict=True)
         given = " ".join(f"{flag} {'...' if masks.private else repr(text)}" for flag, text in flags if text != "*")
-        named = "" if masks.private else f", such as {next(iter(lone.values())).name}"
-        said = f"{counted(len(lone), 'mask')} whose names add something to those of images, or lack it{named}"
+        named = masks.example(next(iter(lone.values())))
+        found = f"{counted(len(lone), 'mask')} whose names add something to those of images, or lack it{named}"
         fix = f"add {given}{NNUNET if patterns[0] == '*_0000' else ''}"
-        yield Finding("error", masks.place, said, "masks with the names of images", fix)
+        yield Finding("error", masks.place, found, "masks with the names of images", fix)
         return
     for key, path in lone.items():
         where = f"mask {masks.alias(path)}" if masks.private else str(path)
         near = "" if masks.private else suggest(key, free)
-        said, expected = f"a mask without image {near and f'({near})'}".rstrip(), "masks with the names of images"
-        yield Finding("error", where, said, expected, "give the image the name of its mask, or remove the mask")
+        found, expected = f"a mask without image {near and f'({near})'}".rstrip(), "masks with the names of images"
+        yield Finding("error", where, found, expected, "give the image the name of its mask, or remove the mask")
 
 
 def _guess_patterns(images: Collection[str], masks: Sequence[str]) -> tuple[str, str] | None:
@@ -278,10 +275,10 @@ def _names_of_groups(images: Listing) -> Iterator[Finding]:
     counts = (Counter(" ".join(words[:length]) for words in parts) for length in lengths)
     starts = next((found for found in counts if len(found) > 1), Counter())
     if 3 <= len(starts) <= len(names) / 2 >= max(starts.values()):
-        example = "" if images.private else f", such as {images.paths[0].name}"
-        said = f"the names of {len(names)} images begin in {len(starts)} ways, as if they were groups{example}"
+        found = f"the names of {len(names)} images begin in {len(starts)} ways, as if they were groups"
         fix = "name patients, animals or slides as groups in cases.csv; else they may be both in training and in test"
-        yield Finding("warning", images.place, said, "the group of each image in cases.csv", fix)
+        example = images.example(images.paths[0])
+        yield Finding("warning", images.place, found + example, "the group of each image in cases.csv", fix)
 
 
 def _label_map(root: Path, layout: Layout, config: DataConfig, findings: list[Finding]) -> LabelMap:

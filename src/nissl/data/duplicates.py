@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float32, Int, Num
 from nissl.data.cases import CaseFile
 from nissl.data.preprocessing import resize_image
 from nissl.errors import DataError
+from nissl.files import file_digest
 from nissl.imageio.dicom import slices
 
 EDGE = {1: 1024, 2: 32, 3: 16}
@@ -36,10 +37,6 @@ BLOCK = 1024
 """Images compared with all others at a time, so that 100,000 images need 0.4 GB and not 40."""
 
 
-PIECE = 2**20
-"""Bytes of a file that are hashed at a time: a slide is larger than it need be in memory."""
-
-
 def digest(pixels: Num[np.ndarray, "channels *space"]) -> bytes:
     """Hash of the decoded pixels, so that a copy in another lossless format is found too."""
     hashed = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
@@ -54,15 +51,10 @@ def file_hash(path: Path, shown: str = "") -> str:
         DataError: it cannot be read; `shown` is what the error calls it.
 
     """
-    whole = hashlib.sha256()
     try:
-        for part in slices(path) if path.is_dir() else [path]:
-            with part.open("rb") as file:
-                while piece := file.read(PIECE):
-                    whole.update(piece)
+        return file_digest(*(slices(path) if path.is_dir() else [path]))
     except OSError as error:
         raise DataError(shown or path, f"{error.strerror}", "a file that can be read", "put it back") from None
-    return whole.hexdigest()
 
 
 def small_picture(image: Num[np.ndarray, "channels *space"]) -> Float32[np.ndarray, "values"]:

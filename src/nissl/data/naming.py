@@ -91,6 +91,10 @@ class Listing:
     def _numbers(self) -> dict[Path, int]:
         return {path: number for number, path in enumerate(self.paths, start=1)}
 
+    def example(self, path: Path) -> str:
+        """`, such as NAME`, for findings on several files; empty where names must not be shown."""
+        return "" if self.private else f", such as {plain_name(path.name)}"
+
     @property
     def place(self) -> str:
         """What findings call the folder."""
@@ -102,9 +106,8 @@ class Listing:
         parts = []
         if self.others:
             kinds = " ".join(sorted({path.suffix.lower() for path in self.others if KIND.fullmatch(path.suffix)}))
-            example = "" if self.private else f", such as {plain_name(self.others[0].name)}"
             kinds = f" ({kinds})" if kinds and not self.private else ""
-            parts.append(f"{counted(len(self.others), 'file')} of another kind{kinds}{example}")
+            parts.append(f"{counted(len(self.others), 'file')} of another kind{kinds}{self.example(self.others[0])}")
         if self.unfit:
             parts.append(f"{counted(len(self.unfit), 'file')} whose names do not fit `{self.pattern}`")
         if self.folders:

@@ -13,7 +13,7 @@ import numpy as np
 
 from nissl.config import SplitConfig
 from nissl.data.cases import CaseFile, Dataset
-from nissl.data.naming import suggest
+from nissl.data.naming import counted, suggest
 from nissl.errors import Caveat, DataError, InputError
 
 TEST_DRAW, BUDGET_DRAW = 1, 2
@@ -116,17 +116,16 @@ def caveats(shared_groups: Sequence[str], transductive: Sequence[str]) -> list[C
     """Say what was accepted knowingly about a split and makes its numbers less than they seem."""
     found = []
     if shared_groups:
-        groups = f"{len(shared_groups)} group{'' if len(shared_groups) == 1 else 's'}"
+        groups = ", ".join(map(str, shared_groups))
         text = (
-            f"{groups} (patients) are in training and in test: {', '.join(map(str, shared_groups))}. "
+            f"{counted(len(shared_groups), 'group')} (patients) are in training and in test: {groups}. "
             "The score is better than it would be on new patients."
         )
         found.append(Caveat("shared-groups", text))
     if transductive:
-        images = f"{len(transductive)} image{'' if len(transductive) == 1 else 's'}"
         text = (
-            f"{images} of the test side were among the unlabelled ones, without masks (transductive): where the "
-            "training looks at unlabelled images, the score does not hold for new ones."
+            f"{counted(len(transductive), 'image')} of the test side were among the unlabelled ones, without masks "
+            "(transductive): where the training looks at unlabelled images, the score does not hold for new ones."
         )
         found.append(Caveat("transductive", text))
     return found
@@ -139,15 +138,13 @@ def lock_test_cases(dataset: Dataset, split: Split) -> Dataset:
     lose the mask that is not in the budget, so that there is no way to it.
     """
     labelled, seen = set(split.labelled), {*split.labelled, *split.unlabelled}
-    cases = (
-        case
-        if case.id in labelled
-        else dataclasses.replace(case, target=None)
-        if case.id in seen
-        else dataclasses.replace(case, locked=True)
-        for case in dataset.cases
-    )
-    return dataclasses.replace(dataset, cases=tuple(cases))
+
+    def locked(case: CaseFile) -> CaseFile:
+        if case.id in labelled:
+            return case
+        return dataclasses.replace(case, target=None) if case.id in seen else dataclasses.replace(case, locked=True)
+
+    return dataclasses.replace(dataset, cases=tuple(map(locked, dataset.cases)))
 
 
 def sides(cases: Sequence[CaseFile]) -> tuple[list[tuple[str, str]], list[bool]]:

@@ -61,8 +61,8 @@ def read_table(
     named = _read_rows(rows, cases, fault, private)
     bare = sum(not named.get(id_, case).group for id_, case in cases.items())
     if 0 < bare < len(cases):
-        said, fix = f"no group for {bare} of {len(cases)} images", "name theirs, or leave each a group of its own"
-        findings.append(Finding("warning", where, said, "the group of each image", fix))
+        found, fix = f"no group for {bare} of {len(cases)} images", "name theirs, or leave each a group of its own"
+        findings.append(Finding("warning", where, found, "the group of each image", fix))
     return named
 
 
@@ -78,9 +78,9 @@ def _find(root: Path, folders: Sequence[Path], findings: list[Finding], private:
             findings.append(Finding("error", where, "a table that is not read", f"one {NAME}, beside images/", fix))
     others = [path.name for path in list_files(root).others if TABLES.fullmatch(path.name)]
     if others and not tables:
-        said = f"{counted(len(others), 'table')} not read{'' if private else f', such as {others[0]}'}"
+        found = f"{counted(len(others), 'table')} not read{'' if private else f', such as {others[0]}'}"
         fix = f"write groups and split to {NAME}, if they are there"
-        findings.append(Finding("warning", NAME, said, f"{NAME} with the columns id, group, split", fix))
+        findings.append(Finding("warning", NAME, found, f"{NAME} with the columns id, group, split", fix))
     return table and root / table.name
 
 

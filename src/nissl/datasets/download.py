@@ -1,8 +1,7 @@
-"""Files from the network, taken up where a broken download stopped, and archives unpacked without trusting them."""
+"""Files from the network, continued where a broken download stopped, and archives unpacked without trusting them."""
 
 import errno
 import gzip
-import hashlib
 import http.client
 import shutil
 import stat
@@ -12,20 +11,16 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import IO
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from nissl.errors import DataError, InputError, ResourceError
+from nissl.errors import DataError, ResourceError
 from nissl.files import write_whole
+from nissl.imageio.formats import GIB
 
-GIB = 2**30
 BLOCK = 2**20
 TRIES = 5
-PAUSE = 2.0  # seconds before a broken download is taken up again
+PAUSE = 2.0  # seconds before a broken download is continued
 MOST_FILES = 200_000
 
 Progress = Callable[[int, int | None], None]
@@ -39,41 +34,39 @@ def download(url: str, target: Path, page: str, progress: Progress | None = None
         DataError: a web page came instead of a file.
 
     """
-    if target.exists():
-        return target
-    part, failures = target.with_name(f"{target.name}.part"), 0
-    while failures < TRIES:
-        before = part.stat().st_size if part.exists() else 0
+    part, failures, reason = target.with_name(f"{target.name}.part"), 0, ""
+    while not target.exists():
+        before = _size(part)
         try:
             if _continue(url, part, page, progress):
                 part.replace(target)
-                part.with_name(f"{target.name}.tag").unlink(missing_ok=True)
-                return target
+                part.with_suffix(".tag").unlink(missing_ok=True)
+                break
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code != 429:
-                raise _failed(url, f"the server answers {error.code} {error.reason}", page) from error
             reason = f"the server answers {error.code} {error.reason}"
+            failures = failures if error.code >= 500 or error.code == 429 else TRIES
         except (http.client.HTTPException, OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                fix = "free some space and run the command again: it goes on from there"
+                fix = "free some space and run the command again: it continues from there"
                 raise ResourceError(part, "disk full", "space for the archive", fix) from error
             reason = str(getattr(error, "reason", error)) or type(error).__name__
-        grown = part.exists() and part.stat().st_size > before
-        failures = 1 if grown else failures + 1
+        failures = 1 if _size(part) > before else failures + 1
+        if failures >= TRIES:
+            fix = f"run it again later: it continues from there; or get it at {page} and give it with --archive FILE"
+            raise ResourceError(url, reason, "the archive", fix)
         time.sleep(PAUSE)
-    raise _failed(url, reason, page)
+    return target
 
 
-def _failed(url: str, found: str, page: str) -> ResourceError:
-    fix = f"run it again later: it goes on from there; or get it at {page} and give it with --archive FILE"
-    return ResourceError(url, found, "the archive", fix)
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _continue(url: str, part: Path, page: str, progress: Progress | None) -> bool:
     """Ask for the bytes that are missing and append them; true where the file is then complete."""
     tag = part.with_suffix(".tag")
-    done = part.stat().st_size if part.exists() else 0
+    done = _size(part)
     request = urllib.request.Request(url, headers={"User-Agent": "nissl", "Accept-Encoding": "identity"})
     if done:
         request.add_header("Range", f"bytes={done}-")
@@ -108,53 +101,20 @@ def _continue(url: str, part: Path, page: str, progress: Progress | None) -> boo
     return total is None or done == total
 
 
-def digest(path: Path, algorithm: str) -> str:
-    """Checksum of a file, in hexadecimal.
-
-    Raises:
-        InputError: the file cannot be read.
-
-    """
-    total = hashlib.new(algorithm, usedforsecurity=False)
-    try:
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                total.update(block)
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}", "an archive", "check the path") from error
-    return total.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Member:
-    name: str
-    size: int
-    plain: bool
-    open: Callable[[], IO[bytes] | None]
-
-
-@contextmanager
-def _members(archive: Path) -> Iterator[Iterable[_Member]]:
-    """The files in a zip or tar archive, folders left out."""
+def _entries(archive: Path) -> Iterator[tuple[str, int, bool]]:
+    """Name and size of each entry of a zip or tar archive, and whether it is a plain file or a folder."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
-            files = [one for one in zipped.infolist() if not one.is_dir()]
-            links = {one.filename for one in files if stat.S_ISLNK(one.external_attr >> 16)}
-            yield [
-                _Member(one.filename, one.file_size, one.filename not in links, partial(zipped.open, one))
-                for one in files
-            ]
+            for one in zipped.infolist():
+                yield one.filename, one.file_size, not stat.S_ISLNK(one.external_attr >> 16)
     else:
         with tarfile.open(archive) as tarred:
-            yield (
-                _Member(one.name, one.size, one.isreg(), partial(tarred.extractfile, one))
-                for one in tarred
-                if not one.isdir()
-            )
+            for entry in tarred:
+                yield entry.name, entry.size, entry.isreg() or entry.isdir()
 
 
 def unpack(archive: Path, folder: Path, limit_gib: float) -> None:
-    """Unpack a zip or tar archive; all of it is looked at before anything is written.
+    """Unpack a zip or tar archive; all its entries are validated before anything is written.
 
     Raises:
         DataError: not an archive, or a name that leaves the folder, a link, too many files, or more than the limit.
@@ -168,25 +128,18 @@ def unpack(archive: Path, folder: Path, limit_gib: float) -> None:
     total = 0
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _members(archive) as members:
-            for count, one in enumerate(members, start=1):
-                total += one.size
-                if not one.plain or _leaves(one.name):
-                    raise refuse(f"the entry {one.name!r}", "plain files inside the archive's own folder")
-                if count > MOST_FILES or total > limit_gib * GIB:
-                    raise refuse(
-                        f"{count} files, {total / GIB:.1f} GiB unpacked, or more", f"at most {limit_gib:g} GiB"
-                    )
-        with _members(archive) as members:
-            for one in members:
-                name = PurePosixPath(one.name)
-                if name.name.startswith("._") or "__MACOSX" in name.parts:  # what a Mac leaves beside each file
-                    continue
-                target, content = folder / name, one.open()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if content is not None:
-                    with content, target.open("wb") as file:
-                        shutil.copyfileobj(content, file, BLOCK)
+        for count, (name, size, plain) in enumerate(_entries(archive), start=1):
+            total += size
+            if not plain or _leaves(name):
+                raise refuse(f"the entry {name!r}", "plain files inside the archive's own folder")
+            if count > MOST_FILES or total > limit_gib * GIB:
+                raise refuse(f"{count} files, {total / GIB:.1f} GiB unpacked, or more", f"at most {limit_gib:g} GiB")
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as zipped:
+                zipped.extractall(folder)
+        else:
+            with tarfile.open(archive) as tarred:
+                tarred.extractall(folder, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise refuse(f"not a whole zip or tar archive ({error})", "a zip or tar archive") from error
     except OSError as error:
@@ -194,6 +147,8 @@ def unpack(archive: Path, folder: Path, limit_gib: float) -> None:
             raise
         fix = "free some space and run the command again"
         raise ResourceError(folder, "disk full", f"{total / GIB:.1f} GiB", fix) from error
+    for left_by_mac in [*folder.rglob("._*"), *folder.rglob("__MACOSX")]:
+        shutil.rmtree(left_by_mac) if left_by_mac.is_dir() else left_by_mac.unlink(missing_ok=True)
 
 
 def _leaves(name: str) -> bool:

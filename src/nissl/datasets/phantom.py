@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from scipy import ndimage
 
 from nissl.errors import InputError
 from nissl.files import write_whole
@@ -37,7 +38,7 @@ class PhantomConfig:
     background: float = 0.12
     """Light where there is nothing."""
     shade: float = 0.35
-    """Depth of the uneven illumination, as a share."""
+    """Depth of the uneven illumination, as a fraction."""
     blur: float = 1.4
     """Standard deviation of the point-spread function; twice that along the optical axis (the first of three)."""
     photons: float = 40.0
@@ -60,8 +61,6 @@ def phantom(
     config: PhantomConfig, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "1 *space"], UInt8[np.ndarray, "*space"]]:
     """Simulate one image and its mask: 1 in a nucleus, 0 elsewhere."""
-    from scipy import ndimage
-
     light, mask = _nuclei(config, rng)
     light = config.stain * light + _debris(config, rng) + config.background * (1 + 0.3 * _field(rng, config.space, 9.0))
     light *= 1 + config.shade * _illumination(rng, config.space)
@@ -74,8 +73,6 @@ def phantom(
 
 def _field(rng: np.random.Generator, space: Sequence[int], scale: float) -> Float[np.ndarray, "*space"]:
     """Noise that is smooth over `scale` pixels, with mean 0 and standard deviation 1."""
-    from scipy import ndimage
-
     smooth = ndimage.gaussian_filter(rng.standard_normal(tuple(space)), scale)
     scaled: Float[np.ndarray, "*space"] = (smooth - smooth.mean()) / (smooth.std() + 1e-12)
     return scaled
@@ -146,8 +143,6 @@ def _add_nucleus(
 
 def _debris(config: PhantomConfig, rng: np.random.Generator) -> Float[np.ndarray, "*space"]:
     """Light that is not a nucleus: small bright specks, thin fibres, and haze from other depths."""
-    from scipy import ndimage
-
     space = np.array(config.space)
     specks, fibres, haze = (np.zeros(config.space) for _ in range(3))
     for _ in range(rng.poisson(config.debris)):

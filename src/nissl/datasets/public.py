@@ -1,12 +1,10 @@
 """Public data sets by name: terms shown and accepted, then downloaded, checked and arranged into cases.
 
-Nothing here is invented: a checksum is given only where the host of the address states one, and terms are quoted from
-the publisher or said to be unknown. Where no checksum is stated, the SHA-256 of the first download is recorded in
-source.json and compared at every later one.
+Their addresses and terms are in public.toml. Where the host states no checksum, the SHA-256 of the first download is
+recorded in source.json and compared at every later one.
 """
 
 import csv
-import dataclasses
 import difflib
 import gzip
 import json
@@ -16,19 +14,20 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Num
 
-from nissl.datasets.download import GIB, Progress, digest, download, unpack
+from nissl.config import read_toml
+from nissl.datasets.download import Progress, download, unpack
 from nissl.errors import DataError, InputError
-from nissl.files import write_whole
-from nissl.imageio.formats import read_raster, write_image, write_mask
+from nissl.files import file_digest, write_whole
+from nissl.imageio.formats import GIB, read_raster, write_image, write_mask
 
-RECORD = "source.json"
-ARCHIVE, UNPACKED, ARRANGED = ".archive", ".unpacked", ".arranged"
+RECORD, WORK = "source.json", ".work"
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class PublicDataset:
     title: str
     page: str
     """Where the publisher describes it."""
-    url: str | None
-    """Address of the archive; None where it must be fetched by hand."""
     licence: str
     citation: str
     arrange: Callable[[Path, Path], None]
     """From the unpacked archive to a folder of cases."""
+    url: str | None = None
+    """Address of the archive; None where it must be fetched by hand."""
     checksum: str | None = None
     """`algorithm:digest` as the host of the address states it; None where it states none."""
     label_map: str = ""
@@ -55,19 +54,13 @@ class PublicDataset:
     """Bound on the unpacked size, in GiB."""
 
     def __str__(self) -> str:
-        by_hand = "fetched by hand from the page above, then given as an archive"
-        stated = self.checksum or "none is published; the SHA-256 of the first download is recorded and compared later"
-        rows = {
-            self.name: self.title,
-            "page": self.page,
-            "address": self.url or by_hand,
-            "licence": self.licence,
-            "cite": self.citation,
-            "checksum": stated,
-            "label map": self.label_map or "as found",
-            "note": self.note or "-",
-        }
-        return "\n".join(f"{key}: {value}" for key, value in rows.items())
+        checksum = "none is published; the SHA-256 of the first download is recorded and compared later"
+        return (
+            f"{self.name}: {self.title}\npage: {self.page}\n"
+            f"address: {self.url or 'fetched by hand from the page above, then given as an archive'}\n"
+            f"licence: {self.licence}\ncite: {self.citation}\nchecksum: {self.checksum or checksum}\n"
+            f"label map: {self.label_map or 'as found'}\nnote: {self.note or '-'}"
+        )
 
 
 def fetch(
@@ -78,7 +71,7 @@ def fetch(
     archive: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Download a data set and arrange it into cases in `folder`; a broken download is taken up where it stopped.
+    """Download a data set and arrange it into cases in `folder`; a broken download continues where it stopped.
 
     Args:
         name: one of `PUBLIC`.
@@ -105,17 +98,25 @@ def fetch(
         raise InputError(name, "no address that can be downloaded from", "an archive", fix)
     if not accept(str(dataset)):
         raise InputError(name, "terms not accepted", "agreement", "nothing was downloaded; run it again to agree")
-    folder.mkdir(parents=True, exist_ok=True)
-    source = archive or download(str(dataset.url), folder / ARCHIVE, dataset.page, progress)
+    unpacked, arranged = (folder / WORK / part for part in ("unpacked", "arranged"))
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    source = archive or download(str(dataset.url), folder / WORK / "archive", dataset.page, progress)
     try:
         sha256 = _verify(dataset, source, _read_record(folder))
-        shutil.rmtree(folder / UNPACKED, ignore_errors=True)
-        unpack(source, folder / UNPACKED, dataset.unpacked_gib)
+        for leftover in (unpacked, arranged):
+            shutil.rmtree(leftover, ignore_errors=True)
+        unpack(source, unpacked, dataset.unpacked_gib)
     except DataError:
-        (folder / ARCHIVE).unlink(missing_ok=True)  # so that the next run does not meet it again
+        shutil.rmtree(folder / WORK)  # so that the next run does not meet it again
         raise
-    _arrange(dataset, folder, sha256)
-    (folder / ARCHIVE).unlink(missing_ok=True)
+    arranged.mkdir()
+    dataset.arrange(unpacked, arranged)
+    _write_record(dataset, folder, sha256, complete=False)
+    for part in sorted(arranged.iterdir()):  # all cases are made
+        if not (folder / part.name).exists():  # it does after an interruption at this very place
+            part.replace(folder / part.name)
+    shutil.rmtree(folder / WORK)
+    _write_record(dataset, folder, sha256, complete=True)
     return folder
 
 
@@ -127,27 +128,12 @@ def _is_complete(dataset: PublicDataset, folder: Path) -> bool:
     if not folder.is_dir():
         raise InputError(folder, "a file", expected, fix)
     record = _read_record(folder)
-    ours = {RECORD, ARCHIVE, f"{ARCHIVE}.part", f"{ARCHIVE}.tag", UNPACKED, ARRANGED}
-    data = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    data = sorted(path.name for path in folder.iterdir() if path.name not in (RECORD, WORK))
     if record and record.get("name") != dataset.name:
         raise InputError(folder, f"the data set {record.get('name')}", expected, fix)
     if data and not record:
         raise InputError(folder, f"a folder that holds {data[0]}", expected, fix)
     return bool(data and record["complete"])
-
-
-def _arrange(dataset: PublicDataset, folder: Path, sha256: str) -> None:
-    """Make cases of what was unpacked; they appear in the folder when all are made."""
-    shutil.rmtree(folder / ARRANGED, ignore_errors=True)
-    (folder / ARRANGED).mkdir()
-    dataset.arrange(folder / UNPACKED, folder / ARRANGED)
-    _write_record(dataset, folder, sha256, complete=False)
-    for part in sorted((folder / ARRANGED).iterdir()):
-        if not (folder / part.name).exists():  # it does after an interruption at this very place
-            part.replace(folder / part.name)
-    for leftover in (UNPACKED, ARRANGED):
-        shutil.rmtree(folder / leftover)
-    _write_record(dataset, folder, sha256, complete=True)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -160,14 +146,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def _write_record(dataset: PublicDataset, folder: Path, sha256: str, *, complete: bool) -> None:
     """Write beside the data where they come from, under which terms, and the checksum of the archive."""
-    stated = f"the host states {dataset.checksum}" if dataset.checksum else "no checksum is published: recorded here"
-    record = {
-        field.name: getattr(dataset, field.name)
-        for field in dataclasses.fields(dataset)
-        if field.name not in ("arrange", "unpacked_gib")
-    } | {
+    record = {key: value for key, value in vars(dataset).items() if key not in ("arrange", "unpacked_gib")} | {
         "sha256": sha256,
-        "sha256_origin": stated,
+        "sha256_origin": f"the host states {dataset.checksum}" if dataset.checksum else "no checksum is published",
         "fetched": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "complete": complete,
     }
@@ -177,13 +158,16 @@ def _write_record(dataset: PublicDataset, folder: Path, sha256: str, *, complete
 def _verify(dataset: PublicDataset, source: Path, record: dict[str, Any]) -> str:
     """Compare an archive with the published checksum and with the one recorded before; its SHA-256."""
     algorithm, _, stated = (dataset.checksum or "").partition(":")
-    sha256 = digest(source, "sha256")
-    for kind, expected, found in (
-        (f"the published {algorithm}", stated, digest(source, algorithm) if stated else ""),
+    try:
+        sha256, found = file_digest(source), file_digest(source, algorithm=algorithm) if stated else ""
+    except OSError as error:
+        raise InputError(source, f"cannot be read: {error.strerror}", "an archive", "check the path") from error
+    for kind, expected, got in (
+        (f"the published {algorithm}", stated, found),
         ("the sha256 of the first download", record.get("sha256", sha256), sha256),
     ):
-        if found != expected:
-            raise DataError(source, f"checksum {found}", f"{kind}, {expected}", "get the archive again")
+        if got != expected:
+            raise DataError(source, f"checksum {got}", f"{kind}, {expected}", "get the archive again")
     return sha256
 
 
@@ -194,9 +178,8 @@ def _found(paths: Iterable[Path], folder: Path, expected: str) -> list[Path]:
     found = sorted(paths)
     if not found:
         top = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise DataError(
-            folder.parent, f"an archive with {top}", expected, "check that it is the archive of this data set"
-        )
+        fix = "check that it is the archive of this data set"
+        raise DataError(folder.parents[1], f"an archive with {top}", expected, fix)
     return found
 
 
@@ -291,99 +274,36 @@ def read_nrrd(path: Path, limit_gib: float = 1.0) -> tuple[Num[np.ndarray, "x y 
         DataError: another kind of NRRD, cut short, or larger than the limit.
 
     """
-    fix = "convert it to NIfTI with another tool, for example 3D Slicer"
     with path.open("rb") as file:
         lines = list(iter(lambda: file.readline(4096).decode("latin-1").strip(), ""))
-        fields = dict(line.split(":", 1) for line in lines[1:] if ":" in line and not line.startswith("#"))
-        field = {key.strip(): value.strip() for key, value in fields.items()}
-        shape = tuple(int(length) for length in field.get("sizes", "").split() if length.isdigit())
+        field = dict(line.split(": ", 1) for line in lines if ": " in line)
+        shape = [int(length) for length in field.get("sizes", "").split() if length.isdigit()]
         kind, encoding = NRRD_TYPES.get(field.get("type", "")), field.get("encoding")
-        if not lines or not lines[0].startswith("NRRD") or not kind or encoding not in ("raw", "gzip", "gz"):
-            found = f"type {field.get('type')}, encoding {encoding}"
-            raise DataError(path, found, "NRRD with integers or float, raw or gzip", fix)
-        dtype = np.dtype(kind).newbyteorder(">" if field.get("endian") == "big" else "<")
-        size = int(np.prod(shape)) * dtype.itemsize
-        if len(shape) != 3 or size > limit_gib * GIB:
-            raise DataError(path, f"sizes {shape}", f"three axes and at most {limit_gib:g} GiB", fix)
+        dtype = np.dtype(kind or "u1").newbyteorder(">" if field.get("endian") == "big" else "<")
+        size = prod(shape) * dtype.itemsize
+        usable = kind and len(shape) == 3 and encoding in ("raw", "gzip", "gz") and lines[0].startswith("NRRD")
+        if not usable or size > limit_gib * GIB:
+            found = f"type {field.get('type')}, encoding {encoding}, sizes {shape}"
+            expected = f"NRRD with three axes of integers or float, raw or gzip, of at most {limit_gib:g} GiB"
+            raise DataError(path, found, expected, "convert it to NIfTI with another tool, for example 3D Slicer")
         try:
             content = file.read(size) if encoding == "raw" else gzip.GzipFile(fileobj=file).read(size)
-        except (EOFError, OSError, zlib.error) as error:
+            pixels = np.frombuffer(content, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="))
+        except (EOFError, OSError, ValueError, zlib.error) as error:
             raise DataError(path, f"cannot be decoded ({error})", "a whole file", "get it again") from error
-    if len(content) < size:
-        raise DataError(path, f"{len(content)} bytes of pixels", f"{size}", "the file is cut short: get it again")
     axes = re.findall(r"\(([^)]*)\)", field.get("space directions", ""))
     spacing = [float(np.linalg.norm([float(part) for part in axis.split(",")])) for axis in axes]
-    spacing = spacing or [float(length) for length in field.get("spacings", "1 1 1").split()]
-    pixels = np.frombuffer(content, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="))
-    return pixels, tuple(spacing)
+    return pixels, tuple(spacing or map(float, field.get("spacings", "1 1 1").split()))
 
 
-def _registry(*sets: PublicDataset) -> dict[str, PublicDataset]:
-    names = [one.name for one in sets]
-    if len(set(names)) < len(names):
-        raise ValueError(f"a name twice among the public data sets: {names}")
-    return dict(zip(names, sets, strict=True))
-
-
-PUBLIC = _registry(
-    PublicDataset(
-        name="glas",
-        title="GlaS: glands in colon histology, 165 images with masks (MICCAI 2015)",
-        page="https://warwick.ac.uk/fac/cross_fac/tia/data/glascontest/",
-        url="https://warwick.ac.uk/fac/sci/dcs/research/tia/glascontest/download/warwick_qu_dataset_released_2016_07_08.zip",
-        licence="as the organisers say: provided for research purposes only; commercial uses are not allowed",
-        citation="K. Sirinukunwattana et al., Medical Image Analysis 35:489-502, 2017; and K. Sirinukunwattana, "
-        "D.R.J. Snead, N.M. Rajpoot, IEEE TMI 34(11), 2015, doi 10.1109/TMI.2015.2433900",
-        arrange=arrange_glas,
-        label_map="binary",
-        note="Patients are on both sides of the official split: train with --allow-shared-groups, or remove cases.csv. "
-        "The address has been seen to ask for a login; then get the archive by hand.",
-    ),
-    PublicDataset(
-        name="dsb2018",
-        title="Data Science Bowl 2018, stage 1: nuclei, 670 images with masks (BBBC038)",
-        page="https://bbbc.broadinstitute.org/BBBC038",
-        url="https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip",
-        licence="Creative Commons CC0 (public domain)",
-        citation="J.C. Caicedo et al., Nature Methods 16:1247-1253, 2019",
-        arrange=arrange_dsb2018,
-        label_map="binary",
-        note="Kinds of microscopy differ much, and which images come from one experiment is not stated.",
-    ),
-    PublicDataset(
-        name="kvasir-seg",
-        title="Kvasir-SEG: polyps in colonoscopy, 1000 images with masks",
-        page="https://datasets.simula.no/kvasir-seg/",
-        url="https://datasets.simula.no/downloads/kvasir-seg.zip",
-        licence="as the publisher says: restricted for research and educational purposes; commercial use is forbidden "
-        "without prior written permission",
-        citation="D. Jha et al., Kvasir-SEG: A Segmented Polyp Dataset, MultiMedia Modeling (MMM) 2020, pages 451-462",
-        arrange=arrange_kvasir,
-        note="Patients are not stated, so images of one patient may be on both sides of a split.",
-    ),
-    PublicDataset(
-        name="msd-hippocampus",
-        title="Medical Segmentation Decathlon, task 4: hippocampus in MRI, 260 volumes with masks",
-        page="http://medicaldecathlon.com/",
-        url="https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar",
-        licence="CC BY-SA 4.0",
-        citation="A.L. Simpson et al., arXiv:1902.09063, 2019; M. Antonelli et al., Nature Communications "
-        "13:4128, 2022",
-        arrange=arrange_decathlon,
-        checksum="md5:9d24dba78a72977dbd1d2e110310f31b",
-        note="The address and its MD5 are those of the MONAI project, which hosts the copy. Volumes of the official "
-        "test side come without masks.",
-    ),
-    PublicDataset(
-        name="la2018",
-        title="Left Atrial Segmentation Challenge 2018: 154 gadolinium-enhanced MRI volumes",
-        page="https://www.cardiacatlas.org/atriaseg2018-challenge/atria-seg-data/",
-        url=None,
-        licence="none is stated in the archive: the terms of the Cardiac Atlas Project, on its page, hold",
-        citation="Z. Xiong et al., A global benchmark of algorithms for segmenting the left atrium from late "
-        "gadolinium-enhanced cardiac magnetic resonance imaging, Medical Image Analysis 67:101832, 2021",
-        arrange=arrange_la2018,
-        note="NRRD volumes become NIfTI with their spacing; their orientation in the scanner is not carried over.",
-        unpacked_gib=40.0,
-    ),
-)
+ARRANGERS = {
+    "glas": arrange_glas,
+    "dsb2018": arrange_dsb2018,
+    "kvasir-seg": arrange_kvasir,
+    "msd-hippocampus": arrange_decathlon,
+    "la2018": arrange_la2018,
+}
+PUBLIC = {
+    name: PublicDataset(name=name, arrange=ARRANGERS[name], **entry)
+    for name, entry in read_toml(Path(__file__).with_name("public.toml")).items()
+}

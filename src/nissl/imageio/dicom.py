@@ -9,12 +9,10 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num
 
 from nissl.imageio.dicom_geometry import EXPECTED, Grid, Slice, stacked
 from nissl.imageio.raster import BoundedFile, Header, Opened, Raster, UnusableError, plain
@@ -76,71 +74,55 @@ def open_dicom(path: Path) -> Iterator[Opened]:
 
     """
     with _silence():
-        source = _examine(path)
-    channels, dtype = int(source.head.SamplesPerPixel), _value_type(source.head, source.planes)
-    shape, spacing = source.shape, source.grid.spacing if source.grid else source.planes[0].spacing or None
-    if not source.grid and len(source.planes) > 1:
-        spacing = None
+        files, heads, planes, grid = _examine(path)
+    head, size = heads[0], (int(heads[0].Rows), int(heads[0].Columns))
+    channels, dtype = int(head.SamplesPerPixel), _value_type(head, planes)
+    shape: tuple[int, ...] = size if len(planes) == 1 else (len(planes), *size)
+    spacing = planes[0].spacing or None if len(planes) == 1 else None
+    if grid:
+        shape, spacing = shape[::-1], grid.spacing
 
     def decode() -> Raster:
-        stack = np.empty((len(source.planes), *source.size, channels), dtype)
+        stack = np.empty((len(planes), *size, channels), dtype)
         done = 0
-        with _silence():
-            for file, place in source.files:
-                for frame in _pixels(file, place).reshape(-1, *source.size, channels):
-                    stack[done] = _values(frame, source.head, source.planes[done], dtype)
+        for file, place in files:
+            with _silence(), _faults_of(place):
+                for frame in _pixels(file).reshape(-1, *size, channels):
+                    stack[done] = _values(frame, head, planes[done], dtype)
                     done += 1
-        affine = source.grid.affine if source.grid else None
-        inverted = source.head.PhotometricInterpretation == "MONOCHROME1"
-        segments = _is_segmentation(source.head)
-        laid = _laid_out(stack, source.grid)
-        lossy = str(source.head.file_meta.get("TransferSyntaxUID", "")) in LOSSY
-        return Raster(laid, spacing, affine, None, inverted, source.burned_in, lossy, segments)
+        pixels = np.moveaxis(stack.reshape(*shape, channels), -1, 0) if grid is None else stack[list(grid.order)].T
+        return Raster(
+            plain(pixels),
+            spacing,
+            grid.affine if grid else None,
+            inverted=head.PhotometricInterpretation == "MONOCHROME1",
+            burned_in=any(str(each.get("BurnedInAnnotation", "")).upper() == "YES" for each in heads),
+            lossy=str(head.file_meta.get("TransferSyntaxUID", "")) in LOSSY,
+            segments=_is_segmentation(head),
+        )
 
-    size = math.prod(shape) * channels * dtype.itemsize
-    yield Header(shape, channels, dtype.name, spacing, size, source.grid is not None), decode
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The files of a case, each with the words for it, and what their headers say."""
-
-    files: tuple[tuple[Path, str], ...]
-    head: Any
-    """Header of the first file."""
-    planes: tuple[Slice, ...]
-    grid: Grid | None
-    burned_in: bool
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return int(self.head.Rows), int(self.head.Columns)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """What `_laid_out` gives, without the channels."""
-        if self.grid:
-            return (*self.size[::-1], len(self.planes))
-        return (len(self.planes), *self.size) if len(self.planes) > 1 else self.size
+    size_in_memory = math.prod(shape) * channels * dtype.itemsize
+    yield Header(shape, channels, dtype.name, spacing, size_in_memory, grid is not None), decode
 
 
-def _examine(path: Path) -> _Source:
-    """Read the headers of a file or series, and refuse what makes no image."""
+def _examine(path: Path) -> tuple[list[tuple[Path, str]], list[Any], list[Slice], Grid | None]:
+    """The files of a case, each with the words for it, their headers, and planes; refuses what makes no image."""
     series = path.is_dir()
     paths = slices(path) if series else [path]
-    files = [(file, f"file {n} of {len(paths)} by name" if series else "the file") for n, file in enumerate(paths, 1)]
-    heads = [_read(file, place, ELEMENTS) for file, place in files]
-    for head, (_, place) in zip(heads, files, strict=True):
-        with _blaming(place):
-            _require_usable(head, place)
-            if _is_segmentation(head):
-                _require_one_segment(head)
-    _require_one_kind(heads, [place for _, place in files])
+    files = [(file, f"file {n} of {len(paths)} by name" if series else "") for n, file in enumerate(paths, 1)]
+    heads: list[Any] = []
     planes: list[Slice] = []
-    for head, (_, place) in zip(heads, files, strict=True):
-        with _blaming(place):
-            planes += _planes(head, place)
+    for file, place in files:
+        with _faults_of(place):
+            heads.append(_read(file, ELEMENTS))
+            _require_usable(heads[-1])
+            planes += _planes(heads[-1], place or "the file")
+    for what, keys in (("series", ("SeriesInstanceUID",)), ("size or kind of pixels", LAYOUT)):
+        kinds = [tuple(str(head.get(key)) for key in keys) for head in heads]
+        other = next((n for n, kind in enumerate(kinds) if kind != kinds[0]), None)
+        if other is not None:
+            found = f"slices of {len(set(kinds))} kinds: {files[other][1]} differs from {files[0][1]} in its {what}"
+            raise UnusableError(found, EXPECTED, "give each series a folder of its own")
     if series and len(planes) < 2:
         fix = "add the other slices, or put the file itself among the images if it is 2-D"
         raise UnusableError("a series of one slice, so that the distance of slices is unknown", EXPECTED, fix)
@@ -153,15 +135,7 @@ def _examine(path: Path) -> _Source:
         raise UnusableError(found, "a frame for every slice of the image", SEGMENTS_FIX) from None
     if len(files) > 1 and grid is None:
         raise UnusableError("slices that state no position", EXPECTED, "convert the series to a TIFF stack")
-    burned_in = any(str(head.get("BurnedInAnnotation", "")).upper() == "YES" for head in heads)
-    return _Source(tuple(files), heads[0], tuple(planes), grid, burned_in)
-
-
-def _laid_out(stack: Num[np.ndarray, "slices rows columns channels"], grid: Grid | None) -> np.ndarray:
-    """The axes that the header promises, channels first."""
-    if grid is not None:
-        return plain(stack[list(grid.order)].transpose(3, 2, 1, 0))
-    return plain(np.moveaxis(stack if len(stack) > 1 else stack[0], -1, 0))
+    return files, heads, planes, grid
 
 
 @contextmanager
@@ -182,32 +156,33 @@ def _pydicom() -> Any:
     try:
         import pydicom
     except ImportError as error:
-        raise UnusableError(
-            "DICOM, which needs another package", "pydicom to be installed", "pip install 'nissl[dicom]'"
-        ) from error
+        found, expected = "DICOM, which needs another package", "pydicom to be installed"
+        raise UnusableError(found, expected, "pip install 'nissl[dicom]'") from error
     return pydicom
 
 
 @contextmanager
-def _blaming(place: str) -> Iterator[None]:
-    """Whatever pydicom raises on hostile bytes is a fault of that file, in our words."""
+def _faults_of(place: str) -> Iterator[None]:
+    """Whatever pydicom raises on hostile bytes is a fault of that file or frame, in our words."""
     try:
         yield
-    except (UnusableError, OSError, MemoryError):
+    except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise _damaged(place) from error
+        fault = error if isinstance(error, UnusableError) else _damaged()
+        found = f"{place}: {fault}" if place else str(fault)
+        raise UnusableError(found, fault.expected, fault.fix) from error
 
 
-def _read(path: Path, place: str, elements: Sequence[str]) -> Any:
+def _read(path: Path, elements: Sequence[str]) -> Any:
     """The elements of one file; those after the pixels are not read where the pixels are not wanted."""
     pydicom = _pydicom()
-    with _blaming(place), BoundedFile(path) as file:
+    with BoundedFile(path) as file:
         file.seek(132)
         meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         if str(meta.get("TransferSyntaxUID", "")) == DEFLATED:
             # All of it is decompressed, without bound, before its size can be known.
-            raise UnusableError(f"{place}: the transfer syntax Deflated", *_other_syntax())
+            raise _undecodable("Deflated")
         file.seek(0)
         wanted = not set(elements).isdisjoint(PIXELS)
         head = pydicom.dcmread(file, stop_before_pixels=not wanted, specific_tags=list(elements))
@@ -216,57 +191,39 @@ def _read(path: Path, place: str, elements: Sequence[str]) -> Any:
         return head
 
 
-def _damaged(place: str) -> UnusableError:
-    what = "" if place == "the file" else f"{place}: "
-    return UnusableError(
-        f"{what}damaged, cut short, or of another kind than its name says",
-        "a readable DICOM file",
-        "export the file again from its source, or remove it",
-    )
+def _damaged() -> UnusableError:
+    found, fix = "damaged, cut short, or of another kind than its name says", "export the file again from its source"
+    return UnusableError(found, "a readable DICOM file", f"{fix}, or remove it")
 
 
-def _other_syntax() -> tuple[str, str]:
-    return (
-        "one that can be decoded here",
-        "convert the files to Explicit VR Little Endian, for instance with gdcmconv --raw IN OUT, or see whether "
-        "`pip install pylibjpeg[all]` adds a decoder",
-    )
+def _undecodable(syntax: str) -> UnusableError:
+    fix = "convert the files to Explicit VR Little Endian, for instance with gdcmconv --raw IN OUT, or see whether "
+    fix += "`pip install pylibjpeg[all]` adds a decoder"
+    return UnusableError(f"the transfer syntax {syntax}", "one that can be decoded here", fix)
 
 
-def _require_one_kind(heads: Sequence[Any], places: Sequence[str]) -> None:
-    """Slices of several series, or of several shapes, are no volume."""
-    for what, keys in (("series", ("SeriesInstanceUID",)), ("size or kind of pixels", LAYOUT)):
-        kinds = [tuple(str(head.get(key)) for key in keys) for head in heads]
-        other = next((n for n, kind in enumerate(kinds) if kind != kinds[0]), None)
-        if other is not None:
-            found = f"slices of {len(set(kinds))} kinds: {places[other]} differs from {places[0]} in its {what}"
-            raise UnusableError(found, EXPECTED, "give each series a folder of its own")
-
-
-def _require_usable(head: Any, place: str) -> None:
+def _require_usable(head: Any) -> None:
     """Refuse what could only be read wrongly."""
-
-    def refuse(found: str, expected: str, fix: str) -> UnusableError:
-        return UnusableError(found if place == "the file" else f"{place}: {found}", expected, fix)
-
     if "Rows" not in head or "BitsAllocated" not in head:
-        raise refuse("no pixels: cut short, or no image", "an image", "export it again; a report or plan is removed")
+        fix = "export it again; a report or plan is removed"
+        raise UnusableError("no pixels: cut short, or no image", "an image", fix)
     if "ModalityLUTSequence" in head:
-        fix = "convert it with a tool that applies the modality LUT"
-        raise refuse("values that are coded by a table (Modality LUT)", "values with slope and intercept", fix)
+        found, fix = "values that are coded by a table (Modality LUT)", "convert it with a tool that applies the table"
+        raise UnusableError(found, "values with slope and intercept", fix)
     samples, colour = int(head.SamplesPerPixel), str(head.PhotometricInterpretation)
     if colour not in (GRAY if samples == 1 else COLOUR) or samples not in (1, 3):
-        found = (
-            "a palette" if colour == "PALETTE COLOR" else f"{samples} samples for each pixel in colours of that kind"
-        )
-        raise refuse(found, "MONOCHROME1, MONOCHROME2, RGB or YBR", "convert it to RGB or MONOCHROME2")
+        palette = colour == "PALETTE COLOR"
+        found = "a palette" if palette else f"{samples} samples for each pixel in colours of that kind"
+        raise UnusableError(found, "MONOCHROME1, MONOCHROME2, RGB or YBR", "convert it to RGB or MONOCHROME2")
     allocated, stored = int(head.BitsAllocated), int(head.get("BitsStored", head.BitsAllocated))
     if allocated not in (1, 8, 16, 32, 64) or not 0 < stored <= allocated:
-        raise refuse(f"{stored} of {allocated} bits for each value", "1, 8, 16, 32 or 64 bits", "convert it")
+        raise UnusableError(f"{stored} of {allocated} bits for each value", "1, 8, 16, 32 or 64 bits", "convert it")
     if int(head.get("HighBit", stored - 1)) != stored - 1:
-        raise refuse("values that do not end at the lowest bit", "High Bit one below Bits Stored", "convert it")
+        raise UnusableError("values that do not end at the lowest bit", "High Bit one below Bits Stored", "convert it")
     if not 0 < int(head.Rows) <= 65535 or not 0 < int(head.Columns) <= 65535 or not 0 < _frames(head) <= 2**20:
-        raise _damaged(place)
+        raise _damaged()
+    if _is_segmentation(head):
+        _require_one_segment(head)
 
 
 def _is_segmentation(head: Any) -> bool:
@@ -297,7 +254,11 @@ def _planes(head: Any, place: str) -> list[Slice]:
     # Without functional groups the one position is that of the first frame alone.
     last = {key: head[key].value for key in ("PixelSpacing", "RescaleSlope", "RescaleIntercept") if key in head}
     words = "frame" if place == "the file" else f"{place}, frame"
-    return [_plane(f"{words} {n + 1} of {count}", [*_groups(head, n), last]) for n in range(count)]
+    planes = []
+    for n in range(count):
+        with _faults_of(f"frame {n + 1} of {count}"):
+            planes.append(_plane(f"{words} {n + 1} of {count}", [*_groups(head, n), last]))
+    return planes
 
 
 def _groups(head: Any, number: int) -> list[Any]:
@@ -320,12 +281,12 @@ def _plane(where: str, sources: Sequence[Any]) -> Slice:
             return ()
         found = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
         if len(found) != count or not np.isfinite(found).all():
-            raise UnusableError(f"{where}: {key} is not {count} finite numbers")
+            raise UnusableError(f"{key} is not {count} finite numbers")
         return found
 
     spacing = numbers("PixelSpacing", 2)
     if spacing and min(spacing) <= 0:
-        raise UnusableError(f"{where}: PixelSpacing is not above 0")
+        raise UnusableError("PixelSpacing is not above 0")
     (slope,), (intercept,) = numbers("RescaleSlope", 1) or (1.0,), numbers("RescaleIntercept", 1) or (0.0,)
     corner, direction = numbers("ImagePositionPatient", 3), numbers("ImageOrientationPatient", 6)
     return Slice(where, corner, direction, spacing, slope, intercept)
@@ -365,39 +326,36 @@ def _values(frame: np.ndarray, head: Any, plane: Slice, dtype: np.dtype[Any]) ->
     return np.asarray(frame * np.float64(plane.slope) + plane.intercept).astype(dtype)
 
 
-def _pixels(path: Path, place: str) -> np.ndarray:
+def _pixels(path: Path) -> np.ndarray:
     """Decode the frames of a file, `(frames, rows, columns, samples)` or with axes of length one left out."""
-    pydicom = _pydicom()
     from pydicom.pixels.decoders.base import get_decoder
 
-    elements = [*LAYOUT, "PlanarConfiguration", *PIXELS]
-    whole = _read(path, place, elements)
+    whole = _read(path, [*LAYOUT, "PlanarConfiguration", *PIXELS])
     syntax = whole.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
-        known = decoder.is_available
     except NotImplementedError:
-        known = False
-    if not known:
-        name = syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "unknown"
-        raise UnusableError(f"{place}: the transfer syntax {name}", *_other_syntax())
-    with _blaming(place):
-        if syntax.is_encapsulated:
-            _require_frames_of_that_size(whole, pydicom, str(syntax))
-        options: dict[str, Any] = {"allow_excess_frames": False} if syntax.is_encapsulated else {}
-        pixels: np.ndarray = decoder.as_array(whole, **options)[0]
-        return pixels
+        decoder = None
+    if decoder is None or not decoder.is_available:
+        raise _undecodable(syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "unknown")
+    options: dict[str, Any] = {}
+    if syntax.is_encapsulated:
+        _require_frames_of_that_size(whole, str(syntax))
+        options["allow_excess_frames"] = False
+    pixels: np.ndarray = decoder.as_array(whole, **options)[0]
+    return pixels
 
 
-def _require_frames_of_that_size(whole: Any, pydicom: Any, syntax: str) -> None:
+def _require_frames_of_that_size(whole: Any, syntax: str) -> None:
     """Compressed frames carry a size of their own, which is what a decoder allocates."""
+    pydicom = _pydicom()
     rows, columns = int(whole.Rows), int(whole.Columns)
     raw = rows * columns * int(whole.SamplesPerPixel) * max(1, int(whole.BitsAllocated) // 8)
     for frame in pydicom.encaps.generate_frames(whole.PixelData, number_of_frames=_frames(whole)):
         if syntax == pydicom.uid.RLELossless:
-            if len(frame) > 2 * raw + 1024:  # what runs of one byte each would take
-                raise ValueError("a frame of another size than the file states")
-            continue
-        kind = "JPEG" if frame.startswith(b"\xff\xd8") else "JPEG2000"
-        if picture_size(frame, kind) != (columns, rows):
+            fits = len(frame) <= 2 * raw + 1024  # what runs of one byte each would take
+        else:
+            kind = "JPEG" if frame.startswith(b"\xff\xd8") else "JPEG2000"
+            fits = picture_size(frame, kind) == (columns, rows)
+        if not fits:
             raise ValueError("a frame of another size than the file states")

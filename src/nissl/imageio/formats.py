@@ -59,7 +59,7 @@ def read_header(path: Path, alias: str | None = None, axes: str = "") -> Header:
         DataError: the file cannot be read.
 
     """
-    with _opened(path, alias, axes) as (header, _):
+    with _faults_named(path, alias), _open(path, axes) as (header, _):
         return header
 
 
@@ -77,7 +77,7 @@ def read_raster(path: Path, limit_gib: float = 1.0, alias: str | None = None, ax
         DataError: the file cannot be read, or would be larger than the limit in memory.
 
     """
-    with _opened(path, alias, axes) as (header, decode):
+    with _faults_named(path, alias), _open(path, axes) as (header, decode):
         size = header.decoded_bytes
         fix = f"cut the file into pieces, or allow it with --data.limit-gib {size / GIB * 1.01:.3g}"
         _require_below(limit_gib, _called(path, alias), header, (size, "when decoded", fix))
@@ -124,13 +124,6 @@ def _called(path: Path, alias: str | None) -> Path | str:
     return alias or ("a DICOM file" if suffix(path) in dicom.SUFFIXES or dicom.is_series(path) else path)
 
 
-@contextmanager
-def _opened(path: Path, alias: str | None, axes: str) -> Iterator[Opened]:
-    """Open a file by its suffix and turn every fault of a decoder into a DataError."""
-    with _faults_named(path, alias), _open(path, axes) as opened:
-        yield opened
-
-
 def _open(path: Path, axes: str) -> AbstractContextManager[Opened]:
     if suffix(path) in TIFF and axes:
         return open_tiff(path, axes)
@@ -169,16 +162,10 @@ def _faults_named(path: Path, alias: str | None) -> Iterator[None]:
 
 
 OPENERS: dict[str, Callable[[Path], AbstractContextManager[Opened]]] = {
-    ".png": open_picture,
-    ".jpg": open_picture,
-    ".jpeg": open_picture,
-    ".bmp": open_picture,
-    ".tif": open_tiff,
-    ".tiff": open_tiff,
-    ".nii": open_nifti,
-    ".nii.gz": open_nifti,
-    ".dcm": dicom.open_dicom,
-    ".dicom": dicom.open_dicom,
+    **dict.fromkeys((".png", *LOSSY, ".bmp"), open_picture),
+    **dict.fromkeys(TIFF, open_tiff),
+    **dict.fromkeys(NIFTI, open_nifti),
+    **dict.fromkeys(dicom.SUFFIXES, dicom.open_dicom),
 }
 SUFFIXES = tuple(OPENERS)
 
@@ -196,7 +183,7 @@ def mask_suffix(image: Path) -> str:
         except DataError:
             return ".nii.gz" if dicom.is_series(image) else ".png"
         return ".nii.gz" if header.placed else ".tif" if len(header.shape) > 2 else ".png"
-    return kind if kind in (".tif", ".tiff", ".nii", ".nii.gz") else ".png"
+    return kind if kind in TIFF + NIFTI else ".png"
 
 
 def write_mask(
@@ -251,12 +238,9 @@ def _encode(path: Path, pixels: np.ndarray, like: Raster, note: str, palette: np
         return encode_tiff(pixels, like.spacing)
     held = {(1, "uint8"), (3, "uint8")} | ({(1, "uint16")} if kind == ".png" else set())
     if kind in ("", *dicom.SUFFIXES) or pixels.ndim != 3 or (len(pixels), pixels.dtype.name) not in held:
-        raise InputError(
-            path,
-            f"{len(pixels)} channels of {pixels.dtype} with shape {pixels.shape[1:]}",
-            f"what {kind} can hold" if kind else f"one of {' '.join(SUFFIXES)}",
-            "write it as .tif or .nii.gz",
-        )
+        found = f"{len(pixels)} channels of {pixels.dtype} with shape {pixels.shape[1:]}"
+        expected = f"what {kind} can hold" if kind else f"one of {' '.join(SUFFIXES)}"
+        raise InputError(path, found, expected, "write it as .tif or .nii.gz")
     from PIL import Image, PngImagePlugin
 
     buffer = io.BytesIO()

@@ -3,14 +3,15 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Float, Num, UInt8
 
 from nissl.errors import DataError, InputError
 from nissl.imageio.formats import LOSSY, Raster, suffix
+from nissl.imageio.raster import UnusableError
 
 MANY = 8
 LISTED = 10
@@ -131,112 +132,102 @@ class LabelMap:
                 grays at edges where numbers of structures could be, or what lossy compression has changed.
 
         """
+        if suffix(path) in LOSSY:
+            raster = replace(raster, lossy=True)
         try:
-            return self._classes(raster, path)
-        except DataError as error:
-            raise DataError(alias or path, error.found, error.expected, error.fix) from None
+            labels = self._labels(raster)
+            if raster.clear is not None and (labels[raster.clear].any() or not labels.any()):
+                found = (
+                    f"{int(raster.clear.sum())} transparent pixels (alpha) that its values do not show as background"
+                )
+                fix = "write the mask without transparency, each class in a value or colour of its own"
+                raise UnusableError(found, f"opaque values ({self})", fix)
+        except UnusableError as error:
+            raise DataError(alias or path, str(error), error.expected, error.fix) from None
+        return labels
 
-    def _classes(self, raster: Raster, path: Path) -> UInt8[np.ndarray, "*space"]:
-        values = self._values(raster, path)
+    def _labels(self, raster: Raster) -> UInt8[np.ndarray, "*space"]:
+        values = self._values(raster)
         if self.threshold is not None:
-            return self._opaque(np.asarray(values > self.threshold, np.uint8), raster, path)
-        if _is_lossy(raster, path) and not _two_apart(values):
-            raise self._unexpected(values, np.ones(values.shape, bool), raster, path)
-        if not self.codes:
-            return self._foreground(values, raster, path)
+            return np.asarray(values > self.threshold, np.uint8)
+        if raster.lossy and not _two_apart(values):
+            raise self._unexpected(values, np.ones(values.shape, bool), raster)
+        if not self.codes:  # every value but 0, where the values are one, or numbers of structures
+            foreground = values != 0
+            between = foreground & (values != values.max(initial=0))
+            if values.min(initial=0) < 0 or (between.any() and (foreground.all() or has_gray_edges(values))):
+                raise self._unexpected(values, between, raster)
+            return np.asarray(foreground, np.uint8)
         labels = np.zeros(values.shape, np.uint8)
         known = np.zeros(values.shape, bool)
         for code, index in self.codes:
             hit = values == code
             known |= hit
-            if index:
-                labels[hit] = index
+            labels[hit] = index
         if not known.all():
-            raise self._unexpected(values, ~known, raster, path)
-        return self._opaque(labels, raster, path)
-
-    def _foreground(self, values: np.ndarray, raster: Raster, path: Path) -> UInt8[np.ndarray, "*space"]:
-        """Every value but 0, where the values are one, or numbers of structures."""
-        foreground = values != 0
-        between = foreground & (values != values.max(initial=0))
-        if values.min(initial=0) < 0 or (between.any() and (foreground.all() or has_gray_edges(values))):
-            raise self._unexpected(values, between, raster, path)
-        return self._opaque(np.asarray(foreground, np.uint8), raster, path)
-
-    def _opaque(self, labels: UInt8[np.ndarray, "*space"], raster: Raster, path: Path) -> UInt8[np.ndarray, "*space"]:
-        """The labels, unless the mask says by its transparency something else than by its values."""
-        if raster.clear is not None and (labels[raster.clear].any() or not labels.any()):
-            found = f"{int(raster.clear.sum())} transparent pixels (alpha) that its values do not show as background"
-            fix = "write the mask without transparency, each class in a value or colour of its own"
-            raise DataError(path, found, f"opaque values ({self})", fix)
+            raise self._unexpected(values, ~known, raster)
         return labels
 
-    def _values(self, raster: Raster, path: Path) -> Num[np.ndarray, "*space"]:
+    def _values(self, raster: Raster) -> Num[np.ndarray, "*space"]:
         """The pixels as one code each."""
         pixels = raster.pixels
         if raster.inverted:
             found, fix = "a mask that shows 0 as white (MONOCHROME1, WhiteIsZero)", "write it as PNG or NIfTI"
-            raise DataError(path, found, "class numbers as they are stored", fix)
-        if raster.palette is not None and not self.colours:
-            self._require_gray(raster, path)
+            raise UnusableError(found, "class numbers as they are stored", fix)
+        packed = _packed(raster) if self.colours or raster.palette is not None or len(pixels) > 1 else None
         if self.colours:
-            packed = _packed(raster)
             if packed is None:
                 found = f"{len(pixels)} channels of {pixels.dtype}"
-                raise DataError(path, found, "an 8-bit RGB, gray or palette mask", "write the mask as 8-bit RGB PNG")
+                raise UnusableError(found, "an 8-bit RGB, gray or palette mask", "write the mask as 8-bit RGB PNG")
             return packed
+        if raster.palette is not None and packed is not None and self._is_odd(raster.palette, np.unique(pixels[0])):
+            found = f"a palette with the colours {_listed(packed, True)} at other positions than gray has"
+            raise UnusableError(found, f"values ({self}), which are its positions", _colour_fix(packed, raster.lossy))
         if len(pixels) > 1 and not (pixels == pixels[:1]).all():
-            packed = _packed(raster)
-            if packed is None:
-                found, fix = f"a mask of {len(pixels)} channels", "write the mask with one channel of class numbers"
-            else:
-                codes, counts = _counted(packed)
-                found = f"an RGB mask with the colours {_listed(codes, counts, colours=True)}"
-                fix = _colour_fix(codes, counts, path)
-            raise DataError(path, found, f"one channel of values ({self})", fix)
+            found, fix = f"a mask of {len(pixels)} channels", "write the mask with one channel of class numbers"
+            if packed is not None:
+                found = f"an RGB mask with the colours {_listed(packed, True)}"
+                fix = _colour_fix(packed, raster.lossy)
+            raise UnusableError(found, f"one channel of values ({self})", fix)
         values: Num[np.ndarray, "*space"] = pixels[0]
         if values.dtype.kind == "f":
-            broken = ~np.isfinite(values)
-            odd = values[~broken & (values != np.rint(values))] if self.threshold is None else values[:0]
-            parts = [f"NaN or infinity ({int(broken.sum())} pixels)"] if broken.any() else []
-            parts += [f"fractions such as {odd[0]:g} ({odd.size} pixels)"] if odd.size else []
-            fix = f"read them with a threshold: {_threshold_of(values[~broken])}; or write the mask without fractions"
-            fix = "set these pixels to a class, then write the mask again" if broken.any() else fix
-            if parts:
-                raise DataError(path, " and ".join(parts), f"whole numbers ({self})", fix)
+            self._require_whole(values)
         return values
 
-    def _require_gray(self, raster: Raster, path: Path) -> None:
-        """Refuse a palette in which black is not position 0, or for a threshold, grays are not at their positions."""
-        packed = _packed(raster)
-        assert packed is not None and raster.palette is not None
-        positions = np.unique(raster.pixels[0])
-        colours = raster.palette[np.minimum(positions, len(raster.palette) - 1)]
-        black = ~colours.any(axis=1)
-        if (colours == positions[:, None]).all() or not (self.threshold is not None or (black & (positions > 0)).any()):
-            return
-        counted = _counted(packed)
-        found = f"a palette with the colours {_listed(*counted, colours=True)} at other positions than gray has"
-        raise DataError(path, found, f"values ({self}), which are its positions", _colour_fix(*counted, path))
+    def _require_whole(self, values: Float[np.ndarray, "*space"]) -> None:
+        """Refuse what is no number, and fractions where there is no threshold."""
+        broken = ~np.isfinite(values)
+        odd = values[~broken & (values != np.rint(values))] if self.threshold is None else values[:0]
+        parts = [f"NaN or infinity ({int(broken.sum())} pixels)"] if broken.any() else []
+        parts += [f"fractions such as {odd[0]:g} ({odd.size} pixels)"] if odd.size else []
+        fix = f"read them with a threshold: {_threshold_of(values[~broken])}; or write the mask without fractions"
+        fix = "set these pixels to a class, then write the mask again" if broken.any() else fix
+        if parts:
+            raise UnusableError(" and ".join(parts), f"whole numbers ({self})", fix)
 
-    def _unexpected(self, values: np.ndarray, bad: np.ndarray, raster: Raster, path: Path) -> DataError:
-        everything = _counted(values)[0]
-        codes, counts = _counted(values[bad])
-        found = f"unexpected values {_listed(codes, counts, self.colours)}"
+    def _is_odd(self, palette: UInt8[np.ndarray, "n 3"], positions: np.ndarray) -> bool:
+        """Whether black is at a position other than 0 too, or, for a threshold, grays are not at their positions."""
+        colours = palette[np.minimum(positions, len(palette) - 1)]
+        black = ~colours.any(axis=1)
+        odd = self.threshold is not None or (black & (positions > 0)).any()
+        return bool(odd and not (colours == positions[:, None]).all())
+
+    def _unexpected(self, values: np.ndarray, bad: np.ndarray, raster: Raster) -> UnusableError:
+        everything = np.unique(values).tolist()
+        found = f"unexpected values {_listed(values[bad], self.colours)}"
         expected = f"only the values of the label map ({self})"
         if not self.codes:
             expected = f"0 and one other value, or 0 and a number for each structure ({self})"
         threshold = f"read what is above the middle as foreground: {_threshold_of(values)}"
-        named = [f"{int(code)}={f'class{n}' if n else BACKGROUND}" for n, code in enumerate(everything)]
-        classes = ",".join(named)
+        classes = ",".join(f"{int(code)}={f'class{n}' if n else BACKGROUND}" for n, code in enumerate(everything))
         gray = everything[0] >= 0 and has_gray_edges(values)
-        if _is_lossy(raster, path):
+        if raster.lossy:
             found = f"JPEG compression, and {found}"
             fix = "JPEG is lossy and changes values: export the mask again as PNG or TIFF without it"
             fix += "" if self.colours else f", or {threshold}"
         elif self.colours or raster.palette is not None:
             packed = _packed(raster)
-            fix = "write the mask as 8-bit RGB PNG" if packed is None else _colour_fix(*_counted(packed), path)
+            fix = "write the mask as 8-bit RGB PNG" if packed is None else _colour_fix(packed, raster.lossy)
         elif gray and (not self.codes or len(everything) > MANY):
             found = f"grays at edges: {found}"
             fix = f"if edges are smooth or damaged, {threshold}; if all but 0 is foreground: --label-map threshold=0"
@@ -253,7 +244,7 @@ class LabelMap:
             fix = f"if these are grays at edges, {threshold}; " if gray else ""
             fix += "if these are instance ids, add `--label-map binary`; if each value is a class, add "
             fix += f"`--label-map {listed if 0 in everything else classes}`; else correct the mask"
-        return DataError(path, found, expected, fix)
+        return UnusableError(found, expected, fix)
 
 
 def has_gray_edges(values: Num[np.ndarray, "*space"]) -> bool:
@@ -268,10 +259,6 @@ def has_gray_edges(values: Num[np.ndarray, "*space"]) -> bool:
         counts[1:] += same
         counts[:-1] += same
     return bool(alike[between].mean() < ALIKE)
-
-
-def _is_lossy(raster: Raster, path: Path) -> bool:
-    return raster.lossy or suffix(path) in LOSSY
 
 
 def _two_apart(values: np.ndarray) -> bool:
@@ -294,24 +281,20 @@ def default_map(dataset_json: Path | None) -> LabelMap:
 
     """
     if dataset_json is None:
-        return LabelMap.of(((0, "background"), (1, "foreground")))
+        return LabelMap.of(((0, BACKGROUND), (1, "foreground")))
+    fix = "correct the file, or state the classes with --label-map"
     try:
         labels = json.loads(dataset_json.read_text(encoding="utf-8"))["labels"]
         # The Decathlon writes value: name, its successors name: value.
         pairs = [(int(key), str(name)) if str(key).isdigit() else (int(name), str(key)) for key, name in labels.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            dataset_json,
-            f"no `labels` that can be read ({type(error).__name__}: {error})",
-            '"labels": {"0": "background", "1": "..."}',
-            "correct the file, or state the classes with --label-map",
-        ) from error
-    if len({name for _, name in pairs}) < 2:
-        raise DataError(dataset_json, f"labels {labels}", "two classes or more", "correct it, or use --label-map")
-    try:
+        if len({name for _, name in pairs}) < 2:
+            raise DataError(dataset_json, f"labels {labels}", "two classes or more", fix)
         return LabelMap.of(sorted(pairs))
     except InputError as error:
         raise DataError(dataset_json, error.found, error.expected, f"{error.fix}, or use --label-map") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"no `labels` that can be read ({type(error).__name__}: {error})"
+        raise DataError(dataset_json, found, '"labels": {"0": "background", "1": "..."}', fix) from error
 
 
 def _refused(found: str) -> InputError:
@@ -336,29 +319,22 @@ def _packed(raster: Raster) -> Num[np.ndarray, "*space"] | None:
     return np.asarray((red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue)
 
 
-def _counted(values: np.ndarray) -> tuple[list[float], list[int]]:
-    codes, counts = np.unique(values, return_counts=True)
-    return codes.tolist(), counts.tolist()
-
-
 def _written(code: float, colours: bool) -> str:
     return f"#{int(code):06x}" if colours else f"{code:g}" if isinstance(code, float) else str(code)
 
 
-def _listed(codes: list[float], counts: list[int], colours: bool) -> str:
-    """The first codes with their counts: `3 (120 pixels), 4 (7 pixels) and 5 more`."""
-    shown = [
-        f"{_written(code, colours)} ({count} pixels)"
-        for code, count in zip(codes[:LISTED], counts[:LISTED], strict=True)
-    ]
-    rest = f" and {len(codes) - LISTED} more" if len(codes) > LISTED else ""
-    return ", ".join(shown) + rest
+def _listed(values: np.ndarray, colours: bool) -> str:
+    """The first of the values with their counts: `3 (120 pixels), 4 (7 pixels) and 5 more`."""
+    codes, counts = (part.tolist() for part in np.unique(values, return_counts=True))
+    shown = [f"{_written(code, colours)} ({count} pixels)" for code, count in zip(codes[:LISTED], counts, strict=False)]
+    return ", ".join(shown) + (f" and {len(codes) - LISTED} more" if len(codes) > LISTED else "")
 
 
-def _colour_fix(codes: list[float], counts: list[int], path: Path) -> str:
+def _colour_fix(packed: np.ndarray, lossy: bool) -> str:
     """A colour map of what was found, the most frequent colour as background."""
-    if suffix(path) in LOSSY or len(codes) > LISTED:
+    codes, counts = np.unique(packed, return_counts=True)
+    if lossy or len(codes) > LISTED:
         return "write the mask with few exact colours (PNG, no smoothing), then name them with --label-map"
-    ranked = sorted(zip(codes, counts, strict=True), key=lambda pair: -pair[1])
-    parts = [f"{_written(code, True)}={'background' if n == 0 else f'class{n}'}" for n, (code, _) in enumerate(ranked)]
+    ranked = codes[np.argsort(-counts, kind="stable")]
+    parts = [f"{_written(code, True)}={f'class{n}' if n else BACKGROUND}" for n, code in enumerate(ranked)]
     return f"name the colours: --label-map '{','.join(parts)}'"

@@ -1,11 +1,9 @@
 """TIFF as arrays and back, by tifffile; regions are read by `nissl.imageio.tiff_regions`."""
 
-import hashlib
 import io
 import logging
 import re
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -16,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from nissl.imageio.raster import Header, Opened, Raster, UnusableError, known_spacing, plain, type_name, upright
-from nissl.imageio.tiff_regions import Axes, TiffRegions, colours_in, readable
+from nissl.imageio.tiff_regions import Axes, TiffRegions, colours_in, readable, spacing_metadata
 from nissl.imageio.tiff_segments import largest_segment, require_bounded
 
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "nm": 1e-6, "m": 1e3}
@@ -203,20 +201,8 @@ def encode_tiff(pixels: np.ndarray, spacing: tuple[float, ...] | None) -> bytes:
     rgb = pixels.shape[0] == 3 and pixels.dtype == np.uint8 and pixels.ndim == 3
     axes = "ZYX"[-(pixels.ndim - 1) :]
     data, names = (np.moveaxis(pixels, 0, -1), axes + "S") if rgb else (pixels, "C" + axes)
-    metadata: dict[str, Any] = {"axes": names}
-    if spacing is not None:
-        # The identifier follows from the content, so that the same mask is the same file.
-        digest = hashlib.blake2b(np.ascontiguousarray(data).tobytes(), digest_size=16).digest()
-        metadata["UUID"] = f"urn:uuid:{uuid.UUID(bytes=digest)}"
-        for axis, length in zip(axes, spacing, strict=True):
-            metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "mm"}
+    options: dict[str, Any] = {"photometric": "rgb" if rgb else "minisblack", "compression": "zlib"}
+    options |= {"ome": spacing is not None, "metadata": {"axes": names, **spacing_metadata(axes, spacing)}}
     buffer = io.BytesIO()
-    tifffile.imwrite(
-        buffer,
-        data,
-        ome=spacing is not None,
-        photometric="rgb" if rgb else "minisblack",
-        compression="zlib",
-        metadata=metadata,
-    )
+    tifffile.imwrite(buffer, data, **options)
     return buffer.getvalue()

@@ -8,7 +8,7 @@ many as a band of the image has.
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import product
@@ -22,14 +22,12 @@ from jaxtyping import Integer, UInt8
 from nissl.files import whole_file
 from nissl.imageio.mask_values import MaskValues
 from nissl.imageio.raster import Grid, Raster
-from nissl.imageio.tiff_segments import require_share
+from nissl.imageio.tiff_segments import require_fit
 
 STRIP = 2**20
 """Values of an image that are worked on at once."""
 TILE = 256
 """Side of the tiles of a mask that is written, in pixels."""
-VIRTUAL = 2**18
-"""Bytes of the pieces in which uncompressed pages are read."""
 Box = tuple[slice, ...]
 Convert = Callable[[np.ndarray], np.ndarray]
 
@@ -67,10 +65,15 @@ def row_strips(shape: Sequence[int], values: int = STRIP) -> list[slice]:
     return [slice(start, min(shape[1], start + lines)) for start in range(0, shape[1], lines)]
 
 
-class Recoloured:
-    """Pixels whose channels are made anew, region by region."""
+def recoloured(raster: Raster, channels: int, convert: Convert, dtype: Any = None) -> Raster:
+    """A raster whose channels are made anew by `convert`: at once, or region by region where it is read so."""
+    whole = isinstance(raster.pixels, np.ndarray)
+    pixels = convert(raster.pixels) if whole else _Recoloured(raster.pixels, channels, convert, dtype)
+    return replace(raster, pixels=cast(np.ndarray, pixels))  # an array to whoever takes slices of it
 
-    def __init__(self, source: Pixels, channels: int, convert: Convert, dtype: Any = None) -> None:
+
+class _Recoloured:
+    def __init__(self, source: Pixels, channels: int, convert: Convert, dtype: Any) -> None:
         self.shape, self.dtype, self.ndim = (channels, *source.shape[1:]), np.dtype(dtype or source.dtype), source.ndim
         self._source, self._convert = source, convert
 
@@ -92,9 +95,7 @@ def shown(raster: Raster) -> Raster:
     def coloured(indices: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.moveaxis(table[np.minimum(indices[0], len(table) - 1)], -1, 0))
 
-    whole = isinstance(raster.pixels, np.ndarray)
-    pixels = coloured(raster.pixels) if whole else Recoloured(raster.pixels, table.shape[1], coloured, table.dtype)
-    return replace(raster, pixels=cast(np.ndarray, pixels), palette=None)
+    return replace(recoloured(raster, table.shape[1], coloured, table.dtype), palette=None)
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,10 @@ class TiffRegions:
         self.shape = (axes.count, *(int(series.shape[axis]) for axis in axes.space))
         self.dtype = np.dtype("uint8" if series.dtype.kind == "b" else series.dtype.newbyteorder("="))
         self.ndim = len(self.shape)
-        self.guard: Callable[[], AbstractContextManager[None]] | None = None
+        self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         """What each reading is done in, to name the file where it fails."""
         self._size = tuple(int(size) for size in self._page.shaped)
-        self._stored_in_place = bool(self._page.is_final)
+        self._in_place = bool(self._page.is_final)
         self._part = self._segment_shape()
         self._count = tuple(-(-size // part) for size, part in zip(self._size[1:4], self._part[:3], strict=True))
         self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -143,8 +144,6 @@ class TiffRegions:
         return self._whole() if dtype is None else self._whole().astype(dtype)
 
     def __getitem__(self, box: Box) -> np.ndarray:
-        if self.guard is None:
-            return self._read(box)
         with self.guard():
             return self._read(box)
 
@@ -163,8 +162,8 @@ class TiffRegions:
     def _segment_shape(self) -> tuple[int, int, int, int]:
         """Depth, rows, columns and samples of a segment."""
         page, (_, _, length, width, samples) = self._page, self._size
-        if self._stored_in_place:
-            return 1, max(1, min(length, VIRTUAL // (width * samples * page.dtype.itemsize))), width, samples
+        if self._in_place:
+            return 1, 1, width, samples
         if page.is_tiled:
             return int(page.tiledepth), int(page.tilelength), int(page.tilewidth), samples
         return 1, min(length, int(page.rowsperstrip)), width, samples
@@ -188,7 +187,10 @@ class TiffRegions:
         for index in product(*(range(*extent) for extent in span[:leading])):
             place = tuple(at - start for at, (start, _) in zip(index, span, strict=False))
             number = int(np.ravel_multi_index(index, sizes[:leading])) if index else 0
-            self._fill(stored[place].reshape([stop - start for start, stop in inside]), number, inside)
+            if self._in_place:
+                stored[place] = self._mapped(number)[tuple(slice(*extent) for extent in span[leading:])]
+            else:
+                self._fill(stored[place].reshape([stop - start for start, stop in inside]), number, inside)
         rest = [axis for axis in range(len(sizes)) if axis not in self._axes.channels + self._axes.space]
         channels = prod(stored.shape[axis] for axis in self._axes.channels)
         lengths = [stored.shape[axis] for axis in self._axes.space]
@@ -217,7 +219,7 @@ class TiffRegions:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        segment = (self._stored if self._stored_in_place else self._decoded)(number, index)
+        segment = self._decoded(number, index)
         self._kept[key] = segment
         self._used += segment.nbytes
         most = self.grid.held(self.lines)
@@ -236,7 +238,7 @@ class TiffRegions:
             file = page.parent.filehandle
             file.seek(offset)
             data = file.read(count)
-            require_share(self._page, data)
+            require_fit(self._page, data)
         jpeg = self._page.compression in (6, 7, 34892, 33007)
         segment, _, shape = self._page.decode(data, index, **({"jpegtables": page.jpegtables} if jpeg else {}))
         if segment is None:  # a segment that was left out
@@ -244,21 +246,16 @@ class TiffRegions:
         # A copy of its own: what tifffile gives may be a view of a larger buffer.
         return np.array(segment, self.dtype, order="C")
 
-    def _stored(self, number: int, index: int) -> np.ndarray:
-        """Some rows of an uncompressed page."""
-        series, page, (_, _, length, width, samples) = self._series, self._page, self._size
-        plane, row = divmod(index, self._count[1])
-        row *= self._part[1]
-        rows = min(self._part[1], length - row)
+    def _mapped(self, number: int) -> np.ndarray:
+        """An uncompressed page as it lies in the file, of which only what is copied is read."""
+        series, page = self._series, self._page
         if series.dataoffset is not None:  # also where only the first page is listed, as in large ImageJ stacks
             start = series.dataoffset + number * page.nbytes
         else:
             start = series[number].dataoffsets[0]
         dtype = page.dtype.newbyteorder(page.parent.byteorder)
-        file = page.parent.filehandle
-        file.seek(start + (plane * length + row) * width * samples * dtype.itemsize)
-        data = file.read(rows * width * samples * dtype.itemsize)
-        return np.frombuffer(data, dtype).reshape(1, rows, width, samples).astype(self.dtype)
+        mapped: np.ndarray = page.parent.filehandle.memmap_array(dtype, page.shape, start, mode="r")
+        return mapped
 
 
 def readable(series: Any) -> bool:
@@ -276,6 +273,13 @@ def readable(series: Any) -> bool:
         and set(page.axes) <= set("SZYX")
         and page.jpegheader is None  # strips that the file calls tiles
     )
+
+
+def spacing_metadata(axes: str, spacing: tuple[float, ...] | None) -> dict[str, Any]:
+    """Spacing in mm along each axis as OME metadata name it."""
+    lengths = dict(zip(axes, spacing or (), strict=spacing is not None))
+    units = {f"PhysicalSize{axis}Unit": "mm" for axis in lengths}
+    return units | {f"PhysicalSize{axis}": length for axis, length in lengths.items()}
 
 
 def write_mask_tiff(
@@ -308,12 +312,10 @@ def write_mask_tiff(
     colormap = np.zeros((3, 256), np.uint16)
     if palette is not None:
         colormap[:, : len(palette)] = palette.T * np.uint16(257)
-    metadata: dict[str, Any] = {"axes": axes} | ({"Description": note} if note else {})
     blank = str(uuid.UUID(int=0))
+    metadata = {"axes": axes, **spacing_metadata(axes, spacing)} | ({"Description": note} if note else {})
     if spacing is not None:
         metadata["UUID"] = f"urn:uuid:{blank}"
-        for axis, length in zip(axes, spacing, strict=True):
-            metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "mm"}
     with whole_file(path) as file:
         tifffile.imwrite(
             file,
@@ -348,15 +350,12 @@ def _tiles(shape: Sequence[int], bands: Iterable[np.ndarray]) -> Iterator[np.nda
 
 def _rows_of_tiles(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Bands of other heights from bands: whole rows of tiles, but for the last."""
-    waiting: list[np.ndarray] = []
+    rest: np.ndarray | None = None
     for band in bands:
-        waiting.append(band)
-        have = sum(map(len, waiting))
-        if have >= TILE:
-            joined = np.concatenate(waiting)
-            ready = have // TILE * TILE
-            yield joined[:ready]
-            waiting = [joined[ready:].copy()]
-    joined = np.concatenate(waiting)
-    if len(joined):
-        yield joined
+        rest = band if rest is None else np.concatenate([rest, band])
+        ready = len(rest) // TILE * TILE
+        if ready:
+            yield rest[:ready]
+            rest = rest[ready:].copy()
+    if rest is not None and len(rest):
+        yield rest

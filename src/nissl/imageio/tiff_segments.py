@@ -5,7 +5,6 @@ and a decoder allocates whatever it states (a tile of 64 x 64 pixels that claims
 """
 
 import io
-from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -29,20 +28,23 @@ def largest_segment(series: Any) -> int:
 
 
 def require_bounded(series: Any) -> None:
-    """Refuse a series of which a segment would unpack to more than its share of the image.
+    """Refuse a series of which a segment would unpack to more than its part of the image.
 
     Raises:
         UnusableError: it cannot be known from the segment.
         ValueError: a segment states another size than the file.
 
     """
-    if int(series.keyframe.compression) not in BOUNDED:
-        for segment in _segments(series):
-            require_share(series.keyframe, segment)
+    handle = series.keyframe.parent.filehandle
+    for page in series.pages if int(series.keyframe.compression) not in BOUNDED else ():
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if count:
+                handle.seek(offset)
+                require_fit(series.keyframe, handle.read(count))
 
 
-def require_share(page: Any, segment: bytes) -> None:
-    """Refuse a segment of a page that would unpack to more than its share of the image.
+def require_fit(page: Any, segment: bytes) -> None:
+    """Refuse a segment of a page that would unpack to more than its part of the image.
 
     Raises:
         UnusableError: it cannot be known from the segment.
@@ -55,10 +57,10 @@ def require_share(page: Any, segment: bytes) -> None:
     if code not in PICTURES:
         found = f"the compression {getattr(page.compression, 'name', code)}, whose size cannot be known beforehand"
         raise UnusableError(found, "deflate, LZW, JPEG or no compression", "save the file with one of these")
-    share = prod(int(size) for size in page.chunks)
+    most = prod(int(size) for size in page.chunks)
     width, height = picture_size(segment, PICTURES[code])
-    if width * height > share:
-        raise ValueError(f"a segment of {height} x {width} pixels, where the file states {share} values")
+    if width * height > most:
+        raise ValueError(f"a segment of {height} x {width} pixels, where the file states {most} values")
 
 
 def picture_size(content: bytes, kind: str) -> tuple[int, int]:
@@ -76,12 +78,3 @@ def picture_size(content: bytes, kind: str) -> tuple[int, int]:
     }
     columns, rows = readers[kind](io.BytesIO(content)).size
     return columns, rows
-
-
-def _segments(series: Any) -> Iterator[bytes]:
-    handle = series.keyframe.parent.filehandle
-    for page in series.pages:
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-            if count:
-                handle.seek(offset)
-                yield handle.read(count)
