@@ -47,12 +47,7 @@ def ranked(scores: Sequence[CaseScore]) -> dict[str, list[CaseScore]]:
     for row in scores:
         if not math.isnan(row.dice):
             rows.setdefault(row.case, []).append(row)
-
-    def badness(case: str) -> tuple[float, float]:
-        mine = rows[case]
-        return case_dice(mine), -max(row.hd95 for row in mine)
-
-    return {case: rows[case] for case in sorted(rows, key=badness)}
+    return dict(sorted(rows.items(), key=lambda item: (case_dice(item[1]), -max(row.hd95 for row in item[1]))))
 
 
 def case_dice(rows: Sequence[CaseScore]) -> float:
@@ -70,20 +65,20 @@ def hang(contents: Contents, data: Path | None = None) -> Gallery:
     middle = len(cases) // 2 - MIDDLE // 2
     chosen = cases if len(cases) <= WORST + MIDDLE + BEST else cases[:WORST]
     rest = [] if chosen is cases else [*cases[max(middle, WORST) :][:MIDDLE], *cases[-BEST:]]
+    known = data or contents["data"].get("root")
+    if cases and not (known and Path(known).is_dir()):
+        why = "The data folder is not where it was, or not stored: there are no overlays without --data DIR."
+        return Gallery((), (), (why,))
     if not cases:
         return Gallery((), (), ())
     try:
-        known = data or contents.data.get("root")
-        if not known or not Path(known).is_dir():
-            why = "The data folder is not where it was, or not stored: there are no overlays without --data DIR."
-            return Gallery((), (), (why,))
         config = from_tree(Config, contents.config, "config.toml")
         dataset = find_cases(Path(known), config.data)
     except NisslError as error:
         return Gallery((), (), (f"The data folder cannot be read ({error.found}): overlays are left out.",))
     files = {file.id: file for file in dataset.cases}
     predictions = {stem(path): path for path in (contents.run / "predictions").glob("*")}
-    maps = dataset.label_map, LabelMap.reading(dataset.label_map.names, contents.data.get("values", ()))
+    maps = dataset.label_map, LabelMap.reading(dataset.label_map.names, contents["data"].get("values", ()))
     without: dict[str, list[str]] = {}
 
     def cards(ids: Sequence[str]) -> tuple[Card, ...]:
@@ -119,10 +114,9 @@ def _absent(found: str) -> DataError:
 
 
 def _caption(rows: Sequence[CaseScore]) -> str:
-    several = len(rows) > 1
-    parts = []
-    for row in rows:
-        name = f"{row.label}: " if several else ""
+    def line(row: CaseScore) -> str:
+        name = f"{row.label}: " if len(rows) > 1 else ""
         state = f" ({row.presence})" if row.presence != "both" else ""
-        parts.append(f"{name}Dice {row.dice:.3f} · HD95 {row.hd95:.1f} {row.unit}{state}")
-    return "\n".join(parts)
+        return f"{name}Dice {row.dice:.3f} · HD95 {row.hd95:.1f} {row.unit}{state}"
+
+    return "\n".join(map(line, rows))
