@@ -65,12 +65,12 @@ def hang(contents: Contents, data: Path | None = None) -> Gallery:
     middle = len(cases) // 2 - MIDDLE // 2
     chosen = cases if len(cases) <= WORST + MIDDLE + BEST else cases[:WORST]
     rest = [] if chosen is cases else [*cases[max(middle, WORST) :][:MIDDLE], *cases[-BEST:]]
-    known = data or contents["data"].get("root")
-    if cases and not (known and Path(known).is_dir()):
-        why = "The data folder is not where it was, or not stored: there are no overlays without --data DIR."
-        return Gallery((), (), (why,))
     if not cases:
         return Gallery((), (), ())
+    known = data or contents["data"].get("root")
+    if not known or not Path(known).is_dir():
+        why = "The data folder is not where it was, or not stored: there are no overlays without --data DIR."
+        return Gallery((), (), (why,))
     try:
         config = from_tree(Config, contents.config, "config.toml")
         dataset = find_cases(Path(known), config.data)
