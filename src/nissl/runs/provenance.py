@@ -1,6 +1,7 @@
 """What a run folder says of its run, written before the work starts and compared when it goes on."""
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -18,9 +19,9 @@ import filelock
 import tomli_w
 import torch
 
-from nissl.config import Config, to_tree
+from nissl.config import Config, DataConfig, to_tree
 from nissl.data.cases import CaseFile, Dataset, Scan
-from nissl.data.discovery import located
+from nissl.data.discovery import list_cases, located
 from nissl.data.duplicates import file_hash
 from nissl.data.split import Split, named_ids
 from nissl.errors import InputError
@@ -218,13 +219,31 @@ def changes(
     """List in words how settings and data differ from those that a run began with; `resolve` fills in open settings."""
     then = resolve(load_config(out / "config.toml"))
     before, now = (flat(stored_tree(one, dataset.root)) for one in (then, config))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    listed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed]
+    listed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing_keys(before, now)]
     data, data_now = read_json(out / "data.json"), data_of(dataset, split)
     listed += [f"{key} were {data[key]}, are {data_now[key]}" for key in FACTS if data[key] != data_now[key]]
-    stored, here = ({case["id"]: case for case in tree["cases"]} for tree in (data, data_now))
-    other = sorted(key for key in stored.keys() | here.keys() if stored.get(key) != here.get(key))
+    other = differing_keys(*({case["id"]: case for case in tree["cases"]} for tree in (data, data_now)))
     return (*listed, *([f"{len(other)} cases of the data differ, such as {other[0]}"] if other else []))
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """List the keys that only one of two has, or whose values differ."""
+    return [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
+
+
+def changed_data(runs: Mapping[str, Path], data: Path, config: DataConfig) -> str:
+    """Say since which of these runs cases of a data folder came, went or changed, and which; empty if since none.
+
+    `runs` are folders by what the user calls them; one that has not begun says nothing.
+    """
+    begun = {name: run for name, run in runs.items() if (run / "data.json").is_file()}
+    files = {file.id: file for file in list_cases(data, config).cases} if begun else {}
+    hash_now = functools.cache(file_hash)
+    for name, run in begun.items():
+        if changed := changed_cases(run, files, hash_now):
+            cases = "a case has" if len(changed) == 1 else f"{len(changed)} cases have"
+            return f"{cases} changed since {name} began, such as {changed[0]}"
+    return ""
 
 
 def changed_cases(out: Path, files: Mapping[str, CaseFile], hash_now: Callable[[Path, str], str]) -> list[str]:

@@ -22,7 +22,7 @@ from nissl.bench.run.processes import is_there
 from nissl.bench.run.results import CELLS, FAILED, RUNS, folder_of, one_line, read_results
 from nissl.config import to_tree
 from nissl.errors import NisslError
-from nissl.pretrain import PRETRAININGS
+from nissl.pretrain.settings import Stepped
 from nissl.runs.folder import read_json, write_json
 from nissl.runs.reuse import checkpoints_of, stage_1_settings
 
@@ -65,7 +65,7 @@ def _train(cell: Cell, run: Path, other: Path | None) -> None:
 
 def reusable(out: Path, cell: Cell) -> Path | None:
     """Find a finished run of the bench with the stage 1 of a cell: of the same seed, with any budget and any method."""
-    if not PRETRAININGS[cell.config.pretrain.name](cell.config.pretrain).steps:
+    if not isinstance(cell.config.pretrain, Stepped):
         return None
     wanted = str(cell.path.resolve()), stage_1_settings(to_tree(cell.config))
     described = read_json(out / CELLS)
