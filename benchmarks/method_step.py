@@ -16,6 +16,7 @@ from nissl.data.batches import Batch
 from nissl.learner import Problem
 from nissl.methods import METHODS
 from nissl.nets.settings import UNet
+from nissl.tasks.segmentation import Segmentation
 from nissl.training.precision import autocast
 from nissl.training.session import Session
 
@@ -38,7 +39,7 @@ def batch(images: int) -> Batch:
 def steps(name: str, seen: Batch) -> Work:
     """Make steps of a method on one batch."""
     kind, settings = METHODS[name], METHODS.make(name)
-    problem = Problem(2, 1, CLASSES, (SIDE, SIDE), UNet())
+    problem = Problem(Segmentation(), 2, 1, CLASSES, (SIDE, SIDE), UNet())
     method = kind.build(settings, problem, kind.initial(settings, problem, 0), 0).train()
     Session(Path(), DEVICE).place(method)
     optimiser = method.optimiser(TrainConfig())

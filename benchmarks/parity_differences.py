@@ -1,9 +1,10 @@
 """What the known differences to the authors' code are worth, under the published protocol and with masks alone.
 
-The preset departs from the code of Ciampi et al. (arXiv 2412.03192) where `nissl/training/parity.py` says so. Each way
-here puts one of these back as theirs, the last all of them, the decay of every weight as well; an odd number of masks
-is still cycled through, and convolutions still have no bias. Two runs at a time, one thread each; finished ones are
-kept. Prints the pooled Dice so chosen (on the test images, as the protocol does) and that of the last weights at 0.5.
+The preset departs from the code of Ciampi et al. (arXiv 2412.03192) where `nissl/bench/protocols/ciampi2024.py` says
+so. Each way here puts one of these back as theirs, the last all of them, the decay of every weight as well; an odd
+number of masks is still cycled through, and convolutions still have no bias. Two runs at a time, one thread each;
+finished ones are kept. Prints the pooled Dice so chosen (on the test images, as the protocol does) and that of the last
+weights at 0.5.
 
     python benchmarks/parity_differences.py data/glas OUT --labels 10%
 """

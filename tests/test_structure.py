@@ -13,22 +13,23 @@ import nissl
 ROOT = Path(nissl.__file__).parent
 LAYERS = (
     *("errors", "files", "progress", "members", "settings", "config"),
-    *("imageio", "datasets", "data", "metrics", "losses", "schedule", "nets", "plasticity", "learner"),
+    *("imageio", "datasets", "data", "metrics", "losses", "tasks", "schedule", "nets", "plasticity", "learner"),
     *("pretrain", "methods"),
-    *("runs", "training", "inference", "evaluation", "reporting", "api", "several_seeds", "bench", "demo"),
+    *("runs", "model", "training", "inference", "evaluation", "reporting", "api", "several_seeds", "bench", "demo"),
     *("cli", "__main__"),
 )
 """Packages and modules from the foundation up: each imports only from itself and from those before it.
 
-`settings` are those of the networks, pre-trainings and methods, which `config` needs, and not the packages around them.
+`settings` are those of the networks, pre-trainings, methods and tasks, which `config` needs, and not the packages
+around them.
 """
-SETTINGS = [[package, "settings"] for package in ("nets", "pretrain", "methods")]
-BENCH = ("grid", "run", "analysis", "page", "runner")
+SETTINGS = [[package, "settings"] for package in ("nets", "pretrain", "methods", "tasks")]
+BENCH = ("protocols", "grid", "run", "analysis", "page", "runner")
 """The same for the packages of `nissl.bench`."""
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 500, 60
 SOURCES = sorted(ROOT.rglob("*.py"))
-REGISTRIES = {"NETWORKS", "METHODS", "PRETRAININGS", "RULES", "OPTIMISERS", "PUBLIC", "OPENERS"}
+REGISTRIES = {"NETWORKS", "METHODS", "PRETRAININGS", "TASKS", "PROTOCOLS", "RULES", "OPTIMISERS", "PUBLIC", "OPENERS"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -137,12 +138,12 @@ def test_registries_are_literal_and_there_is_one_of_each():
                 found.setdefault(target.id, []).append((path, node.value))
     assert set(found) == REGISTRIES and all(len(places) == 1 for places in found.values())
     values = {name: value for name, [(_, value)] in found.items()}
-    for name in ("NETWORKS", "METHODS", "PRETRAININGS"):
+    for name in ("NETWORKS", "METHODS", "PRETRAININGS", "TASKS"):
         assert isinstance(values[name], ast.Call) and ast.unparse(values[name].func) == "Members"
         values[name] = next(value for value in values[name].args if isinstance(value, ast.Dict))
         assert all(isinstance(place, ast.Constant) for place in values[name].values)
     literal = {name for name, value in values.items() if isinstance(value, ast.Dict)}
-    assert literal >= {"NETWORKS", "METHODS", "PRETRAININGS", "RULES", "OPTIMISERS"}
+    assert literal >= {"NETWORKS", "METHODS", "PRETRAININGS", "TASKS", "PROTOCOLS", "RULES", "OPTIMISERS"}
 
 
 @sources

@@ -1,6 +1,5 @@
 """The verbs, from Python as from the command line: check, train, evaluate, predict, report, demo."""
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -42,12 +41,13 @@ from nissl.runs.provenance import (
 )
 from nissl.runs.reuse import has_begun, require_alike
 from nissl.tasks.scores import unfinished
-from nissl.training import parity
 from nissl.training.distributed import World, joined
+from nissl.training.job import Job
 from nissl.training.memory import keep_freed_memory
 from nissl.training.network import require_fit, resolve_settings
+from nissl.training.protocol import published
 from nissl.training.session import Control, Session
-from nissl.training.stages import Job, chosen, open_stores, train_stages
+from nissl.training.stages import chosen, open_stores, train_stages
 
 
 def train(
@@ -96,25 +96,31 @@ def train(
         job = Job(config, dataset, split, session, _to_reuse(pretrained, out, world, device))
         changed = _admit(job, resume)
         # What cannot work shows here, before the run starts.
-        networks, stores = job.networks(), open_stores(job, whole)
+        networks, stores = job.networks(), open_stores(job)
+        watcher = (protocol := published(config.protocol)) and protocol.watcher(job, whole, stores.cache)
         counts = job.task.require_learnable(stores.labelled, dataset)
         network = require_fit(next(iter(networks.values())), config, dataset)
         if world.first and resume:
             note_session(out, config, changed)
         if world.first and (changed or not resume):
-            write_json(out / "network.json", network)
-            masks = [file for file in dataset.cases if file.id in set(split.labelled)]
-            values = job.task.values(masks, dataset.label_map, config.data)
-            Description.of(config, dataset.channels, job.task.outputs(dataset), values).save(out)
-            write_provenance(out, config, dataset, split, counts)
-        test_masks = stores.test and parity.Looks(stores.test, config, len(split.labelled), device)
-        if test_masks:
-            job = dataclasses.replace(job, session=replace(session, control=replace(control, after_step=test_masks)))
+            _describe(job, network, counts)
+        watched = replace(session, control=control.and_after_step(watcher)) if watcher else session
         with _exactness(config.deterministic, device):
-            train_stages(job, networks, stores)
-        if test_masks:
-            test_masks.write(out)
+            train_stages(replace(job, session=watched), networks, stores)
+        if watcher:
+            watcher.write(out)
     return out
+
+
+def _describe(job: Job, network: dict[str, Any], counts: dict[str, int]) -> None:
+    """Write what the run is made of and what its model needs."""
+    out, config, dataset = job.session.folder, job.config, job.dataset
+    write_json(out / "network.json", network)
+    masks = [file for file in dataset.cases if file.id in set(job.split.labelled)]
+    values = job.task.values(masks, dataset.label_map, config.data)
+    Description.of(config, dataset.channels, job.task.outputs(dataset), values).save(out)
+    protocol = published(config.protocol)
+    write_provenance(out, config, dataset, job.split, counts, protocol.choices(job.split.test) if protocol else ())
 
 
 def _to_reuse(pretrained: Path | str | None, out: Path, world: World, device: torch.device) -> Path | None:
@@ -128,9 +134,9 @@ def _to_reuse(pretrained: Path | str | None, out: Path, world: World, device: to
 def _admit(job: Job, resume: bool | Literal["changed"]) -> tuple[str, ...]:
     """Refuse what the protocol does not cover and runs that are not what they should be; return what has changed."""
     config, dataset, split, session = job.config, job.dataset, job.split, job.session
-    if config.protocol == "parity":
-        parity.require(dataset, config.data, session.world.size)
-        warn(parity.WARNING)
+    if protocol := published(config.protocol):
+        protocol.require(dataset, config, session.world.size)
+        warn(protocol.caveats(session.folder)[0].text)
     resolve = partial(resolve_settings, dataset=dataset, split=split, device=session.device)
     changed = changes(session.folder, config, dataset, split, resolve) if resume else ()
     if resume != "changed":
@@ -234,7 +240,8 @@ def evaluate(
             advance(case.id)
     counts = {name: count for name, count in read_json(run / "budget.json").get("class_pixels", {}).items()}
     known = [*unfinished(model.steps, model.planned_steps), *caveats(split.shared_groups, split.transductive)]
-    known += [*([Caveat("shared-images", copies)] if copies else []), *parity.caveats(run, config.protocol)]
+    protocol = published(config.protocol)
+    known += [*([Caveat("shared-images", copies)] if copies else []), *(protocol.caveats(run) if protocol else [])]
     summary = task.summarise(rows, np.random.default_rng([config.seed, BOOTSTRAP]), counts, known)
     name = "metrics" if on == "test" else f"metrics_{on}"
     write_whole(run / f"{name}.csv", task.to_csv(rows))

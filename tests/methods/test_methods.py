@@ -13,13 +13,15 @@ from nissl.methods import METHODS
 from nissl.methods.method import Method
 from nissl.nets import factory
 from nissl.nets.settings import UNet
+from nissl.tasks.segmentation import Segmentation
 
 NET = UNet(widths=(4, 8), dropout=(0.0, 0.2))
 
 
 def make(name, dims=2, classes=3, **options):
     """A method over networks of its own."""
-    kind, settings, problem = METHODS[name], METHODS.make(name, **options), Problem(dims, 2, classes, (8,) * dims, NET)
+    kind, settings = METHODS[name], METHODS.make(name, **options)
+    problem = Problem(Segmentation(), dims, 2, classes, (8,) * dims, NET)
     return kind.build(settings, problem, kind.initial(settings, problem, 0), 0)
 
 

@@ -22,6 +22,7 @@ from nissl.methods import METHODS
 from nissl.nets.settings import NetSettings, UNet
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.checkpoint import pack_optimiser
+from nissl.tasks.segmentation import Segmentation
 from nissl.training.distributed import World
 from nissl.training.loop import Trainer
 from nissl.training.session import Session, Stage
@@ -114,7 +115,7 @@ class Recipe:
     def problem(self):
         """What is learnt."""
         dims = 2 if self.files[0].image.suffix == ".png" else 3
-        return Problem(dims, 1, 2, read_header(self.files[0].image).shape, self.net)
+        return Problem(Segmentation(), dims, 1, 2, read_header(self.files[0].image).shape, self.net)
 
     def pretraining(self, net):
         """What pre-trains a network."""

@@ -15,7 +15,7 @@ from nissl.reporting.gallery import Gallery, case_dice, hang, ranked
 from nissl.reporting.overlay import colour_of
 from nissl.runs.folder import measured_steps
 from nissl.tasks.scores import unfinished
-from nissl.training.parity import WARNING
+from nissl.training.protocol import published
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -118,8 +118,9 @@ def warnings(contents: Contents) -> list[str]:
     """List what makes the numbers of this run less than they seem."""
     split, overall = contents["split"], contents["metrics"].get("overall", {})
     of_split = caveats(split.get("shared_groups", []), split.get("transductive", []))
-    found = [one.text for one in (*unfinished(*measured_steps(contents.run)), *of_split)]
-    found += [WARNING] if contents.config.get("protocol") == "parity" else []
+    protocol = published(contents.config.get("protocol", ""))
+    of_protocol = protocol.caveats(contents.run) if protocol else []
+    found = [one.text for one in (*unfinished(*measured_steps(contents.run)), *of_split, *of_protocol)]
     dice, trivial = overall.get("dice"), overall.get("trivial_dice")
     if dice is not None and trivial is not None and dice <= trivial:
         found.append("The network is no better than calling every pixel foreground.")

@@ -46,7 +46,7 @@ CHOICES = [
     },
 ]
 """What a run has to choose, how, and on how many cases of which split. Nothing is chosen on the test split, but for the
-number that the published protocol asks for (`nissl.training.parity`)."""
+number that a published protocol asks for (`nissl.training.protocol`)."""
 
 COMMAND = ("train", "DATA", "--out", "RUN", "--config", "config.toml")
 """What makes a run again where its own command is no one's to type: it was called from Python, or names patients."""
@@ -120,20 +120,23 @@ def _owner(out: Path) -> str:
 
 
 def write_provenance(
-    out: Path, config: Config, dataset: Dataset, split: Split, class_pixels: Mapping[str, int]
+    out: Path,
+    config: Config,
+    dataset: Dataset,
+    split: Split,
+    class_pixels: Mapping[str, int],
+    chosen_on_test: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write what the run is made of, before it starts or continues with changes.
 
-    `class_pixels` are those of the labelled cases.
+    `class_pixels` are those of the labelled cases; `chosen_on_test` is what a published protocol chooses.
     """
     data = data_of(dataset, split)  # takes long; a run that is stopped here has not begun
-    opened = split.test if config.protocol == "parity" else ()
-    made = "the best pooled Jaccard index on the test images, for parity.json alone"
-    looked = [{"choice": "epoch, threshold and network", "made": made, "split": "test", "cases": len(opened)}]
+    opened = split.test if chosen_on_test else ()
     budget = {
         "masks_seen": split.labelled,
         "class_pixels": class_pixels,
-        "choices": [*CHOICES, *(looked if opened else [])],
+        "choices": [*CHOICES, *chosen_on_test],
         "test_masks_opened": len(opened),
         **({"validation": opened} if opened else {}),
         "test_images_in_pool": len(split.transductive),

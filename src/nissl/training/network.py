@@ -18,8 +18,8 @@ from nissl.methods import METHODS
 from nissl.nets import factory
 from nissl.pretrain import PRETRAININGS
 from nissl.pretrain.settings import Stepped
-from nissl.training import parity
 from nissl.training.precision import resolved_precision
+from nissl.training.protocol import published
 
 
 def resolve_settings(config: Config, dataset: Dataset, split: Split, device: torch.device) -> Config:
@@ -31,8 +31,8 @@ def resolve_settings(config: Config, dataset: Dataset, split: Split, device: tor
         InputError: the settings do not fit the data or each other.
 
     """
-    if config.protocol == "parity":
-        config = parity.settled(config, len(split.labelled))
+    if protocol := published(config.protocol):
+        config = protocol.settled(config, len(split.labelled))
     per_stream(config)
     config = dataclasses.replace(
         config,

@@ -1,7 +1,7 @@
 """Where a stage of a training runs: its folder, its processes, its device, and who may watch or stop it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ class Control:
     after_step: Callable[[Learner, int], dict[str, Any]] | None = None
     """Called after each step of the last stage with the learner and the number of steps made; what it returns is added
     to the step's line of the log."""
+
+    def and_after_step(self, more: Callable[[Learner, int], dict[str, Any]]) -> "Control":
+        """Have another one called after each step too."""
+        first = self.after_step or (lambda learner, step: {})
+        return replace(self, after_step=lambda learner, step: first(learner, step) | more(learner, step))
 
 
 @dataclass(frozen=True)

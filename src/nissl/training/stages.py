@@ -11,78 +11,28 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from nissl.config import Config, TrainConfig
+from nissl.config import TrainConfig
 from nissl.data.batches import Cache, Schedule, Store, Stream
 from nissl.data.cases import CaseFile, Dataset
 from nissl.data.orientation import differences
 from nissl.data.resizing import loss
-from nissl.data.split import Split
 from nissl.errors import DataError, InputError, TestSplitLocked
 from nissl.files import write_whole
-from nissl.learner import PRETRAIN, TRAIN, Learner, Problem, derived_seed
-from nissl.methods import METHODS
+from nissl.learner import PRETRAIN, TRAIN, Learner, derived_seed
 from nissl.plasticity import plastic_layers
-from nissl.pretrain import PRETRAININGS
 from nissl.pretrain.pretraining import Pretraining, at_point
 from nissl.pretrain.settings import Gradient, Learning, Stepped
 from nissl.progress import track, warn
 from nissl.runs.checkpoint import has_checkpoint
 from nissl.runs.folder import FILTERS, STATE, checkpoint_of, pretraining_log, write_json
 from nissl.runs.reuse import note_origin, reuse
-from nissl.tasks.settings import TASKS
-from nissl.tasks.task import Task
+from nissl.training.job import Job
 from nissl.training.loop import Trainer, run_stage
 from nissl.training.network import per_stream
-from nissl.training.session import Session, Stage
+from nissl.training.session import Stage
 
 CURVES = ("step", "loss", "terms", "change")
 """Of a line of the log of a pre-training, what its curves show."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: what, of what, and where."""
-
-    config: Config
-    dataset: Dataset
-    split: Split
-    session: Session
-    pretrained: Path | None = None
-    """The run whose pre-trained networks are reused."""
-
-    @property
-    def problem(self) -> Problem:
-        """What is to be learnt."""
-        dataset, config, task = self.dataset, self.config, self.task
-        outputs = len(task.outputs(dataset))
-        return Problem(task, dataset.dims, dataset.channels, outputs, config.data.size, config.net)
-
-    @property
-    def task(self) -> Task:
-        """What is learnt."""
-        made: Task = TASKS[self.config.task.name](self.config.task)
-        return made
-
-    @property
-    def method(self) -> Any:
-        """Class of the method."""
-        return METHODS[self.config.method.name]
-
-    @property
-    def pretraining(self) -> type[Pretraining]:
-        """Class of the pre-training."""
-        kind: type[Pretraining] = PRETRAININGS[self.config.pretrain.name]
-        return kind
-
-    def networks(self) -> dict[str, nn.Module]:
-        """Make the networks as they are before any training.
-
-        Raises:
-            InputError: they cannot be made.
-
-        """
-        made: dict[str, nn.Module] = self.method.initial(self.config.method, self.problem, self.config.seed)
-        return made
 
 
 @dataclass(frozen=True)
@@ -93,14 +43,12 @@ class Stores:
     unlabelled: Store | None
     images: Store | None
     """All training images without their masks, for a learner that sees images only."""
-    test: Store | None
-    """The test cases, which the published protocol alone opens."""
+    cache: Cache
+    """What they have in common."""
 
 
-def open_stores(job: Job, whole: Dataset) -> Stores:
+def open_stores(job: Job) -> Stores:
     """Read each file that the training will use, so that a fault shows at once and not after hours.
-
-    `whole` are the cases before they were locked: the published protocol alone takes test cases from them.
 
     Raises:
         InputError: the method wants unlabelled images, and there are none.
@@ -114,17 +62,17 @@ def open_stores(job: Job, whole: Dataset) -> Stores:
         raise InputError(f"method.name {config.method.name}", found, "unlabelled images to learn from", fix)
     cache, pretrains = Cache(config.data), isinstance(config.pretrain, Stepped)
 
-    def store(ids: Sequence[str], with_masks: bool = False, source: Dataset = dataset) -> Store:
-        files, targets = chosen(source, ids), job.task.targets
+    def store(ids: Sequence[str], with_masks: bool = False) -> Store:
+        files, targets = chosen(dataset, ids), job.task.targets
         return Store(files, dataset.label_map, config.data, with_masks=with_masks, cache=cache, targets=targets)
 
     stores = Stores(
         store(split.labelled, with_masks=True),
         store(split.unlabelled) if unlabelled else None,
         store(sorted(split.labelled + split.unlabelled)) if pretrains else None,
-        store(split.test, with_masks=True, source=whole) if config.protocol == "parity" else None,
+        cache,
     )
-    read = [part for part in (stores.labelled, stores.unlabelled, stores.images, stores.test) if part is not None]
+    read = [part for part in (stores.labelled, stores.unlabelled, stores.images) if part is not None]
     with track(sum(map(len, read)), "reading") as advance:
         for part in read:
             for index, file in enumerate(part.files):

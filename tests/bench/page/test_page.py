@@ -16,9 +16,9 @@ from nissl import cli
 from nissl.bench.page.page import report_bench
 from nissl.bench.page.printed import DIFFERENCE, PUBLISHED
 from nissl.bench.page.text import PUBLISHED as WARNING_OF_TABLES
+from nissl.bench.protocols.ciampi2024 import CHOSEN, WARNING
 from nissl.bench.runner import bench
 from nissl.errors import DataError, InputError
-from nissl.training.parity import CHOSEN, WARNING
 
 ROOT = Path(__file__).parents[3]
 ARM = "HPCA | <b>folded</b>"

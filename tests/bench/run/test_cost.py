@@ -24,6 +24,7 @@ from nissl.methods import METHODS
 from nissl.nets import factory
 from nissl.pretrain import PRETRAININGS
 from nissl.runs.folder import read_json
+from nissl.tasks.segmentation import Segmentation
 from nissl.training.session import Session
 
 SHAPE = (3, 32, 32)
@@ -35,7 +36,8 @@ def work(method="supervised", pretrain="none", steps=7):
     pretraining = made_member(PRETRAININGS, pretrain, steps=steps, batch=2)
     train = dataclasses.replace(config.train, batch=4)
     changed = dataclasses.replace(config, method=METHODS.make(method), pretrain=pretraining, train=train)
-    return Work(changed, Problem(config.task, 2, SHAPE[0], 2, SHAPE[1:], changed.net), Session(Path(), CPU))
+    problem = Problem(Segmentation(config.task), 2, SHAPE[0], 2, SHAPE[1:], changed.net)
+    return Work(changed, problem, Session(Path(), CPU))
 
 
 def by_hand(net, image):

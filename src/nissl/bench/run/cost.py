@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nissl import api
 from nissl.bench.grid.grid import Cell
+from nissl.bench.protocols import ciampi2024
 from nissl.bench.run.processes import describe_exit
 from nissl.bench.run.results import one_line
 from nissl.config import Config, TrainConfig
@@ -37,7 +38,6 @@ from nissl.progress import track
 from nissl.runs.folder import choose_device, read_json, write_json
 from nissl.runs.format import load_config
 from nissl.tasks.settings import TASKS
-from nissl.training import parity
 from nissl.training.loop import Trainer
 from nissl.training.network import per_stream
 from nissl.training.session import Session, Stage
@@ -307,8 +307,8 @@ def _steps(cell: Cell) -> float:
     if cell.config.protocol != "parity":
         return cell.config.train.steps
     split = make_split(list_cases(cell.path, cell.config.data).cases, cell.config.split, cell.seed)
-    train = parity.settled(cell.config, len(split.labelled)).train
-    measurements = parity.EPOCHS // parity.epochs_between(cell.config)
+    train = ciampi2024.settled(cell.config, len(split.labelled)).train
+    measurements = ciampi2024.EPOCHS // ciampi2024.epochs_between(cell.config)
     return train.steps + measurements * len(split.test) / (3 * train.batch)
 
 

@@ -12,7 +12,8 @@ from nissl.errors import DataError, InputError
 from nissl.nets import factory
 from nissl.runs.folder import choose_device
 from nissl.runs.provenance import changed_data
-from nissl.training import network, parity
+from nissl.training import network
+from nissl.training.protocol import published
 
 
 def require_workable(todo: Sequence[Cell], here: bool) -> None:
@@ -36,8 +37,8 @@ def require_workable(todo: Sequence[Cell], here: bool) -> None:
         try:
             device = choose_device(cell.config.device if here else "cpu")
             config = network.resolve_settings(cell.config, dataset, split, device)
-            if config.protocol == "parity":
-                parity.require(dataset, config.data, processes=1)
+            if protocol := published(config.protocol):
+                protocol.require(dataset, config, processes=1)
             net = factory.build(config.net, dataset.dims, dataset.channels, len(dataset.label_map.names), seed=0)
             network.require_fit(net, config, dataset)
         except InputError as error:

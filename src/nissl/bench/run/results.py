@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nissl.bench.grid.grid import Cell
+from nissl.bench.protocols import ciampi2024
 from nissl.config import Config, from_tree
 from nissl.errors import Caveat, DataError, InputError, NisslError
 from nissl.files import write_whole
@@ -17,7 +18,6 @@ from nissl.metrics.metric import SEGMENTATION
 from nissl.runs.folder import LOG, read_json
 from nissl.runs.format import load_config
 from nissl.tasks.scores import CaseScore, scores_from_csv
-from nissl.training import parity
 
 CELLS, RUNS, RESULTS, FAILED, PARITY = "cells.json", "runs", "results.csv", "failed.json", "parity.json"
 Status = Literal["done", "failed", "missing"]
@@ -193,9 +193,9 @@ def caveats_of(out: Path, result: Result) -> list[Caveat]:
 
 def _code_of_old(text: str) -> str:
     """The code of a warning from before warnings had codes; empty where nobody asks for it."""
-    if text == parity.WARNING:
+    if text == ciampi2024.WARNING:
         return "published-protocol"
-    return "published-number" if text.startswith(parity.CHOSEN) else ""
+    return "published-number" if text.startswith(ciampi2024.CHOSEN) else ""
 
 
 def is_bench(folder: Path) -> bool:

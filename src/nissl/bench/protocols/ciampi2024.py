@@ -16,7 +16,7 @@ normalisation begin at 1 instead of around it; each method is as its own file st
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,17 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from nissl.config import Config, DataConfig
-from nissl.data.batches import Store
+from nissl.config import Config
+from nissl.data.batches import Cache, Store
 from nissl.data.cases import Dataset
 from nissl.errors import Caveat, DataError, InputError
 from nissl.learner import Learner
 from nissl.methods import METHODS
 from nissl.methods.method import Method
 from nissl.runs.folder import LOG, read_json, write_json
+from nissl.training.job import Job
 from nissl.training.precision import autocast
+from nissl.training.stages import chosen
 
 WARNING = "published protocol: checkpoint and threshold were chosen on the test images; for comparison only"
 SELECTED = "parity.json"
@@ -42,7 +44,7 @@ CHOSEN = "pooled Dice so chosen"
 """How the sentence begins that gives the number."""
 EPOCHS, LABELLED, WEIGHT = 200, 2, 5.0
 SELDOM = ("none", "vae", "superpixel")
-"""Pre-trainings after which masks alone are followed by a look in every second epoch. All others look after each."""
+"""Pre-trainings after which a training on masks alone is measured in every second epoch, all others in each."""
 PUBLISHED = ("supervised", "entropy", "uamt", "cps", "urpc", "cct")
 """Methods of the published comparison in 2-D. Its Hebbian stage differs from ours: all layers by SWTA, filters kept at
 unit norm, steps of Adam at 1e-6."""
@@ -114,11 +116,11 @@ def departures(config: Config, masks: int) -> list[str]:
 
 
 def epochs_between(config: Config) -> int:
-    """Epochs from one look at the test images to the next."""
+    """Epochs from one measurement on the test images to the next."""
     return 1 if METHODS[config.method.name].sees != "labelled" or config.pretrain.name not in SELDOM else 2
 
 
-def require(dataset: Dataset, config: DataConfig, processes: int) -> None:
+def require(dataset: Dataset, config: Config, processes: int) -> None:
     """Refuse what the protocol does not cover.
 
     Raises:
@@ -131,11 +133,31 @@ def require(dataset: Dataset, config: DataConfig, processes: int) -> None:
         raise InputError(
             "--protocol parity", found, f"{expected}: what the published protocol is about", "leave it out"
         )
-    if config.sampling != "resize":
-        raise InputError("data.sampling", config.sampling, "resize, with --protocol parity", "leave one of them out")
+    if config.data.sampling != "resize":
+        raise InputError(
+            "data.sampling", config.data.sampling, "resize, with --protocol parity", "leave one of them out"
+        )
     if processes > 1:
         expected = "one process, which measures after every epoch"
         raise InputError("--protocol parity", f"{processes} processes", expected, "start it without torchrun")
+
+
+def choices(test: Sequence[str]) -> list[dict[str, Any]]:
+    """What is chosen on the masks of these test cases, as budget.json tells it."""
+    made = "the best pooled Jaccard index on the test images, for parity.json alone"
+    return [{"choice": "epoch, threshold and network", "made": made, "split": "test", "cases": len(test)}]
+
+
+def watcher(job: Job, whole: Dataset, cache: Cache) -> "TestMeasurements":
+    """Open the test cases of `whole`, which are not locked there.
+
+    Raises:
+        DataError: they cannot be read, or none shows any foreground.
+
+    """
+    files, data = chosen(whole, job.split.test), job.config.data
+    store = Store(files, whole.label_map, data, with_masks=True, cache=cache, targets=job.task.targets)
+    return TestMeasurements(store, job.config, len(job.split.labelled), job.session.device)
 
 
 def histogram(
@@ -157,7 +179,7 @@ def overlaps(
 
 
 @dataclass(frozen=True)
-class Looks:
+class TestMeasurements:
     """Measures the networks of a method on the test images at the end of each epoch.
 
     It is what the control of a training calls after each step.
@@ -183,20 +205,20 @@ class Looks:
             raise DataError("the test masks", "no foreground in any", "structures to measure", "draw some")
 
     def __call__(self, learner: Learner, step: int) -> dict[str, Any]:
-        """Return the best threshold and network at this step for the log, or nothing between two looks."""
-        share = 2 if METHODS[self.config.method.name].sees != "labelled" else 1
-        epoch = -(-self.masks // (self.config.train.batch // share))
+        """Return the best threshold and network at this step for the log, or nothing between two measurements."""
+        streams = 2 if METHODS[self.config.method.name].sees != "labelled" else 1
+        epoch = -(-self.masks // (self.config.train.batch // streams))
         if step % (epoch * epochs_between(self.config)) and step != self.config.train.steps:
             return {}
         assert isinstance(learner, Method)
         learner.eval()
-        looks = [self._look(name, net) for name, net in learner.candidates().items()]
+        found = [self._measured(name, net) for name, net in learner.candidates().items()]
         learner.train()
-        best = max(looks, key=lambda look: float(look["pooled_jaccard"]))
-        return {"parity": best | {"dice_at_half": looks[0]["dice_at_half"]}}
+        best = max(found, key=lambda one: float(one["pooled_jaccard"]))
+        return {"parity": best | {"dice_at_half": found[0]["dice_at_half"]}}
 
     def write(self, run: Path) -> None:
-        """Choose among the looks in the log of a run that has ended and write parity.json."""
+        """Choose among the measurements in the log of a run that has ended and write parity.json."""
         lines = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
         background, foreground = self._pixels()
         content = {
@@ -212,7 +234,7 @@ class Looks:
         return int(background), int(foreground)
 
     @torch.inference_mode()
-    def _look(self, name: str, network: nn.Module) -> dict[str, Any]:
+    def _measured(self, name: str, network: nn.Module) -> dict[str, Any]:
         counts = torch.zeros(2, len(THRESHOLDS) + 1, dtype=torch.long, device=self.device)
         for start in range(0, len(self.store), BATCH):
             images, masks = self._batch(range(start, min(start + BATCH, len(self.store))))
@@ -242,26 +264,24 @@ class Looks:
 
 
 def selected(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Choose the look with the best pooled Jaccard index, the earliest of equal ones, from the lines of a log."""
-    looks = [line["parity"] | {"step": line["step"]} for line in lines if "parity" in line]
-    best = max(looks, key=lambda look: float(look["pooled_jaccard"]))
+    """Choose the measurement with the best pooled Jaccard index from the lines of a log, the earliest of equal ones."""
+    found = [line["parity"] | {"step": line["step"]} for line in lines if "parity" in line]
+    best = max(found, key=lambda one: float(one["pooled_jaccard"]))
     return {
         **{key: best[key] for key in ("pooled_dice", "pooled_jaccard", "threshold", "step", "network")},
-        "last_pooled_dice": looks[-1]["dice_at_half"],
-        "validated": len(looks),
+        "last_pooled_dice": found[-1]["dice_at_half"],
+        "validated": len(found),
     }
 
 
-def caveats(run: Path, protocol: str) -> list[Caveat]:
-    """Say what the protocol of a run makes of its numbers; nothing for our own."""
-    if protocol != "parity":
-        return []
+def caveats(run: Path) -> list[Caveat]:
+    """Say what the protocol makes of the numbers of a run."""
     if not (run / SELECTED).is_file():  # the run has not ended
         return [Caveat("published-protocol", WARNING)]
     found = read_json(run / SELECTED)
     chosen = (
         f"{CHOSEN}, at the network's resolution: {found['pooled_dice']:.4f} (step {found['step']}, "
-        f"threshold {found['threshold']:.2f}, of {found['validated']} looks); last weights, threshold 0.50: "
+        f"threshold {found['threshold']:.2f}, of {found['validated']} measurements); last weights, threshold 0.50: "
         f"{found['last_pooled_dice']:.4f}; foreground everywhere: {found['foreground_everywhere']:.4f}"
     )
     differs = f"the settings differ from the published protocol in {', '.join(found['differs'])}"

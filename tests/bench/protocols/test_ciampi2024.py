@@ -11,6 +11,17 @@ import torch
 from tests.tiny_data import NET, opened_files, tiny_config, write_tiny
 
 from nissl import api
+from nissl.bench.protocols import ciampi2024
+from nissl.bench.protocols.ciampi2024 import (
+    PUBLISHED,
+    THRESHOLDS,
+    departures,
+    histogram,
+    overlaps,
+    require,
+    selected,
+    settled,
+)
 from nissl.config import Config, DataConfig, TrainConfig
 from nissl.data.batches import Store
 from nissl.data.discovery import find_cases
@@ -26,9 +37,7 @@ from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS
 from nissl.runs.format import load_config
 from nissl.schedule import learning_rate
-from nissl.training import parity
 from nissl.training.loop import Trainer
-from nissl.training.parity import PUBLISHED, THRESHOLDS, departures, histogram, overlaps, require, selected, settled
 
 TEST = ("field002", "field005")
 
@@ -171,7 +180,7 @@ def test_the_sweep_equals_a_loop_over_thresholds_and_pixels():
         slow = slow_counts(shares, masks, float(threshold))
         assert dice[place].item() == pytest.approx(slow.dice, abs=1e-12)
         assert jaccard[place].item() == pytest.approx(slow.iou, abs=1e-12)
-    assert len(dice) == place + 1 == 45 and THRESHOLDS[parity.HALF] == 0.5
+    assert len(dice) == place + 1 == 45 and THRESHOLDS[ciampi2024.HALF] == 0.5
 
 
 def test_histograms_of_parts_add_up():
@@ -233,13 +242,15 @@ def test_an_epoch_is_one_pass_over_the_labelled_images(run):
 
 
 @pytest.mark.parametrize(
-    ("method", "pretrain", "looks"),
+    ("method", "pretrain", "steps"),
     [("supervised", "none", [4, 7]), ("supervised", "hebbian", [2, 4, 6, 7]), ("entropy", "none", [2, 4, 6, 7])],
 )
-def test_masks_alone_are_followed_by_a_look_in_every_second_epoch_as_published(data, tmp_path, method, pretrain, looks):
+def test_masks_alone_are_followed_by_a_measurement_in_every_second_epoch_as_published(
+    data, tmp_path, method, pretrain, steps
+):
     config = dataclasses.replace(small(method), pretrain=tiny_config(pretrain=pretrain).pretrain)
     out = api.train(data, tmp_path / "run", config)
-    assert [line["step"] for line in log(out) if "parity" in line] == looks
+    assert [line["step"] for line in log(out) if "parity" in line] == steps
 
 
 def test_the_run_shows_the_settings_that_it_used_and_what_departs_from_the_protocol(run):
@@ -254,7 +265,7 @@ def test_the_run_shows_the_settings_that_it_used_and_what_departs_from_the_proto
     assert set(log(run)[0]["terms"]) == {"dice", "consistency"}
 
 
-def test_looking_changes_nothing_in_the_training(run, data, tmp_path):
+def test_measuring_changes_nothing_in_the_training(run, data, tmp_path):
     config = dataclasses.replace(load_config(run / "config.toml"), protocol="nissl")
     blind = api.train(data, tmp_path / "blind", config)
     assert weights_hash(blind) == weights_hash(run) and not (blind / "parity.json").exists()
@@ -288,30 +299,29 @@ def test_a_run_that_was_killed_ends_with_the_same_choice(run, data, tmp_path, mo
     api.train(data, tmp_path / "run", small("uamt") if killed_at == 5 else None, resume=True)
     assert read(tmp_path / "run" / "parity.json") == read(run / "parity.json")
     assert weights_hash(tmp_path / "run") == weights_hash(run)
-    looks = [[line.get("parity") for line in log(folder)] for folder in (tmp_path / "run", run)]
-    assert looks[0] == looks[1]
+    measurements = [[line.get("parity") for line in log(folder)] for folder in (tmp_path / "run", run)]
+    assert measurements[0] == measurements[1]
 
 
 def test_f33_every_place_that_shows_its_numbers_carries_the_warning(run, capsys):
     summary = api.evaluate(run)
-    assert parity.WARNING in summary.warnings and parity.WARNING in read(run / "metrics.json")["warnings"]
+    assert ciampi2024.WARNING in summary.warnings and ciampi2024.WARNING in read(run / "metrics.json")["warnings"]
     found = read(run / "parity.json")
     by_code = dict(zip(read(run / "metrics.json")["warning_codes"], summary.warnings, strict=True))
-    assert by_code["published-protocol"] == parity.WARNING
+    assert by_code["published-protocol"] == ciampi2024.WARNING
     chosen = by_code["published-number"]
     assert f"{found['pooled_dice']:.4f}" in chosen and f"{found['last_pooled_dice']:.4f}" in chosen
     assert "data.size, net.widths, net.dropout, train.steps" in by_code["published-settings"]
     page = api.report(run).read_text()
-    assert page.count(parity.WARNING) == 1 and "No mask was used for validation" not in page
+    assert page.count(ciampi2024.WARNING) == 1 and "No mask was used for validation" not in page
 
 
 def test_the_page_of_a_run_that_is_not_measured_carries_it_too(data, tmp_path, capsys):
     out = api.train(data, tmp_path / "run", small(steps=1))
-    assert parity.WARNING in capsys.readouterr().err
-    assert parity.WARNING in api.report(out).read_text()
+    assert ciampi2024.WARNING in capsys.readouterr().err
+    assert ciampi2024.WARNING in api.report(out).read_text()
     (out / "parity.json").unlink()
-    assert parity.caveats(out, "parity") == [("published-protocol", parity.WARNING)]
-    assert parity.caveats(out, "nissl") == []
+    assert ciampi2024.caveats(out) == [("published-protocol", ciampi2024.WARNING)]
 
 
 def test_of_two_networks_the_better_one_is_taken(data):
@@ -321,10 +331,10 @@ def test_of_two_networks_the_better_one_is_taken(data):
     store = Store(files, found.label_map, resolve(config.data, 2))
     method = METHODS["cps"]([factory.build(config.net, 2, 1, 2, seed) for seed in (0, 1)], config.method).train()
     states = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    looks = parity.Looks(store, config, 3, torch.device("cpu"))
-    assert looks(method, 1) == {}
-    each = [looks._look(name, net.eval()) for name, net in method.candidates().items()]
-    taken = looks(method, 2)["parity"]
+    measurements = ciampi2024.TestMeasurements(store, config, 3, torch.device("cpu"))
+    assert measurements(method, 1) == {}
+    each = [measurements._measured(name, net.eval()) for name, net in method.candidates().items()]
+    taken = measurements(method, 2)["parity"]
     assert taken["pooled_jaccard"] == max(one["pooled_jaccard"] for one in each)
     assert taken["dice_at_half"] == each[0]["dice_at_half"]  # of the network that is saved
     assert each[0]["dice_at_half"] != each[1]["dice_at_half"] and method.training
@@ -339,12 +349,12 @@ def dataset(dims=2, classes=2):
 
 
 def test_what_the_protocol_does_not_cover_is_refused():
-    resized = DataConfig(sampling="resize")
+    resized, patches = (Config(data=DataConfig(sampling=sampling)) for sampling in ("resize", "patches"))
     require(dataset(), resized, 1)
     for faulty in (
         (dataset(3), resized, 1),
         (dataset(2, 3), resized, 1),
-        (dataset(), DataConfig(sampling="patches"), 1),
+        (dataset(), patches, 1),
     ):
         with pytest.raises(InputError):
             require(*faulty)
@@ -370,7 +380,7 @@ def test_test_masks_without_foreground_are_refused():
             return 2
 
     with pytest.raises(DataError, match="no foreground"):
-        parity.Looks(Empty(), small(), 3, torch.device("cpu"))
+        ciampi2024.TestMeasurements(Empty(), small(), 3, torch.device("cpu"))
 
 
 def test_our_own_protocol_is_the_default_and_fixes_nothing():
