@@ -1,7 +1,6 @@
 """The page of a run: one HTML file that needs nothing else and can be read without a network."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -26,15 +25,6 @@ BLIND_PRETRAININGS, BLIND_METHODS = ("none", "unit-norm"), ("supervised",)
 PAGE = "report.html"
 MOVED = 0.01
 DEAD = 0.2
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table of results."""
-
-    name: str
-    scores: Tree
-    trivial: bool = False
 
 
 def write_report(run: Path, data: Path | None = None) -> Path:
@@ -78,7 +68,7 @@ def render(contents: Contents, gallery: Gallery) -> str:
         notes=(*contents.notes, *gallery.notes),
         gallery=gallery,
         legend=[(name, colour_of(n)) for n, name in enumerate(contents["data"].get("classes", [])) if n],
-        rows=table_rows(contents["metrics"]),
+        rows=_rows(contents["metrics"]),
         policy=contents["metrics"].get("policy", EMPTY_POLICY),
         plots=_plots(contents),
         surroundings=surroundings(contents),
@@ -161,17 +151,10 @@ def surroundings(contents: Contents) -> Tree:
     return facts | ({"exactness": exactness} if "exact" in known else {})
 
 
-def table_rows(metrics: Tree) -> list[Row]:
-    """Lay out the results: every class, the mean over classes where there are several, and the trivial prediction."""
+def _rows(metrics: Tree) -> list[tuple[str, Tree]]:
+    """Scores of every class and, where there are several, the mean over classes."""
     classes = metrics.get("classes", {})
-    scored = [*classes.items(), *([("mean over classes", metrics["overall"])] if len(classes) > 1 else [])]
-    rows = []
-    for name, scores in scored:
-        everywhere = {"dice": scores["trivial_dice"], "pooled_dice": scores["trivial_pooled_dice"]}
-        rows += [Row(name, scores), Row(f"trivial: {name} everywhere", everywhere, trivial=True)]
-    if len(classes) > 1:
-        rows[-1] = Row("trivial: mean over classes", rows[-1].scores, trivial=True)
-    return rows
+    return [*classes.items(), *([("mean over classes", metrics["overall"])] if len(classes) > 1 else [])]
 
 
 def verdict(layers: list[Tree]) -> str:

@@ -19,7 +19,7 @@ import torch
 from nissl import api
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.processes import is_there
-from nissl.bench.run.results import CELLS, FAILED, RUNS, folder_of, one_line, read_results
+from nissl.bench.run.results import CELLS, FAILED, RUNS, folder_of, one_line, result_of
 from nissl.config import to_tree
 from nissl.errors import NisslError
 from nissl.pretrain.settings import Stepped
@@ -38,7 +38,7 @@ def make(cell: Cell, out: Path) -> None:
     run, log = folder_of(out, cell), log_of(out, cell)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file, redirect_stderr(file), _alone(lock_of(out, cell)):
-        if read_results(out, [cell])[0].status == "done":  # by the worker that was waited for
+        if result_of(out, cell).status == "done":  # by the worker that was waited for
             return
         print(f"{_now()} {cell.id}", file=sys.stderr)
         try:
