@@ -183,7 +183,7 @@ class Bench:
     grid: Folder
     """TOML file of the grid."""
     out: Path
-    """Folder of the bench: new or empty, or that of the same grid, which then goes on."""
+    """Folder of the bench: new or empty, or that of the same grid, which then continues."""
     workers: int | None = None
     """Processes of this machine that train side by side; one, where nothing is said."""
     cluster: str | None = None

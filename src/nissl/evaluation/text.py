@@ -1,4 +1,4 @@
-"""Scores and comparisons as text for people: Dice as shares in tables, differences in points."""
+"""Scores and comparisons as text for people: Dice as fractions in tables, differences in percentage points."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping

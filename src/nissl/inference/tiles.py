@@ -211,11 +211,8 @@ def _parts(tile: Tile, fallback: MemoryFallback, padded: Sequence[int]) -> Itera
         for part in tile.core
     )
     for spans in product(*cores):
-        window = tuple(
-            slice(max(0, span.start - halo), min(total, span.stop + halo))
-            for span, total in zip(spans, padded, strict=True)
-        )
-        yield Tile(window, spans)
+        ends = zip(spans, padded, strict=True)
+        yield Tile(tuple(slice(max(0, at.start - halo), min(total, at.stop + halo)) for at, total in ends), spans)
 
 
 def _attempt(

@@ -1,7 +1,7 @@
 """Which test cases the page shows, and their overlays: worst first."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def case_dice(rows: Sequence[CaseScore]) -> float:
     return sum(row.dice for row in rows) / len(rows)
 
 
-def hang(contents: Contents, data: Path | None = None) -> Gallery:
+def draw_gallery(contents: Contents, data: Path | None = None) -> Gallery:
     """Draw the overlays of a run; where images or predictions are not at hand, say so.
 
     `data` is the folder of the data, where data.json does not name it.
@@ -81,18 +81,15 @@ def hang(contents: Contents, data: Path | None = None) -> Gallery:
     maps = dataset.label_map, LabelMap.reading(dataset.label_map.names, contents["data"].get("values", ()))
     without: dict[str, list[str]] = {}
 
-    def cards(ids: Sequence[str]) -> tuple[Card, ...]:
-        made = []
+    def cards(ids: Sequence[str]) -> Iterator[Card]:
         for case in ids:
             try:
                 masks = _load(files.get(case), predictions.get(case), maps, config.data)
+                yield Card(case, _caption(rows[case]), draw_overlay(masks))
             except DataError as error:
                 without.setdefault(error.found, []).append(case)
-            else:
-                made.append(Card(case, _caption(rows[case]), draw_overlay(masks)))
-        return tuple(made)
 
-    worst, others = cards(chosen), cards(rest)
+    worst, others = tuple(cards(chosen)), tuple(cards(rest))
     return Gallery(worst, others, tuple(f"No overlay of {', '.join(ids)}: {why}." for why, ids in without.items()))
 
 

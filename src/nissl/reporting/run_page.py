@@ -10,7 +10,7 @@ from nissl.files import write_whole
 from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.reporting import curves
 from nissl.reporting.contents import Contents, Tree, read_run
-from nissl.reporting.gallery import Gallery, case_dice, hang, ranked
+from nissl.reporting.gallery import Gallery, case_dice, draw_gallery, ranked
 from nissl.reporting.overlay import colour_of
 from nissl.runs.folder import measured_steps
 from nissl.tasks.scores import unfinished
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 PRINTED_NAMES = {"unet": "U-Net", "vnet": "V-Net"}
-# Stages that never look at the images without masks.
+# Stages that never see the images without masks.
 BLIND_PRETRAININGS, BLIND_METHODS = ("none", "unit-norm"), ("supervised",)
 PAGE = "report.html"
 MOVED = 0.01
@@ -38,7 +38,7 @@ def write_report(run: Path, data: Path | None = None) -> Path:
 
     """
     contents = read_run(run)
-    write_whole(run / PAGE, render(contents, hang(contents, data)))
+    write_whole(run / PAGE, render(contents, draw_gallery(contents, data)))
     return run / PAGE
 
 

@@ -1,4 +1,4 @@
-"""What a run folder says of its run, written before the work starts and compared when it goes on."""
+"""What a run folder says of its run, written before the work starts and compared when it is resumed."""
 
 import dataclasses
 import functools
@@ -38,12 +38,7 @@ CHOICES = [
     {"choice": "checkpoint", "made": "the averaged weights of the last step", "split": None, "cases": 0},
     {"choice": "length", "made": "the number of steps that was given", "split": None, "cases": 0},
     {"choice": "threshold", "made": "the most probable class", "split": None, "cases": 0},
-    {
-        "choice": "settings",
-        "made": "as given: Nissl cannot know what they were chosen on",
-        "split": None,
-        "cases": None,
-    },
+    {"choice": "settings", "made": "as given, chosen on what Nissl cannot know", "split": None, "cases": None},
 ]
 """What a run has to choose, how, and on how many cases of which split. Nothing is chosen on the test split, but for the
 number that a published protocol asks for (`nissl.training.protocol`)."""
@@ -143,7 +138,7 @@ def write_provenance(
     }
     write_json(out / "split.json", dataclasses.asdict(split))
     write_json(out / "data.json", data)
-    if not (out / "env.json").exists():  # of a run that goes on, it tells how it began
+    if not (out / "env.json").exists():  # of a run that is resumed, it tells how it began
         write_json(out / "env.json", _environment(config, dataset.private))
     write_json(out / "budget.json", budget)
     settings = tomli_w.dumps(stamped(stored_tree(config, dataset.root)))
@@ -258,11 +253,9 @@ def changed_cases(out: Path, files: Mapping[str, CaseFile], hash_now: Callable[[
 
 def _differs(before: Mapping[str, str | None], file: CaseFile, hash_now: Callable[[Path, str], str]) -> bool:
     """Say whether what a run has opened of a case has another checksum now, or is gone."""
-    known = [
-        (before["image_sha256"], file.image, file.image_name),
-        (before["mask_sha256"], file.target, file.target_name),
-    ]
-    return any(then is not None and (path is None or hash_now(path, name) != then) for then, path, name in known)
+    known = (("image_sha256", file.image, file.image_name), ("mask_sha256", file.target, file.target_name))
+    stored = ((before[key], path, name) for key, path, name in known)
+    return any(then is not None and (path is None or hash_now(path, name) != then) for then, path, name in stored)
 
 
 def require_same(out: Path, changed: Sequence[str]) -> None:
@@ -278,10 +271,10 @@ def require_same(out: Path, changed: Sequence[str]) -> None:
 
 
 def note_session(out: Path, config: Config, changed: Sequence[str]) -> None:
-    """Enter in env.json that the run goes on, and whether it can still be exact."""
+    """Enter in env.json that the run is resumed, and whether it can still be exact."""
     before, now = read_json(out / "env.json"), _environment(config)
     if before["nissl"] != now["nissl"]:
-        warn(f"the run began with Nissl {before['nissl']}, this is {now['nissl']}: it goes on, but not bit for bit")
+        warn(f"the run began with Nissl {before['nissl']}, this is {now['nissl']}: it continues, but not bit for bit")
     same = all(before.get(key) == now[key] for key in PLACE)
     session = {key: now[key] for key in (*PLACE, "date")} | {"changed": list(changed)}
     exact = bool(before.get("exact")) and same and not changed

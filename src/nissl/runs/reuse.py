@@ -64,7 +64,7 @@ def require_alike(
     if different := differing_keys(*images):
         listed.append(f"training images differ: {len(different)}, such as {different[0]}")
     if any(session["changed"] for session in read_json(other / "env.json").get("continued", [])):
-        listed.append("it went on with other settings or data than it began with")
+        listed.append("it was continued with other settings or data than it began with")
     if not checkpoint_of(other, 0).is_file():
         listed.append("there is no pre-trained network in it")
     if listed:

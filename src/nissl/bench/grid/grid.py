@@ -296,9 +296,9 @@ class _Reader:
             if not isinstance(table, dict) or not isinstance(table.get("path"), str):
                 raise self.fault(f"{place}.path", "missing", "the folder of the data: path = '...'", "state it")
             self.require_keys(place, table, known)
-            settings: Tree = {key: value for key, value in table.items() if key not in ("path", "budgets", *SHORT)}
+            long: Tree = {key: value for key, value in table.items() if key not in ("path", "budgets", *SHORT)}
             short = ({part: {field: table[key]}} for key, (part, field) in SHORT.items() if key in table)
-            settings = self.settings(place, _merged((settings, *short)))
+            settings = self.settings(place, _merged((long, *short)))
             own = self.budgets(table["budgets"], f"{place}.budgets") if "budgets" in table else ()
             found.append(Source(name, self._folder(f"{place}.path", table["path"]), settings, own))
         self._require_distinct({_key("data", one.name): one.name for one in found})
