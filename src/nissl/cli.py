@@ -24,7 +24,7 @@ from nissl.progress import is_first_process
 from nissl.runs.format import load_config
 
 if TYPE_CHECKING:
-    from nissl.data.check import Report
+    from nissl.data import check
 
 DESCRIPTION = "Segment biomedical images when there are many images and few masks."
 DATA_FAULTS = 3
@@ -44,11 +44,9 @@ class Demo:
     """Folder to make; where it exists already, NAME-2, NAME-3 and so on."""
 
     def __call__(self) -> int:
-        """Run the verb."""
         from nissl.demo import demo
 
-        page = demo(self.out)
-        print(f"report: {page}")
+        print(f"report: {demo(self.out)}")
         return 0
 
 
@@ -69,7 +67,6 @@ class Check:
     """List every file of a fault, not the first three."""
 
     def __call__(self) -> int:
-        """Run the verb."""
         from nissl import api
         from nissl.data.check import Accepted
 
@@ -102,7 +99,6 @@ class Train:
     networks."""
 
     def __call__(self) -> int:
-        """Run the verb."""
         from nissl import api, several_seeds
         from nissl.runs.folder import holds_seeds
 
@@ -145,7 +141,6 @@ class Evaluate:
     """Folder of the data, where it is not where it was, or where the run does not know it (DICOM)."""
 
     def __call__(self) -> int:
-        """Run the verb."""
         from nissl import api, several_seeds
         from nissl.evaluation.text import score_text, seeds_text
         from nissl.runs.folder import holds_seeds, read_json
@@ -174,7 +169,6 @@ class Compare:
     """Print one JSON object instead of text."""
 
     def __call__(self) -> int:
-        """Run the verb."""
         from nissl import api
         from nissl.evaluation.text import comparison_text
 
@@ -190,22 +184,20 @@ class Bench:
     grid: Folder
     """TOML file of the grid."""
     out: Path
-    """Folder of the bench: new or empty, or that of the same grid, which then goes on."""
+    """Folder of the bench: new or empty, or that of the same grid, which then continues."""
     workers: int | None = None
     """Processes of this machine that train side by side; one, where nothing is said."""
     cluster: str | None = None
     """Address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers make the runs."""
 
     def __call__(self) -> int:
-        """Run the verb."""
         from nissl.bench.runner import bench
 
         try:
             outcome = bench(self.grid, self.out, self.workers, self.cluster)
         except SystemExit:
-            where = (
-                f" --workers {self.workers}" if self.workers else f" --cluster {self.cluster}" if self.cluster else ""
-            )
+            given = {"--workers": self.workers, "--cluster": self.cluster}
+            where = "".join(f" {flag} {value}" for flag, value in given.items() if value)
             print(f"stopped; resume with: nissl bench {self.grid} --out {self.out}{where}", file=sys.stderr)
             raise
         for result in outcome.failed:
@@ -231,7 +223,6 @@ class Predict:
     """`auto`, `cpu` or `cuda`."""
 
     def __call__(self) -> int:
-        """Run the verb."""
         from nissl import api
         from nissl.tasks.scores import unfinished
 
@@ -256,18 +247,13 @@ class MakeReport:
     """Folder of the data, where it is not where it was, or where the run does not know it (DICOM)."""
 
     def __call__(self) -> int:
-        """Run the verb."""
         from nissl import api, several_seeds
         from nissl.bench.page.page import report_bench
         from nissl.bench.run.results import is_bench
         from nissl.runs.folder import holds_seeds
 
-        if is_bench(self.run):
-            made = report_bench(self.run)
-        else:
-            report = several_seeds.report if holds_seeds(self.run) else api.report
-            made = report(self.run, self.data)
-        print(f"report: {made}")
+        report = several_seeds.report if holds_seeds(self.run) else api.report
+        print(f"report: {report_bench(self.run) if is_bench(self.run) else report(self.run, self.data)}")
         return 0
 
 
@@ -285,7 +271,6 @@ class Fetch:
     """Agree to the terms that are shown, without being asked."""
 
     def __call__(self) -> int:
-        """Run the verb."""
         from nissl.datasets.public import PUBLIC, fetch
 
         place = fetch(self.name, self.folder, accept=self._agrees, archive=self.archive)
@@ -300,17 +285,8 @@ class Fetch:
         return input("download under these terms? [y/N] ").strip().lower() in ("y", "yes")
 
 
-Verb = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Check, tyro.conf.subcommand("check")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
-    | Annotated[Predict, tyro.conf.subcommand("predict")]
-    | Annotated[MakeReport, tyro.conf.subcommand("report")]
-    | Annotated[Fetch, tyro.conf.subcommand("fetch")]
-)
+Report = Annotated[MakeReport, tyro.conf.subcommand("report")]
+Verb = Demo | Check | Train | Evaluate | Compare | Bench | Predict | Report | Fetch
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -357,7 +333,7 @@ def _answer(arguments: list[str]) -> int:
         sys.stdout.flush()  # here, where a closed pipe can still be answered
 
 
-def _parse(arguments: list[str]) -> "Demo | Check | Train | Evaluate | Compare | Bench | Predict | MakeReport | Fetch":
+def _parse(arguments: list[str]) -> Verb:
     """Parse the flags; what they win over says which flags there are."""
     if arguments[:1] != ["train"]:
         return tyro.cli(Verb, prog="nissl", description=DESCRIPTION, args=arguments)
@@ -395,11 +371,11 @@ def _base(flags: list[str]) -> Config:
     return base
 
 
-def _check_tree(report: "Report") -> dict[str, Any]:
+def _check_tree(report: "check.Report") -> dict[str, Any]:
     return {"findings": [asdict(finding) for finding in report.findings], "facts": report.facts}
 
 
-def _check_text(report: "Report", listed: int | None = LISTED) -> str:
+def _check_text(report: "check.Report", listed: int | None = LISTED) -> str:
     """Write all findings, those of one cause together with the first of their files, then the facts."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for finding in report.findings:

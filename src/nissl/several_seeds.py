@@ -5,7 +5,6 @@ nissl.several_seeds.train("my-images", "runs/five", nissl.Config(), seeds=5)
 print(nissl.several_seeds.evaluate("runs/five").overall.dice_ci_seeds)
 """
 
-import functools
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,8 +16,6 @@ import tomli_w
 
 from nissl import api
 from nissl.config import Config
-from nissl.data.discovery import list_cases
-from nissl.data.duplicates import file_hash
 from nissl.errors import InputError
 from nissl.evaluation.compare_runs import differing
 from nissl.evaluation.seeds import SeedsSummary, summarise_seeds
@@ -27,7 +24,7 @@ from nissl.progress import is_first_process
 from nissl.reporting.seeds_page import write_seeds_report
 from nissl.runs.folder import SEEDS, holds_seeds, write_json
 from nissl.runs.format import load_config, stamped
-from nissl.runs.provenance import changed_cases, lock_run_folder, stored_tree
+from nissl.runs.provenance import changed_data, lock_run_folder, stored_tree
 from nissl.runs.seeds import differing_data, is_finished, runs_of, settings_of
 from nissl.tasks.scores import scores_from_csv
 
@@ -68,7 +65,7 @@ def train(
         finished = {seed for seed, run in runs.items() if is_finished(run)}
         begun = {seed for seed, run in runs.items() if (run / "config.toml").exists()}
         if not allow_changed:
-            _require_same_data(data, config, [runs[seed] for seed in begun])
+            _require_same_data(data, config, [runs[seed] for seed in sorted(begun)])
         if first:
             write_whole(out / "config.toml", tomli_w.dumps(stamped(stored_tree(settings[min(settings)], data))))
             write_json(out / SEEDS, {"seeds": list(settings)})
@@ -113,14 +110,9 @@ def _continued(data: Path, out: Path, config: Config, seeds: int | None) -> Sequ
 
 def _require_same_data(data: Path, config: Config, runs: Sequence[Path]) -> None:
     """Refuse to add to runs that have learnt from other files: their mean would be one over two sets of data."""
-    described = [run for run in runs if (run / "data.json").is_file()]
-    files = {file.id: file for file in list_cases(data, config.data).cases} if described else {}
-    hash_now = functools.cache(file_hash)
-    for run in described:
-        if changed := changed_cases(run, files, hash_now):
-            found = f"{len(changed)} cases have changed since {run.name} began, such as {changed[0]}"
-            fix = "put them back, start a new training, or accept it with --allow-changed (the results will say so)"
-            raise InputError(run.parent, found, "the same data for all seeds", fix)
+    if found := changed_data({run.name: run for run in runs}, data, config.data):
+        fix = "put it back, start a new training, or accept it with --allow-changed (the results will say so)"
+        raise InputError(runs[0].parent, found, "the same data for all seeds", fix)
 
 
 def evaluate(

@@ -17,6 +17,7 @@ BASELINE = "none + supervised"
 
 def cell(arm=BASELINE, budget="5%", seed=0, data="glas"):
     pretrain, method = arm.split(" + ")
+    pretrain = pretrain if pretrain in PRETRAININGS else "hebbian"  # of arms that only differ in their names
     config = Config(pretrain=PRETRAININGS.make(pretrain), method=METHODS.make(method), seed=seed)
     return Cell(data, budget, arm, seed, Path("data"), config)
 

@@ -158,7 +158,7 @@ def test_one_whose_settings_were_changed_on_the_way_is_refused(data, tmp_path, o
     steps = dataclasses.replace(tiny_config().train, steps=7)
     config = dataclasses.replace(tiny_config(), pretrain=rate, train=steps)
     api.train(data, other, config, resume="changed")
-    with pytest.raises(InputError, match="it went on with other settings"):
+    with pytest.raises(InputError, match="it was continued with other settings"):
         api.train(data, tmp_path / "run", config, pretrained=other)
 
 

@@ -28,7 +28,7 @@ from nissl.bench.run.cost import measure_costs
 from nissl.bench.run.estimate import estimate
 from nissl.bench.run.preflight import require_separate, require_unchanged, require_workable
 from nissl.bench.run.processes import TOKEN
-from nissl.bench.run.results import CELLS, Result, folder_of, is_bench, read_results, write_results
+from nissl.bench.run.results import CELLS, Result, folder_of, is_bench, read_results, result_of, write_results
 from nissl.bench.run.workers import LocalPool, WorkerPool
 from nissl.config import Config, from_tree, to_tree
 from nissl.errors import InputError
@@ -100,8 +100,7 @@ def bench(grid: Path | str, out: Path | str, workers: int | None = None, cluster
             try:
                 costs = measure_costs(out, all_cells, pool.threads)
                 if todo:
-                    todo_text = f"{len(todo)} of {len(results)} cells to run on {pool.size} workers"
-                    print(todo_text, file=sys.stderr)
+                    print(f"{len(todo)} of {len(results)} cells to run on {pool.size} workers", file=sys.stderr)
                     print(estimate(todo, list(results.values()), costs, pool.size), file=sys.stderr, flush=True)
                     _Bench(out, results, pool).run(todo)
             finally:
@@ -137,35 +136,34 @@ def _locked(out: Path) -> Iterator[None]:
         raise InputError(out, "in use by another bench", "a folder of its own for each bench", fix) from error
 
 
-def _described(all_cells: Sequence[Cell]) -> dict[str, dict[str, object]]:
+def _described(all_cells: Sequence[Cell]) -> dict[str, Any]:
     """Data and settings of each cell, as they read back from JSON."""
-    tree = {cell.id: {"path": str(cell.path.resolve()), **to_tree(cell.config)} for cell in all_cells}
-    described: dict[str, dict[str, object]] = json.loads(json.dumps(tree))
-    return described
+    return _through_json({cell.id: {"path": str(cell.path.resolve()), **to_tree(cell.config)} for cell in all_cells})
+
+
+def _through_json(tree: Mapping[str, Any]) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(json.dumps(tree))
+    return read
 
 
 def _completed(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Give settings that an older version wrote the defaults of those that it did not have."""
     known = {key: value for key, value in settings.items() if key != "path"}
-    tree = to_tree(from_tree(Config, known, str(out / CELLS)))
-    completed: dict[str, Any] = json.loads(json.dumps({"path": settings["path"], **tree}))
-    return completed
+    return _through_json({"path": settings["path"], **to_tree(from_tree(Config, known, str(out / CELLS)))})
 
 
 def _require_same(out: Path, all_cells: Sequence[Cell]) -> None:
     """Refuse a grid that changes or drops a cell of the bench in this folder; it may add some."""
     if not is_bench(out):
         return
-    before: Mapping[str, dict[str, object]] = read_json(out / CELLS)
-    now = _described(all_cells)
+    before, now = read_json(out / CELLS), _described(all_cells)
     fix = "put it back (into the grid, if it is a default that has changed), or start a new bench in another --out"
     dropped = [name for name in before if name not in now]
     if dropped:
         found = f"{len(dropped)} cells of this bench are not in the grid, such as {dropped[0]}"
         raise InputError(out, found, "the same grid, or one with more: every run counts, none is dropped", fix)
     for name, settings in before.items():
-        changed = differing(_completed(settings, out), now[name], ("was", "is"))
-        if changed:
+        if changed := differing(_completed(settings, out), now[name], ("was", "is")):
             raise InputError(out, f"cell {name}: {'; '.join(changed)}", "the settings that the bench began with", fix)
 
 
@@ -206,7 +204,7 @@ class _Bench:
             self.pool.stop()
             for cell in list(self.results):
                 if self.results[cell].status != "done":
-                    self.results[cell] = read_results(self.out, [cell])[0]
+                    self.results[cell] = result_of(self.out, cell)
             write_results(self.out, list(self.results.values()))
 
     def _may_retry(self, cell: Cell) -> bool:
@@ -220,7 +218,7 @@ class _Bench:
         return self.losses[cell] < self.pool.tries
 
     def _record(self, cell: Cell) -> str:
-        result = self.results[cell] = read_results(self.out, [cell])[0]
+        result = self.results[cell] = result_of(self.out, cell)
         write_results(self.out, list(self.results.values()))
         score = result.scores.get(SEGMENTATION[0].name)
         return f"{cell.id}: " + (f"Dice {score:.3f}" if score is not None else result.status)

@@ -50,8 +50,8 @@ class Compared:
 class Comparison:
     """What `nissl compare` says."""
 
-    a: str
-    b: str
+    names: tuple[str, str]
+    """Of A and of B."""
     seeds: tuple[int, ...]
     """Of each side; empty for two single runs."""
     classes: dict[str, Compared]
@@ -71,8 +71,7 @@ class Comparison:
 
     def to_tree(self) -> dict[str, Any]:
         """Nested dictionaries of plain values for JSON, nan as None."""
-        tree = without_nan(asdict(self))
-        assert isinstance(tree, dict)
+        tree: dict[str, Any] = without_nan(asdict(self))
         return tree
 
 
@@ -106,7 +105,7 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
     n_units, several = len(set(members or groups)), len(a) > 1
     alarms = _false_alarms(a), _false_alarms(b)
     return Comparison(
-        *names,
+        names=names,
         seeds=tuple(sorted(a)) if several else (),
         classes={label: _compared(a, b, [label], members, draws) for label in labels},
         overall=overall,
@@ -155,20 +154,15 @@ def require_paired(a: Sequence[CaseScore], b: Sequence[CaseScore], names: tuple[
         found = f"{len(alone)} of {len(cases[0] | cases[1])} cases are on one side only: {_listed(alone)}"
         raise _unpaired(names, found, "two runs measured on the same test cases")
     other = {(row.case, row.label): row for row in b}
-    facts: dict[str, Callable[[CaseScore], object]] = {
-        "groups (patients)": lambda row: row.group,
-        "units of distance": lambda row: row.unit,
-        "references": lambda row: (row.tp + row.fn, row.pixels),
+    facts: dict[str, Callable[[CaseScore], str]] = {
+        "groups (patients)": lambda row: f"`{row.group}`",
+        "units of distance": lambda row: f"`{row.unit}`",
+        "references": lambda row: f"{row.tp + row.fn} of {row.pixels} pixels are {row.label}",
     }
     for what, fact in facts.items():
-        differ = [row for row in a if fact(row) != fact(other[row.case, row.label])]
-        if differ:
-            row, twin = differ[0], other[differ[0].case, differ[0].label]
-            shown = (
-                f"{row.tp + row.fn} of {row.pixels} pixels are {row.label} against {twin.tp + twin.fn} of {twin.pixels}"
-                if what == "references"
-                else f"`{fact(row)}` against `{fact(twin)}`"
-            )
+        if differ := [row for row in a if fact(row) != fact(other[row.case, row.label])]:
+            row = differ[0]
+            shown = f"{fact(row)} against {fact(other[row.case, row.label]).removesuffix(f' pixels are {row.label}')}"
             found = f"other {what} in {_listed({r.case for r in differ})}: in {row.case}, {shown}"
             raise _unpaired(names, found, f"the same {what} on both sides")
 
@@ -188,8 +182,7 @@ def verdict(overall: Compared, false_alarms: tuple[int, int], several: bool) -> 
         return "too few to tell"
     if found.p_value >= SIGNIFICANT or any(low * high <= 0 for low, high in intervals):
         return "no difference seen"
-    more = false_alarms[0] - false_alarms[1] if found.mean > 0 else false_alarms[1] - false_alarms[0]
-    if more > 0:
+    if (false_alarms[0] - false_alarms[1]) * found.mean > 0:
         return "more false alarms"
     return "A better" if found.mean > 0 else "B better"
 
@@ -199,12 +192,11 @@ def _warnings(n_units: int, grouped: bool, several: bool) -> list[str]:
     if n_units < FEW:
         kind = "groups" if grouped else "cases"
         found.append(f"Only {n_units} {kind} to compare on: below {FEW}, take interval and p-value as a hint.")
-    if not several:
-        found.append(
-            "One seed each: the interval holds what other cases would change, not what another seed would. "
-            "Train both sides with --seeds 5 before you claim a difference of methods."
-        )
-    return found
+    single = (
+        "One seed each: the interval holds what other cases would change, not what another seed would. "
+        "Train both sides with --seeds 5 before you claim a difference of methods."
+    )
+    return found if several else [*found, single]
 
 
 def _paired(a: Scored, b: Scored, field: str, labels: Sequence[str]) -> Values:
@@ -228,7 +220,7 @@ def _false_alarms(side: Scored) -> int:
 
 
 def _listed(names: Sequence[Any] | Mapping[Any, Any] | set[Any]) -> str:
-    ordered = [str(name) for name in sorted(names)]
+    ordered = list(map(str, sorted(names)))
     return ", ".join(ordered[:LISTED]) + (f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else "")
 
 

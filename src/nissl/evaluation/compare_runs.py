@@ -12,7 +12,7 @@ from nissl.errors import InputError
 from nissl.evaluation.compare import Comparison, Scored, compare_scores
 from nissl.runs.folder import holds_seeds, measured_steps
 from nissl.runs.format import load_config
-from nissl.runs.provenance import flat
+from nissl.runs.provenance import differing_keys, flat
 from nissl.runs.seeds import runs_of
 from nissl.tasks.scores import CaseScore, scores_from_csv, unfinished
 
@@ -67,6 +67,5 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str]
     (one, first), (two, second) = zip(names, (flat(a), flat(b)), strict=True)
     return [
         f"{key}: {one} {first.get(key, 'left open')}, {two} {second.get(key, 'left open')}"
-        for key in sorted(first.keys() | second.keys())
-        if first.get(key) != second.get(key)
+        for key in differing_keys(first, second)
     ]

@@ -53,8 +53,7 @@ class SeedsSummary:
 
     def to_tree(self) -> dict[str, Any]:
         """Nested dictionaries of plain values for JSON, nan as None."""
-        tree = without_nan(asdict(self))
-        assert isinstance(tree, dict)
+        tree: dict[str, Any] = without_nan(asdict(self))
         return tree
 
 
@@ -83,10 +82,8 @@ def summarise_seeds(
     def scores(of: Sequence[Scores], chosen: Sequence[str]) -> SeedsScores:
         interval = (float("nan"), float("nan"))
         if together:
-            tables = np.stack(
-                [score_matrix([r for r in run if r.label in chosen], "dice", chosen) for run in rows.values()]
-            )
-            interval = bootstrap_interval(side_by_side(tables), members, np.random.default_rng(draws))
+            tables = [score_matrix([r for r in run if r.label in chosen], "dice", chosen) for run in rows.values()]
+            interval = bootstrap_interval(side_by_side(np.stack(tables)), members, np.random.default_rng(draws))
         dice = [run.dice for run in of]
         units = {run.unit for run in of}
         return SeedsScores(
@@ -94,13 +91,11 @@ def summarise_seeds(
             dice_ci_seeds=seed_interval(np.array(dice)),
             dice_ci_cases=interval,
             dice_sd=stdev(dice) if len(dice) > 1 else float("nan"),
-            iou=float(np.mean([run.iou for run in of])),
-            hd95=float(np.mean([run.hd95 for run in of])),
             unit=units.pop() if len(units) == 1 else "mixed",
+            **{name: float(np.mean([getattr(run, name) for run in of])) for name in ("iou", "hd95", "trivial_dice")},
             n_missed=sum(run.n_missed for run in of),
             n_false_alarm=sum(run.n_false_alarm for run in of),
             n_both_empty=sum(run.n_both_empty for run in of),
-            trivial_dice=float(np.mean([run.trivial_dice for run in of])),
         )
 
     overall = [summary.overall for summary in summaries.values()]

@@ -1,72 +1,87 @@
-"""Scores and comparisons as text for people: Dice as shares in tables, differences in points."""
+"""Scores and comparisons as text for people: Dice as fractions in tables, differences in percentage points."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from nissl.evaluation.compare import Compared, Comparison
+from nissl.evaluation.compare import Comparison
 from nissl.evaluation.seeds import SeedsSummary
 from nissl.metrics.statistics import Difference, smallest_p_value
 from nissl.tasks.scores import Summary, unfinished
 
-COUNTS = f"{'missed':>7} {'false alarm':>12} {'both empty':>11}"
+Column = tuple[str, int, Callable[[Any], str]]
+"""Title, width, and the text of a row."""
+DICE: Column = ("Dice", 6, lambda scores: f"{scores.dice:.3f}")
+REST: tuple[Column, ...] = (
+    ("trivial", 8, lambda scores: f"{scores.trivial_dice:.3f}"),
+    ("missed", 7, lambda scores: str(scores.n_missed)),
+    ("false alarm", 12, lambda scores: str(scores.n_false_alarm)),
+    ("both empty", 11, lambda scores: str(scores.n_both_empty)),
+)
+HD95: Column = ("HD95", 8, lambda scores: f"{scores.hd95:.1f} {scores.unit}")
+
+
+def _table(rows: Mapping[str, object], *columns: Column) -> list[str]:
+    """A line of titles, and one for each row by its name."""
+    lines = {"class": [title for title, _, _ in columns]}
+    lines |= {name: [text(row) for _, _, text in columns] for name, row in rows.items()}
+    return [
+        " ".join([f"{name:20}", *(f"{text:>{width}}" for text, (_, width, _) in zip(texts, columns, strict=True))])
+        for name, texts in lines.items()
+    ]
 
 
 def score_text(summary: Summary) -> str:
     """The scores as a table, one row per class, and what to know about them."""
-    header = (
-        f"{'class':20} {'Dice':>6} {'95 % interval':>16} {'pooled':>7} {'HD95':>8} {'cases':>6} {'trivial':>8} {COUNTS}"
+    untrained = {name: f"{name} (not trained)" for name in summary.not_trained}
+    rows = {untrained.get(name, name): scores for name, scores in summary.classes.items()}
+    lines = _table(
+        {**rows, "overall": summary.overall},
+        *(DICE, ("95 % interval", 16, lambda scores: _span(scores.dice_ci))),
+        *(("pooled", 7, lambda scores: f"{scores.pooled_dice:.3f}"), HD95),
+        *(("cases", 6, lambda scores: str(scores.n_cases)), *REST),
     )
-    lines = [header]
-    for name, scores in {**summary.classes, "overall": summary.overall}.items():
-        shown = f"{name} (not trained)" if name in summary.not_trained else name
-        lines.append(
-            f"{shown:20} {scores.dice:6.3f} {_span(scores.dice_ci):>16} {scores.pooled_dice:7.3f} "
-            f"{f'{scores.hd95:.1f} {scores.unit}':>8} {scores.n_cases:6d} {scores.trivial_dice:8.3f} "
-            f"{scores.n_missed:7d} {scores.n_false_alarm:12d} {scores.n_both_empty:11d}"
-        )
     single = "One run, one seed: the interval is over test cases only. `nissl train ... --seeds 5` measures the rest."
     return "\n".join([*lines, *_warnings(summary.warnings), single, summary.policy])
 
 
 def seeds_text(summary: SeedsSummary) -> str:
     """The means over seeds as a table, then each run."""
+    groups = f" of {summary.n_groups} groups" if summary.n_groups is not None else ""
     count = len(summary.runs)
-    seeds = f"{count} seeds" if count > 1 else "1 seed"
-    over = f"{summary.n_cases} cases" + (f" of {summary.n_groups} groups" if summary.n_groups is not None else "")
-    lines = [
-        f"mean over {seeds}, {over}",
-        f"{'class':20} {'Dice':>6} {'95 % over seeds':>16} {'95 % over cases':>16} {'HD95':>8} {'trivial':>8} {COUNTS}",
-    ]
-    for name, scores in {**summary.classes, "overall": summary.overall}.items():
-        lines.append(
-            f"{name:20} {scores.dice:6.3f} {_span(scores.dice_ci_seeds):>16} {_span(scores.dice_ci_cases):>16} "
-            f"{f'{scores.hd95:.1f} {scores.unit}':>8} {scores.trivial_dice:8.3f} "
-            f"{scores.n_missed:7d} {scores.n_false_alarm:12d} {scores.n_both_empty:11d}"
-        )
-    lines.append("each seed: " + ", ".join(f"{seed}: {dice:.3f}" for seed, dice in summary.runs.items()))
-    return "\n".join([*lines, *_warnings(summary.warnings), summary.policy])
+    lines = _table(
+        {**summary.classes, "overall": summary.overall},
+        *(DICE, ("95 % over seeds", 16, lambda scores: _span(scores.dice_ci_seeds))),
+        *(("95 % over cases", 16, lambda scores: _span(scores.dice_ci_cases)), HD95, *REST),
+    )
+    head = f"mean over {count} seed{'s' * (count != 1)}, {summary.n_cases} cases{groups}"
+    each = "each seed: " + ", ".join(f"{seed}: {dice:.3f}" for seed, dice in summary.runs.items())
+    return "\n".join([head, *lines, each, *_warnings(summary.warnings), summary.policy])
 
 
 def comparison_text(found: Comparison) -> str:
     """The sentence first, then the table of differences in points (hundredths) and the distances."""
-    lines = [verdict_text(found), f"A: {found.a}", f"B: {found.b}"]
+    lines = [verdict_text(found), *(f"{side}: {name}" for side, name in zip("AB", found.names, strict=True))]
     lines += [f"differs in {setting}" for setting in found.settings] or ["the settings of both are the same"]
-    header = f"{'class':20} {'Dice A':>7} {'Dice B':>7} {'A - B':>6} {'95 % interval':>16} {'p':>6} {'pairs':>6}"
-    lines.append(f"{header} {'left out':>9}")
-    for name, row in {**found.classes, "overall": found.overall}.items():
-        lines.append(
-            f"{name:20} {100 * row.dice_a:7.1f} {100 * row.dice_b:7.1f} {_points(row.dice)} "
-            f"{row.dice.n_pairs:6d} {row.dice.n_left_out:9d}"
-        )
+    lines += _table(
+        {**found.classes, "overall": found.overall},
+        ("Dice A", 7, lambda row: f"{100 * row.dice_a:.1f}"),
+        ("Dice B", 7, lambda row: f"{100 * row.dice_b:.1f}"),
+        ("A - B", 6, lambda row: f"{100 * row.dice.mean:+.1f}"),
+        ("95 % interval", 16, lambda row: f"{100 * row.dice.low:+.1f} to {100 * row.dice.high:+.1f}"),
+        ("p", 6, lambda row: f"{row.dice.p_value:.3f}"),
+        ("pairs", 6, lambda row: str(row.dice.n_pairs)),
+        ("left out", 9, lambda row: str(row.dice.n_left_out)),
+    )
     overall = found.overall
     lines.append(f"overall IoU: A - B is {_words(overall.iou, 100, 'points')}")
     lines.append(f"overall HD95: A - B is {_words(overall.hd95, 1, overall.unit)}; less is better")
     if found.seeds:
-        lines.append(f"over the seeds {', '.join(map(str, found.seeds))}: Dice A - B is {_over_seeds(overall)}")
+        ends = " to ".join(f"{100 * end:+.1f}" for end in overall.dice_seeds)
+        lines.append(f"over the seeds {', '.join(map(str, found.seeds))}: Dice A - B is {ends} points (95 %)")
     alarms = "false alarms: A {}, B {} (a pair is left out where neither mask of one side shows the class)"
-    lines.append(alarms.format(*found.false_alarms))
     begun = [f"{run}: {one.text}" for run, steps in found.unfinished.items() for one in unfinished(*steps)]
-    return "\n".join([*lines, *_warnings([*begun, *found.warnings])])
+    return "\n".join([*lines, alarms.format(*found.false_alarms), *_warnings([*begun, *found.warnings])])
 
 
 def verdict_text(found: Comparison) -> str:
@@ -96,21 +111,11 @@ def verdict_text(found: Comparison) -> str:
     return f"{leader} is better by {numbers} on these {where}."
 
 
-def _points(difference: Difference) -> str:
-    low, high = 100 * difference.low, 100 * difference.high
-    return f"{100 * difference.mean:+6.1f} {f'{low:+.1f} to {high:+.1f}':>16} {difference.p_value:6.3f}"
-
-
 def _words(difference: Difference, factor: float, unit: str) -> str:
     if math.isnan(difference.mean):
         return "not known"
     mean, low, high = (factor * value for value in (difference.mean, difference.low, difference.high))
     return f"{mean:+.1f} {unit} ({low:+.1f} to {high:+.1f}), p {difference.p_value:.3f}"
-
-
-def _over_seeds(overall: Compared) -> str:
-    low, high = (100 * end for end in overall.dice_seeds)
-    return f"{low:+.1f} to {high:+.1f} points (95 %)"
 
 
 def _span(ends: tuple[float, float]) -> str:

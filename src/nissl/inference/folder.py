@@ -143,9 +143,8 @@ def _find(images: Path) -> Listing:
     if not files.paths:
         left = f", but {files.left_out}" if files.left_out else ""
         found = f"no image{left}" if images.exists() else "no such file or folder"
-        raise InputError(
-            images, found, f"files of kind {' '.join(SUFFIXES)}", "check the path; subfolders do not count"
-        )
+        expected = f"files of kind {' '.join(SUFFIXES)}"
+        raise InputError(images, found, expected, "check the path; subfolders do not count")
     return files
 
 
@@ -222,8 +221,8 @@ class _Work:
             self._predict(file, target)
         except (MemoryError, RuntimeError, ResourceError, OSError) as error:
             if out_of_memory(error) or (isinstance(error, ResourceError) and error.code != "disk-full"):
-                fix = "close other programs, or take a machine with more memory"
-                fix = error.fix if isinstance(error, ResourceError) else fix
+                more = "close other programs, or take a machine with more memory"
+                fix = error.fix if isinstance(error, ResourceError) else more
                 need = f"up to {self.needs(path) / GIB:.2g} GiB of free memory"
                 raise ResourceError(file.image_name, "out of memory", need, fix) from error
             if not isinstance(error, OSError):

@@ -1,5 +1,6 @@
 """What a prediction takes of memory, stated before it starts, and what it gives up where memory runs out."""
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -176,14 +177,11 @@ class Attempt:
 
 def attempts(model: Model) -> list[Attempt]:
     """What is tried in turn: the settings' tile, halved down to the least that the network takes; then on the CPU."""
-    cores: list[int | None] = [None]
+    step, cores = factory.multiple(model.predictor), list[int | None]([None])
     if model.preprocessing.sampling == "patches":
-        step = factory.multiple(model.predictor)
-        core = tile_size(model)[0]
-        cores = [core]
+        cores = [core := tile_size(model)[0]]
         while core > step:
-            core = max(step, core // 2 // step * step)
-            cores.append(core)
+            cores.append(core := max(step, core // 2 // step * step))
     devices = [model.device] + ([torch.device("cpu")] if model.device.type != "cpu" else [])
     return [Attempt(core, device) for device in devices for core in cores]
 
@@ -200,10 +198,10 @@ class MemoryFallback:
     say: Callable[[str], None] = warn
     taken: list[str] = field(default_factory=list)
     _at: int = 0
-    _said: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._attempts = attempts(self.model)
+        self._say_once = functools.cache(self.say)
 
     @property
     def core(self) -> int | None:
@@ -228,9 +226,8 @@ class MemoryFallback:
 
         """
         if self._at + 1 == len(self._attempts):
-            fix = "close other programs, take a machine with more memory, or lower data.size and train again"
-            if self.core is not None:
-                fix = "close other programs, take a machine with more memory, or train with a lower predict.halo"
+            less = "lower data.size and train again" if self.core is None else "train with a lower predict.halo"
+            fix = f"close other programs, take a machine with more memory, or {less}"
             raise ResourceError("image", "out of memory", "memory for the smallest tile", fix)
         before, self._at = self._attempts[self._at], self._at + 1
         after = self._attempts[self._at]
@@ -238,7 +235,4 @@ class MemoryFallback:
         if before.device.type == "cuda":
             torch.cuda.empty_cache()
         self.taken.append(str(after))
-        text = f"out of memory with {before}; continuing with {after}, which is slower"
-        if text not in self._said:
-            self._said.add(text)
-            self.say(text)
+        self._say_once(f"out of memory with {before}; continuing with {after}, which is slower")

@@ -4,8 +4,9 @@ The image is read region by region and the mask is served band by band, so that 
 strip; `nissl.inference.memory` states it before work starts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 
@@ -192,7 +193,7 @@ def _pieces(tiling: _Tiling, tile: Tile, fallback: MemoryFallback) -> Iterator[P
             slice(at.start + shift - seen.start, at.stop + shift - seen.start)
             for at, shift, seen in zip(place, tiling.before, part.window, strict=True)
         )
-        logits = _attempt(fallback, tiling, part.window, kept)
+        logits = _attempt(fallback, partial(tiling.pixels, part.window), kept)
         if logits is None:
             yield from _pieces(tiling, part, fallback)
         else:
@@ -210,24 +211,21 @@ def _parts(tile: Tile, fallback: MemoryFallback, padded: Sequence[int]) -> Itera
         for part in tile.core
     )
     for spans in product(*cores):
-        window = tuple(
-            slice(max(0, span.start - halo), min(total, span.stop + halo))
-            for span, total in zip(spans, padded, strict=True)
-        )
-        yield Tile(window, spans)
+        ends = zip(spans, padded, strict=True)
+        yield Tile(tuple(slice(max(0, at.start - halo), min(total, at.stop + halo)) for at, total in ends), spans)
 
 
 def _attempt(
-    fallback: MemoryFallback, tiling: _Tiling, window: Place, kept: Place
+    fallback: MemoryFallback, pixels: Callable[[], Float32[np.ndarray, "channels *window"]], kept: Place
 ) -> Float32[np.ndarray, "classes *core"] | None:
-    """Logits of what is kept of a window; None where memory ran out and less is tried next.
+    """Logits of what is kept of a window with these pixels; None where memory ran out and less is tried next.
 
     Raises:
         ResourceError: there is no less.
 
     """
     try:
-        return _logits(fallback.active_model, tiling.pixels(window), kept)
+        return _logits(fallback.active_model, pixels(), kept)
     except (MemoryError, RuntimeError, OSError) as error:
         if not out_of_memory(error):
             raise
@@ -245,15 +243,8 @@ def _mirrored(positions: Int[np.ndarray, "n"], size: int) -> Int[np.ndarray, "n"
 def _resized(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
     space, everything = image.shape[1:], (slice(None),) * model.dims
     normalised = model.preprocessing(image)
-    logits = None
-    while logits is None:
-        try:
-            logits = _logits(fallback.active_model, normalised, everything)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-        if logits is None:
-            fallback.next_attempt()
+    while (logits := _attempt(fallback, lambda: normalised, everything)) is None:
+        pass
     # Linear resizing works axis by axis: the first axis at once, and the others for a few of its lines at a time.
     tall = resize_image(logits, (space[0], *logits.shape[2:]))
     widest = (len(logits), space[0], *map(max, space[1:], logits.shape[2:]))

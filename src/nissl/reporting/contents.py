@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,24 +43,22 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything in a run folder that the page shows; a missing part is empty."""
+    """Everything in a run folder that the page shows; a missing part is empty. `contents["split"]` is split.json."""
 
     run: Path
     settings: str
     config: Tree
-    split: Tree
-    data: Tree
-    environment: Tree
+    trees: Mapping[str, Tree]
+    """What the JSON files hold, by their names without suffix."""
     log: list[Tree]
-    pretrain: Tree
-    metrics: Tree
     scores: list[CaseScore]
-    network: Tree
-    budget: Tree
-    filters: Filters | None
-    filters_start: Filters | None
+    filters: Mapping[str, Filters]
+    """By the names of their files without suffix."""
     notes: tuple[str, ...]
     """What is missing or cannot be read, in words."""
+
+    def __getitem__(self, name: str) -> Tree:
+        return self.trees[name]
 
 
 def read_run(run: Path) -> Contents:
@@ -85,39 +83,26 @@ def read_run(run: Path) -> Contents:
             notes.append(f"{name} cannot be read ({reason}): {PARTS[name]}.")
         return empty
 
-    def json_part(name: str) -> Tree:
+    def tree(name: str) -> Tree:
         return part(name, lambda content: content_of(json.loads(content), run / name), {})
 
+    def settings_in(content: bytes) -> Tree:
+        return current_settings(tomllib.loads(content.decode()), run / "config.toml")
+
     settings = part("config.toml", bytes.decode, "")
-    config: Tree = {}
-    if settings:
-        config = part(
-            "config.toml",
-            lambda content: current_settings(tomllib.loads(content.decode()), run / "config.toml"),
-            config,
-        )
-    trained_without_labels = config.get("pretrain", {}).get("name", "none") != "none"
+    config: Tree = part("config.toml", settings_in, {}) if settings else {}
+    # Only a run with a stage 1 says anything of it.
+    empty = {} if config.get("pretrain", {}).get("name", "none") != "none" else {"pretrain": Tree()}
     nothing: tuple[list[Tree], int] = [], 0
     log, damaged = part("log.jsonl", _json_lines, nothing)
     if damaged:
         notes.append(f"log.jsonl has {damaged} line(s) that cannot be read; they are left out.")
-    return Contents(
-        run=run,
-        settings=settings,
-        config=config,
-        split=json_part("split.json"),
-        data=json_part("data.json"),
-        environment=json_part("env.json"),
-        log=log,
-        pretrain=json_part("pretrain.json") if trained_without_labels else {},
-        metrics=json_part("metrics.json"),
-        scores=part("metrics.csv", lambda content: scores_from_csv(content.decode()), []),
-        network=json_part("network.json"),
-        budget=json_part("budget.json"),
-        filters=part("filters.npy", _filters, None),
-        filters_start=part("filters_start.npy", _filters, None),
-        notes=tuple(notes),
-    )
+    names = [Path(name).stem for name in PARTS if name.endswith(".json")]
+    trees = {name: empty[name] if name in empty else tree(f"{name}.json") for name in names}
+    scores: list[CaseScore] = part("metrics.csv", lambda content: scores_from_csv(content.decode()), [])
+    read = {name: part(f"{name}.npy", _filters, None) for name in ("filters", "filters_start")}
+    filters = {name: array for name, array in read.items() if array is not None}
+    return Contents(run, settings, config, trees, log, scores, filters, tuple(notes))
 
 
 def _json(content: bytes) -> Tree:

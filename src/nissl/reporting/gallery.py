@@ -1,7 +1,7 @@
 """Which test cases the page shows, and their overlays: worst first."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +48,7 @@ def ranked(scores: Sequence[CaseScore]) -> dict[str, list[CaseScore]]:
     for row in scores:
         if not math.isnan(row.dice):
             rows.setdefault(row.case, []).append(row)
-
-    def badness(case: str) -> tuple[float, float]:
-        mine = rows[case]
-        return case_dice(mine), -max(row.hd95 for row in mine)
-
-    return {case: rows[case] for case in sorted(rows, key=badness)}
+    return dict(sorted(rows.items(), key=lambda item: (case_dice(item[1]), -max(row.hd95 for row in item[1]))))
 
 
 def case_dice(rows: Sequence[CaseScore]) -> float:
@@ -61,7 +56,7 @@ def case_dice(rows: Sequence[CaseScore]) -> float:
     return sum(row.dice for row in rows) / len(rows)
 
 
-def hang(contents: Contents, data: Path | None = None) -> Gallery:
+def draw_gallery(contents: Contents, data: Path | None = None) -> Gallery:
     """Draw the overlays of a run; where images or predictions are not at hand, say so.
 
     `data` is the folder of the data, where data.json does not name it.
@@ -73,11 +68,11 @@ def hang(contents: Contents, data: Path | None = None) -> Gallery:
     rest = [] if chosen is cases else [*cases[max(middle, WORST) :][:MIDDLE], *cases[-BEST:]]
     if not cases:
         return Gallery((), (), ())
+    known = data or contents["data"].get("root")
+    if not known or not Path(known).is_dir():
+        why = "The data folder is not where it was, or not stored: there are no overlays without --data DIR."
+        return Gallery((), (), (why,))
     try:
-        known = data or contents.data.get("root")
-        if not known or not Path(known).is_dir():
-            why = "The data folder is not where it was, or not stored: there are no overlays without --data DIR."
-            return Gallery((), (), (why,))
         config = from_tree(Config, contents.config, "config.toml")
         dataset = find_cases(Path(known), config.data)
         maps = dataset.label_map, LabelMap.reading(dataset.label_map.names, Description.load(contents.run).values)
@@ -87,18 +82,15 @@ def hang(contents: Contents, data: Path | None = None) -> Gallery:
     predictions = {stem(path): path for path in (contents.run / "predictions").glob("*")}
     without: dict[str, list[str]] = {}
 
-    def cards(ids: Sequence[str]) -> tuple[Card, ...]:
-        made = []
+    def cards(ids: Sequence[str]) -> Iterator[Card]:
         for case in ids:
             try:
                 masks = _load(files.get(case), predictions.get(case), maps, config.data)
+                yield Card(case, _caption(rows[case]), draw_overlay(masks))
             except DataError as error:
                 without.setdefault(error.found, []).append(case)
-            else:
-                made.append(Card(case, _caption(rows[case]), draw_overlay(masks)))
-        return tuple(made)
 
-    worst, others = cards(chosen), cards(rest)
+    worst, others = tuple(cards(chosen)), tuple(cards(rest))
     return Gallery(worst, others, tuple(f"No overlay of {', '.join(ids)}: {why}." for why, ids in without.items()))
 
 
@@ -120,10 +112,9 @@ def _absent(found: str) -> DataError:
 
 
 def _caption(rows: Sequence[CaseScore]) -> str:
-    several = len(rows) > 1
-    parts = []
-    for row in rows:
-        name = f"{row.label}: " if several else ""
+    def line(row: CaseScore) -> str:
+        name = f"{row.label}: " if len(rows) > 1 else ""
         state = f" ({row.presence})" if row.presence != "both" else ""
-        parts.append(f"{name}Dice {row.dice:.3f} · HD95 {row.hd95:.1f} {row.unit}{state}")
-    return "\n".join(parts)
+        return f"{name}Dice {row.dice:.3f} · HD95 {row.hd95:.1f} {row.unit}{state}"
+
+    return "\n".join(map(line, rows))

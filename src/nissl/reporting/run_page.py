@@ -1,7 +1,6 @@
 """The page of a run: one HTML file that needs nothing else and can be read without a network."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from nissl.files import write_whole
 from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.reporting import curves
 from nissl.reporting.contents import Contents, Tree, read_run
-from nissl.reporting.gallery import Gallery, case_dice, hang, ranked
+from nissl.reporting.gallery import Gallery, case_dice, draw_gallery, ranked
 from nissl.reporting.overlay import colour_of
 from nissl.runs.folder import measured_steps
 from nissl.tasks.scores import unfinished
@@ -21,19 +20,11 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 PRINTED_NAMES = {"unet": "U-Net", "vnet": "V-Net"}
-# Stages that never look at the images without masks.
+# Stages that never see the images without masks.
 BLIND_PRETRAININGS, BLIND_METHODS = ("none", "unit-norm"), ("supervised",)
+PAGE = "report.html"
 MOVED = 0.01
 DEAD = 0.2
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table of results."""
-
-    name: str
-    scores: Tree
-    trivial: bool = False
 
 
 def write_report(run: Path, data: Path | None = None) -> Path:
@@ -47,9 +38,8 @@ def write_report(run: Path, data: Path | None = None) -> Path:
 
     """
     contents = read_run(run)
-    path = run / "report.html"
-    write_whole(path, render(contents, hang(contents, data)))
-    return path
+    write_whole(run / PAGE, render(contents, draw_gallery(contents, data)))
+    return run / PAGE
 
 
 def environment() -> "Environment":
@@ -69,48 +59,42 @@ def environment() -> "Environment":
 
 def render(contents: Contents, gallery: Gallery) -> str:
     """Fill the page; every text is escaped, and the page may load and run nothing."""
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            network=_name(contents),
-            title=contents.data.get("name") or contents.run.resolve().name,
-            headline=headline(contents),
-            warnings=warnings(contents),
-            notes=(*contents.notes, *gallery.notes),
-            gallery=gallery,
-            legend=[(name, colour_of(n)) for n, name in enumerate(contents.data.get("classes", [])) if n],
-            rows=table_rows(contents.metrics),
-            policy=contents.metrics.get("policy", EMPTY_POLICY),
-            plots=_plots(contents),
-            surroundings=surroundings(contents),
-            verdict=verdict(contents.pretrain.get("layers", [])),
-            c=contents,
-        )
+    template = environment().get_template("report.html.j2")
+    return template.render(
+        network=_name(contents),
+        title=contents["data"].get("name") or contents.run.resolve().name,
+        headline=headline(contents),
+        warnings=warnings(contents),
+        notes=(*contents.notes, *gallery.notes),
+        gallery=gallery,
+        legend=[(name, colour_of(n)) for n, name in enumerate(contents["data"].get("classes", [])) if n],
+        rows=_rows(contents["metrics"]),
+        policy=contents["metrics"].get("policy", EMPTY_POLICY),
+        plots=_plots(contents),
+        surroundings=surroundings(contents),
+        verdict=verdict(contents["pretrain"].get("layers", [])),
+        c=contents,
     )
 
 
 def headline(contents: Contents) -> str:
     """Say in one sentence what was trained on what, and how well it does."""
-    network = _name(contents)
-    split, overall = contents.split, contents.metrics.get("overall", {})
-    parts = [network]
+    split, overall = contents["split"], contents["metrics"].get("overall", {})
+    text = _name(contents)
     if split:
-        parts.append(f" trained on {counted(len(split.get('labelled', [])), 'mask')}")
         unlabelled = counted(len(split.get("unlabelled", [])), "image")
-        parts.append(f" and {unlabelled} without masks" if _uses_unlabelled(contents) else "")
-    if overall:
-        low, high = overall["dice_ci"]
-        interval = "" if low is None else f" [{fixed(low, 2)}, {fixed(high, 2)}]"
-        parts.append(f": Dice {fixed(overall['dice'], 2)}{interval} on {counted(overall['n_cases'], 'test image')}")
-        parts.append(f", trivial {fixed(overall['trivial_dice'], 2)}")
-    else:
-        parts.append("; not measured yet")
-    return "".join(parts) + "."
+        text += f" trained on {counted(len(split.get('labelled', [])), 'mask')}"
+        text += f" and {unlabelled} without masks" if _uses_unlabelled(contents) else ""
+    if not overall:
+        return f"{text}; not measured yet."
+    low, high = overall["dice_ci"]
+    interval = "" if low is None else f" [{fixed(low, 2)}, {fixed(high, 2)}]"
+    measured = f"Dice {fixed(overall['dice'], 2)}{interval} on {counted(overall['n_cases'], 'test image')}"
+    return f"{text}: {measured}, trivial {fixed(overall['trivial_dice'], 2)}."
 
 
 def _name(contents: Contents) -> str:
-    name = str(contents.network.get("name") or contents.config.get("net", {}).get("name", "Network"))
+    name = str(contents["network"].get("name") or contents.config.get("net", {}).get("name", "Network"))
     return PRINTED_NAMES.get(name, name)
 
 
@@ -122,19 +106,17 @@ def _uses_unlabelled(contents: Contents) -> bool:
 
 def warnings(contents: Contents) -> list[str]:
     """List what makes the numbers of this run less than they seem."""
-    split = contents.split
-    known = unfinished(*measured_steps(contents.run))
-    known += caveats(split.get("shared_groups", []), split.get("transductive", []))
-    found = [one.text for one in known]
+    split, overall = contents["split"], contents["metrics"].get("overall", {})
+    of_split = caveats(split.get("shared_groups", []), split.get("transductive", []))
     protocol = published(contents.config.get("protocol", ""))
-    found += [caveat.text for caveat in protocol.caveats(contents.run)] if protocol else []
-    overall = contents.metrics.get("overall", {})
+    of_protocol = protocol.caveats(contents.run) if protocol else []
+    found = [one.text for one in (*unfinished(*measured_steps(contents.run)), *of_split, *of_protocol)]
     dice, trivial = overall.get("dice"), overall.get("trivial_dice")
     if dice is not None and trivial is not None and dice <= trivial:
         found.append("The network is no better than calling every pixel foreground.")
-    found += contents.metrics.get("warnings", [])
+    found += contents["metrics"].get("warnings", [])
     found += _course(contents)
-    unused = len(contents.split.get("unlabelled", []))
+    unused = len(split.get("unlabelled", []))
     if unused and not _uses_unlabelled(contents):
         found.append(f"{counted(unused, 'image')} without masks had no part in this training.")
     return list(dict.fromkeys(found))
@@ -142,14 +124,14 @@ def warnings(contents: Contents) -> list[str]:
 
 def _course(contents: Contents) -> list[str]:
     """List what happened to the run on its way."""
-    found = []
-    for session in contents.environment.get("continued", []):
+    found, known = [], contents["env"]
+    for session in known.get("continued", []):
         if session["changed"]:
             changed = "; ".join(session["changed"])
             found.append(f"The run was continued with other settings or data than it began with: {changed}.")
         for name, title in (("nissl", "Nissl"), ("torch", "torch")):
-            if session[name] != contents.environment[name]:
-                versions = f"{title} {contents.environment[name]} and continued with {title} {session[name]}"
+            if session[name] != known[name]:
+                versions = f"{title} {known[name]} and continued with {title} {session[name]}"
                 found.append(f"The run began with {versions}: it is not exact.")
     parted = [line for line in contents.log if "parts" in line]
     if parted:
@@ -162,24 +144,17 @@ def _course(contents: Contents) -> list[str]:
 
 def surroundings(contents: Contents) -> Tree:
     """Lay out where the run was made, and whether it can be made again bit for bit."""
-    facts = {key: value for key, value in contents.environment.items() if key not in ("command", "exact", "continued")}
-    if "exact" in contents.environment:
-        again = "the same seed gives the same bits, on the same machine with as many threads"
-        facts["exactness"] = again if contents.environment["exact"] else "not exact: the same seed may give other bits"
-    return facts
+    known = contents["env"]
+    facts = {key: value for key, value in known.items() if key not in ("command", "exact", "continued")}
+    again = "the same seed gives the same bits, on the same machine with as many threads"
+    exactness = again if known.get("exact") else "not exact: the same seed may give other bits"
+    return facts | ({"exactness": exactness} if "exact" in known else {})
 
 
-def table_rows(metrics: Tree) -> list[Row]:
-    """Lay out the results: every class, the mean over classes where there are several, and the trivial prediction."""
+def _rows(metrics: Tree) -> list[tuple[str, Tree]]:
+    """Scores of every class and, where there are several, the mean over classes."""
     classes = metrics.get("classes", {})
-    scored = [*classes.items(), *([("mean over classes", metrics["overall"])] if len(classes) > 1 else [])]
-    rows = []
-    for name, scores in scored:
-        everywhere = {"dice": scores["trivial_dice"], "pooled_dice": scores["trivial_pooled_dice"]}
-        rows += [Row(name, scores), Row(f"trivial: {name} everywhere", everywhere, trivial=True)]
-    if len(classes) > 1:
-        rows[-1] = Row("trivial: mean over classes", rows[-1].scores, trivial=True)
-    return rows
+    return [*classes.items(), *([("mean over classes", metrics["overall"])] if len(classes) > 1 else [])]
 
 
 def verdict(layers: list[Tree]) -> str:
@@ -212,18 +187,15 @@ def _plots(contents: Contents) -> dict[str, str]:
     if len(contents.log) > 1:
         plots["loss"] = curves.loss_curve(contents.log)
         plots["rate"] = curves.rate_curve(contents.log)
-    course = contents.pretrain.get("curves", [])
+    course = contents["pretrain"].get("curves", [])
     if course and "change" in course[0]:
         plots["change"] = curves.change_curve(course)
     elif course:
         plots["pretrain_loss"] = curves.loss_curve(course)
     if contents.scores:
         dice = [case_dice(rows) for rows in ranked(contents.scores).values()]
-        plots["cases"] = curves.case_plot(dice, contents.metrics.get("overall", {}).get("trivial_dice"))
-    for name, filters in (("filters", contents.filters), ("filters_start", contents.filters_start)):
-        if filters is not None:
-            plots[name] = curves.filter_grid(filters)
-    return plots
+        plots["cases"] = curves.case_plot(dice, contents["metrics"].get("overall", {}).get("trivial_dice"))
+    return plots | {name: curves.filter_grid(filters) for name, filters in contents.filters.items()}
 
 
 def fixed(value: Any, digits: int = 3) -> str:
@@ -232,7 +204,7 @@ def fixed(value: Any, digits: int = 3) -> str:
 
 
 def percent(value: Any) -> str:
-    """Print a share as a percentage; a dash where there is none."""
+    """Print a fraction as a percentage; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{100 * value:.0f} %" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.2g} %"

@@ -68,17 +68,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise DataError(path, "no such file", "a checkpoint", "train first, or check the run's folder") from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise DataError(path, f"unreadable ({error})", "a whole safetensors file", _MEND) from error
+        raise DataError(path, f"unreadable ({error})", "a whole safetensors file", _RESTORE) from error
     checksum, text = stored[:64], stored[64:]
     if not text:
-        raise DataError(path, "no checksum in it", "a checkpoint written by Nissl", _MEND)
+        raise DataError(path, "no checksum in it", "a checkpoint written by Nissl", _RESTORE)
     if _checksum(tensors, text) != checksum:
-        raise DataError(path, "checksum differs: the file was altered", "the bytes that were written", _MEND)
+        raise DataError(path, "checksum differs: the file was altered", "the bytes that were written", _RESTORE)
     facts: dict[str, Any] = json.loads(text)
     return tensors, facts | {"sha256": checksum}
 
 
-_MEND = "restore the file from a copy, or train again"
+_RESTORE = "restore the file from a copy, or train again"
 
 
 def load_newest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], DataError | None]:
@@ -149,7 +149,7 @@ def unpack_optimiser(
 ) -> None:
     """Put the state that `pack_optimiser` took back into an optimiser over the same parameters.
 
-    What was set when the optimiser was made stays as it is now: decay and shares may have been changed knowingly.
+    What was set when the optimiser was made stays as it is now: decay and fractions may have been changed knowingly.
 
     Raises:
         ValueError: the state is of another kind of optimiser, or of other parameters.

@@ -32,7 +32,7 @@ CONTENT: Mapping[str, Mapping[str, type]] = {
 
 
 def _environment_1(tree: Tree) -> Tree:
-    """Sessions that went on did not name their version of Nissl."""
+    """Sessions that continued a run did not name their version of Nissl."""
     sessions = [{"nissl": tree["nissl"]} | session for session in tree.get("continued", [])]
     return tree | ({"continued": sessions} if sessions else {})
 

@@ -1,6 +1,7 @@
-"""What a run folder says of its run, written before the work starts and compared when it goes on."""
+"""What a run folder says of its run, written before the work starts and compared when it is resumed."""
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -18,9 +19,9 @@ import filelock
 import tomli_w
 import torch
 
-from nissl.config import Config, to_tree
+from nissl.config import Config, DataConfig, to_tree
 from nissl.data.cases import CaseFile, Dataset, Scan
-from nissl.data.discovery import located
+from nissl.data.discovery import list_cases, located
 from nissl.data.duplicates import file_hash
 from nissl.data.split import Split, named_ids
 from nissl.errors import InputError
@@ -37,12 +38,7 @@ CHOICES = [
     {"choice": "checkpoint", "made": "the averaged weights of the last step", "split": None, "cases": 0},
     {"choice": "length", "made": "the number of steps that was given", "split": None, "cases": 0},
     {"choice": "threshold", "made": "the most probable class", "split": None, "cases": 0},
-    {
-        "choice": "settings",
-        "made": "as given: Nissl cannot know what they were chosen on",
-        "split": None,
-        "cases": None,
-    },
+    {"choice": "settings", "made": "as given, chosen on what Nissl cannot know", "split": None, "cases": None},
 ]
 """What a run has to choose, how, and on how many cases of which split. Nothing is chosen on the test split, but for the
 number that a published protocol asks for (`nissl.training.protocol`)."""
@@ -142,7 +138,7 @@ def write_provenance(
     }
     write_json(out / "split.json", dataclasses.asdict(split))
     write_json(out / "data.json", data)
-    if not (out / "env.json").exists():  # of a run that goes on, it tells how it began
+    if not (out / "env.json").exists():  # of a run that is resumed, it tells how it began
         write_json(out / "env.json", _environment(config, dataset.private))
     write_json(out / "budget.json", budget)
     settings = tomli_w.dumps(stamped(stored_tree(config, dataset.root)))
@@ -221,13 +217,31 @@ def changes(
     """List in words how settings and data differ from those that a run began with; `resolve` fills in open settings."""
     then = resolve(load_config(out / "config.toml"))
     before, now = (flat(stored_tree(one, dataset.root)) for one in (then, config))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    listed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed]
+    listed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing_keys(before, now)]
     data, data_now = read_json(out / "data.json"), data_of(dataset, split)
     listed += [f"{key} were {data[key]}, are {data_now[key]}" for key in FACTS if data[key] != data_now[key]]
-    stored, here = ({case["id"]: case for case in tree["cases"]} for tree in (data, data_now))
-    other = sorted(key for key in stored.keys() | here.keys() if stored.get(key) != here.get(key))
+    other = differing_keys(*({case["id"]: case for case in tree["cases"]} for tree in (data, data_now)))
     return (*listed, *([f"{len(other)} cases of the data differ, such as {other[0]}"] if other else []))
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """List the keys that only one of two has, or whose values differ."""
+    return [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
+
+
+def changed_data(runs: Mapping[str, Path], data: Path, config: DataConfig) -> str:
+    """Say since which of these runs cases of a data folder came, went or changed, and which; empty if since none.
+
+    `runs` are folders by what the user calls them; one that has not begun says nothing.
+    """
+    begun = {name: run for name, run in runs.items() if (run / "data.json").is_file()}
+    files = {file.id: file for file in list_cases(data, config).cases} if begun else {}
+    hash_now = functools.cache(file_hash)
+    for name, run in begun.items():
+        if changed := changed_cases(run, files, hash_now):
+            cases = "a case has" if len(changed) == 1 else f"{len(changed)} cases have"
+            return f"{cases} changed since {name} began, such as {changed[0]}"
+    return ""
 
 
 def changed_cases(out: Path, files: Mapping[str, CaseFile], hash_now: Callable[[Path, str], str]) -> list[str]:
@@ -239,11 +253,9 @@ def changed_cases(out: Path, files: Mapping[str, CaseFile], hash_now: Callable[[
 
 def _differs(before: Mapping[str, str | None], file: CaseFile, hash_now: Callable[[Path, str], str]) -> bool:
     """Say whether what a run has opened of a case has another checksum now, or is gone."""
-    known = [
-        (before["image_sha256"], file.image, file.image_name),
-        (before["mask_sha256"], file.target, file.target_name),
-    ]
-    return any(then is not None and (path is None or hash_now(path, name) != then) for then, path, name in known)
+    known = (("image_sha256", file.image, file.image_name), ("mask_sha256", file.target, file.target_name))
+    stored = ((before[key], path, name) for key, path, name in known)
+    return any(then is not None and (path is None or hash_now(path, name) != then) for then, path, name in stored)
 
 
 def require_same(out: Path, changed: Sequence[str]) -> None:
@@ -259,10 +271,10 @@ def require_same(out: Path, changed: Sequence[str]) -> None:
 
 
 def note_session(out: Path, config: Config, changed: Sequence[str]) -> None:
-    """Enter in env.json that the run goes on, and whether it can still be exact."""
+    """Enter in env.json that the run is resumed, and whether it can still be exact."""
     before, now = read_json(out / "env.json"), _environment(config)
     if before["nissl"] != now["nissl"]:
-        warn(f"the run began with Nissl {before['nissl']}, this is {now['nissl']}: it goes on, but not bit for bit")
+        warn(f"the run began with Nissl {before['nissl']}, this is {now['nissl']}: it continues, but not bit for bit")
     same = all(before.get(key) == now[key] for key in PLACE)
     session = {key: now[key] for key in (*PLACE, "date")} | {"changed": list(changed)}
     exact = bool(before.get("exact")) and same and not changed

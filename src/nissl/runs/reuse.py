@@ -13,7 +13,7 @@ from nissl.files import write_whole
 from nissl.runs.checkpoint import has_checkpoint, load_checkpoint
 from nissl.runs.folder import STATE, checkpoint_of, pretraining_log, read_json, write_json
 from nissl.runs.format import current_settings, load_config
-from nissl.runs.provenance import FACTS, PLACE, data_of, flat
+from nissl.runs.provenance import FACTS, PLACE, data_of, differing_keys, flat
 
 STAGE_1 = ("seed", "deterministic", "protocol", "data", "augment", "net", "pretrain")
 """Settings that stage 1 follows from; of these, not the ones below."""
@@ -57,15 +57,15 @@ def require_alike(
     unnamed = stage_1_settings(to_tree(stored)).keys() - flat(current_settings(read_toml(path), path)).keys()
     theirs = {key: value for key, value in stage_1_settings(to_tree(resolve(stored))).items() if key not in unnamed}
     ours = stage_1_settings(to_tree(config))
-    unlike = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
+    unlike = differing_keys(theirs, ours)
     listed = [f"{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in unlike]
     data, here = read_json(other / "data.json"), data_of(dataset, split)
     listed += [f"{key} are {data[key]} there, {here[key]} here" for key in FACTS if data[key] != here[key]]
-    seen, own = ({case["id"]: case["image_sha256"] for case in tree["cases"]} for tree in (data, here))
-    if different := sorted(key for key in seen.keys() | own.keys() if seen.get(key) != own.get(key)):
+    images = ({case["id"]: case["image_sha256"] for case in tree["cases"]} for tree in (data, here))
+    if different := differing_keys(*images):
         listed.append(f"training images differ: {len(different)}, such as {different[0]}")
     if any(session["changed"] for session in read_json(other / "env.json").get("continued", [])):
-        listed.append("it went on with other settings or data than it began with")
+        listed.append("it was continued with other settings or data than it began with")
     if not checkpoint_of(other, 0).is_file():
         listed.append("there is no pre-trained network in it")
     if listed:

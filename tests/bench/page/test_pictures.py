@@ -31,7 +31,7 @@ def tables(budgets=(("5%", 5), ("20%", 20)), seeds=3):
 def test_the_baseline_is_first_and_the_others_from_the_best_on():
     found = curves_of(tables())
     assert [curve.arm for curve in found] == [BASELINE, *reversed(ARMS[1:])]
-    assert found[0].targets.tolist() == [5, 20] and (found[0].low < found[0].dice).all()
+    assert found[0].masks.tolist() == [5, 20] and (found[0].low < found[0].dice).all()
 
 
 def test_the_pictures_need_neither_several_budgets_nor_several_seeds():

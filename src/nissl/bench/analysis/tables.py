@@ -1,6 +1,6 @@
 """The numbers of a bench: for each data set and budget a row per arm, every cell of the grid counted."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -163,12 +163,11 @@ def tables_of(
         costs: what is known of them.
 
     """
-    grouped: dict[tuple[str, str], dict[str, list[Result]]] = {}
-    configs: dict[tuple[str, str], dict[str, Config]] = {}
+    grouped: dict[tuple[str, str], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    configs: dict[tuple[str, str], dict[str, Config]] = defaultdict(dict)
     for cell, result in zip(cells, results, strict=True):
-        place = (cell.data, cell.budget)
-        grouped.setdefault(place, {}).setdefault(cell.arm, []).append(result)
-        configs.setdefault(place, {}).setdefault(cell.arm, cell.config)
+        grouped[cell.data, cell.budget][cell.arm].append(result)
+        configs[cell.data, cell.budget].setdefault(cell.arm, cell.config)
     tables = []
     for place, arms in grouped.items():
         baseline = baseline_of(configs[place])
@@ -189,11 +188,7 @@ class _Measured:
 
 
 def _rows(
-    data: str,
-    baseline: str,
-    arms: Mapping[str, Sequence[Result]],
-    scores: Scores,
-    costs: Mapping[Key, Cost],
+    data: str, baseline: str, arms: Mapping[str, Sequence[Result]], scores: Scores, costs: Mapping[Key, Cost]
 ) -> tuple[ArmRow, ...]:
     known = [run for runs in arms.values() for run in runs if run.status == "done" and run.run in scores]
     tested = {run.run: tuple(_tested_on(row) for row in scores[run.run]) for run in known}
@@ -202,22 +197,19 @@ def _rows(
     labels = list(dict.fromkeys(row.label for row in first))
     groups = {row.case: row.group for row in first}
     members = units_of(groups) if any(groups.values()) else None
-    found = {
-        run: _Measured(
-            score_matrix(scores[run], "dice", labels), sum(row.presence == "false alarm" for row in scores[run])
-        )
-        for run, cases in tested.items()
-        if cases == usual
-    }
+    found = {run: _measured(scores[run], labels) for run, cases in tested.items() if cases == usual}
     checked = {arm: tuple(_checked(run, found) for run in runs) for arm, runs in arms.items()}
     rows = [_row(arm, runs, found, members, costs.get((data, arm))) for arm, runs in checked.items()]
-    arms_only = {arm: runs for arm, runs in checked.items() if arm != baseline}
-    compared = {arm: _versus(runs, checked[baseline], found, members) for arm, runs in arms_only.items()}
-    versus = {arm: one for arm, one in compared.items() if one}
+    others = {arm: runs for arm, runs in checked.items() if arm != baseline}
+    versus = {arm: one for arm, runs in others.items() if (one := _versus(runs, checked[baseline], found, members))}
     p_seeds, p_cases = ([getattr(one, name) for one in versus.values()] for name in ("p_seeds", "p_cases"))
     corrected = zip(versus.items(), holm(p_seeds), holm(p_cases), strict=True)
     versus = {arm: replace(one, p_seeds=seeds, p_cases=cases) for (arm, one), seeds, cases in corrected}
     return tuple(replace(row, versus=versus.get(row.arm)) for row in rows)
+
+
+def _measured(rows: Sequence[CaseScore], labels: Sequence[str]) -> _Measured:
+    return _Measured(score_matrix(rows, "dice", labels), sum(row.presence == "false alarm" for row in rows))
 
 
 def _tested_on(row: CaseScore) -> tuple[str, str, str, str, int, int]:

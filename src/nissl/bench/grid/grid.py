@@ -25,6 +25,7 @@ pretrain = { name = "hebbian", rule = "hpca" }
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import re
 import sys
@@ -244,13 +245,13 @@ def _config(tree: Tree) -> Config:
     return config
 
 
-def _refusal(tree: Tree) -> str:
-    """The error that these settings give; empty where there is none."""
+def _refusal(layers: Iterable[Tree]) -> InputError | None:
+    """The error that these settings give."""
     try:
-        _config(tree)
+        _config(_merged(layers))
     except InputError as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
 def _key(*parts: str) -> str:
@@ -259,11 +260,7 @@ def _key(*parts: str) -> str:
 
 
 def _has(tree: Any, keys: Sequence[str]) -> bool:
-    for key in keys:
-        if not isinstance(tree, dict) or key not in tree:
-            return False
-        tree = tree[key]
-    return True
+    return not keys or (isinstance(tree, dict) and keys[0] in tree and _has(tree[keys[0]], keys[1:]))
 
 
 def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
@@ -299,9 +296,9 @@ class _Reader:
             if not isinstance(table, dict) or not isinstance(table.get("path"), str):
                 raise self.fault(f"{place}.path", "missing", "the folder of the data: path = '...'", "state it")
             self.require_keys(place, table, known)
-            settings: Tree = {key: value for key, value in table.items() if key not in ("path", "budgets", *SHORT)}
+            long: Tree = {key: value for key, value in table.items() if key not in ("path", "budgets", *SHORT)}
             short = ({part: {field: table[key]}} for key, (part, field) in SHORT.items() if key in table)
-            settings = self.settings(place, _merged((settings, *short)))
+            settings = self.settings(place, _merged((long, *short)))
             own = self.budgets(table["budgets"], f"{place}.budgets") if "budgets" in table else ()
             found.append(Source(name, self._folder(f"{place}.path", table["path"]), settings, own))
         self._require_distinct({_key("data", one.name): one.name for one in found})
@@ -353,11 +350,8 @@ class _Reader:
         for index, table in enumerate(tables):
             place = f"arms[{index}]"
             self.require_keys(place, table, ("name", *STAGES))
-            settings = {
-                stage: self._stage(f"{place}.{stage}", stage, table[stage]) for stage in STAGES if stage in table
-            }
-            parts = [settings.get(stage, {}).get("name", "") for stage in STAGES]
-            name = table.get("name", " + ".join(part for part in parts if part))
+            settings = {key: self._stage(f"{place}.{key}", key, table[key]) for key in STAGES if key in table}
+            name = table.get("name", " + ".join(tree["name"] for tree in settings.values() if tree.get("name")))
             if not isinstance(name, str) or not name:
                 fix = 'give it a pretrain, a method or a name = "..."'
                 raise self.fault(place, "an arm without a name", "what is compared", fix)
@@ -373,17 +367,12 @@ class _Reader:
 
     def require_settings(self, grid: BenchGrid) -> None:
         """Refuse what is no setting, a value out of its range, and a name that is no method or pre-training."""
-        for source in grid.data:
-            for index in range(len(grid.arms)):
-                layers = _layers(grid, source, index)
-                try:
-                    _config(_merged(layers.values()))
-                except InputError as error:
-                    trees = list(layers.values())
-                    failing = (
-                        place for n, place in enumerate(layers) if _refusal(_merged(trees[: n + 1])) == str(error)
-                    )
-                    raise self._at(layers, next(failing), error.where, error) from error
+        for source, index in itertools.product(grid.data, range(len(grid.arms))):
+            layers = _layers(grid, source, index)
+            trees = list(layers.values())
+            if error := _refusal(trees):
+                failing = (place for n, place in enumerate(layers, 1) if str(_refusal(trees[:n])) == str(error))
+                raise self._at(layers, next(failing), error.where, error) from error
 
     def _at(self, layers: Mapping[str, Tree], place: str, key: str, error: InputError) -> InputError:
         """State a fault of a setting of a cell where it is written: in this layer, or the last one that has it."""

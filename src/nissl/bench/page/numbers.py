@@ -35,8 +35,10 @@ def p_value(p: float) -> str:
     return UNKNOWN if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def labels(equivalent: Equivalent, ends: tuple[Equivalent, Equivalent] | None = None) -> str:
+def labels(equivalent: Equivalent | None, ends: tuple[Equivalent, Equivalent] | None = None) -> str:
     """An annotation equivalent or its bound, and those of the ends of the interval where they differ."""
+    if equivalent is None:
+        return ""
     if ends and set(ends) != {equivalent}:
         return f"{labels(equivalent)} ({' to '.join(map(labels, ends))})"
     bound, count = equivalent

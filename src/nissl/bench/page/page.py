@@ -12,13 +12,13 @@ from nissl.bench.analysis.overview import Gain, gains_of
 from nissl.bench.analysis.tables import Table, tables_of
 from nissl.bench.grid.grid import Cell
 from nissl.bench.page import text
-from nissl.bench.page.legend import legend
 from nissl.bench.page.pictures import Picture, dataset_pictures, overview_picture
 from nissl.bench.page.printed import PrintedRow, PrintedTable, cost_table, overview_table, results_table
 from nissl.bench.run.cost import read_costs
 from nissl.bench.run.results import Result, caveats_of, read_results, scores_of, stored_cells
 from nissl.errors import Caveat, NisslError
 from nissl.files import write_whole
+from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.reporting.run_page import environment
 
 PAGE, MARKDOWN = "report.html", "tables.md"
@@ -93,6 +93,14 @@ def sections_of(
         rows = tuple(PrintedRow((run.run, run.message)) for run in failed)
         found.append(Section(2, "Failed runs", table=PrintedTable(("run", "why"), rows)))
     return (*found, Section(2, "How to read this", paragraphs=legend(tables)))
+
+
+def legend(tables: Sequence[Table]) -> tuple[str, ...]:
+    """Explain what is on the page of these tables, and nothing else: a paragraph each."""
+    equivalent = any(row.equivalent for table in tables for row in table.rows)
+    template = environment().get_template("bench_legend.txt.j2")
+    text = template.render(policy=EMPTY_POLICY, several=len(tables) > 1, equivalent=equivalent)
+    return tuple(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _overview(tables: Sequence[Table], gains: Sequence[Gain]) -> Section:

@@ -1,7 +1,7 @@
 """Pictures of a bench: what each arm gains over all tables, and curves of Dice against the number of masks."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,10 +92,8 @@ def dataset_pictures(tables: Sequence[Table]) -> tuple[Picture, ...]:
     together = Picture(_overview(curves, first), "Dice against masks, all arms", caption)
     if all(curve.arm == first for curve in curves):
         return (together,)
-    caption, summary = (
-        "Blue: the arm; grey: the baseline; shaded: 95 % intervals over seeds.",
-        "Each arm beside the baseline",
-    )
+    caption = "Blue: the arm; grey: the baseline; shaded: 95 % intervals over seeds."
+    summary = "Each arm beside the baseline"
     return together, Picture(_beside(curves, first), f"Dice against masks: {summary.lower()}", caption, summary)
 
 
@@ -104,8 +102,8 @@ def overview_picture(gains: Sequence[Gain], tables: Sequence[Table]) -> Picture:
     ordered = sorted(gains, key=lambda gain: -np.inf if np.isnan(gain.dice) else gain.dice)
     names = list(dict.fromkeys(table.data for table in tables))
 
-    def draw(figure: "Figure") -> None:
-        axes, drawn = figure.add_subplot(), []
+    def draw(axes: "Axes") -> None:
+        drawn = []
         axes.axvline(0, color=INK, linewidth=1)
         for name, colour in zip(names, [*HIGHLIGHTS, *[GREY] * len(names)], strict=False):
             dots = [
@@ -120,15 +118,14 @@ def overview_picture(gains: Sequence[Gain], tables: Sequence[Table]) -> Picture:
         low, high = 100 * np.array([gain.over_seeds for gain in ordered]).T
         axes.hlines(places, low, high, color=INK, linewidth=1.6)
         drawn += axes.plot([100 * gain.dice for gain in ordered], places, "D", color=INK, markersize=5.5)
-        axes.set_yticks(places, [gain.arm for gain in ordered])
-        axes.set(xlabel=f"percentage points of Dice against {tables[0].baseline}", ylim=(-0.7, len(ordered) - 0.3))
+        axes.set_xlabel(f"percentage points of Dice against {tables[0].baseline}")
         axes.legend(drawn, [*names, "mean"], loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
     caption = (
         "Difference to the baseline in percentage points of Dice. Diamonds: mean over all tables, with its 95 % "
         "interval over seeds; dots: each table."
     )
-    drawing = picture(draw, (9.0, 1.2 + 0.27 * len(ordered)))
+    drawing = _rows([gain.arm for gain in ordered], draw)
     return Picture(drawing, "Difference to the baseline of each arm in all tables", caption)
 
 
@@ -136,18 +133,28 @@ def _side_by_side(curves: Sequence[Curve], first: str) -> str:
     """Dice of each arm at one budget with its interval, the best on top; the baseline black, with a line."""
     ordered = sorted(curves, key=lambda curve: float(curve.dice[0]))
 
-    def draw(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+    def draw(axes: "Axes") -> None:
         for place, curve in enumerate(ordered):
             colour = INK if curve.arm == first else BLUE
             axes.hlines(place, curve.low, curve.high, color=colour, linewidth=1.6)
             axes.plot(curve.dice, [place], "D", color=colour, markersize=5.5)
             if curve.arm == first:
                 axes.axvline(float(curve.dice[0]), color=THIN, linewidth=1, zorder=0)
-        axes.set_yticks(range(len(ordered)), [curve.arm for curve in ordered])
-        axes.set(xlabel="Dice, %", ylim=(-0.7, len(ordered) - 0.3))
+        axes.set_xlabel("Dice, %")
 
-    return picture(draw, (9.0, 1.2 + 0.27 * len(ordered)))
+    return _rows([curve.arm for curve in ordered], draw)
+
+
+def _rows(arms: Sequence[str], draw: Callable[["Axes"], None]) -> str:
+    """Draw a picture with a row for each arm, the first at the bottom."""
+
+    def whole(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_ylim(-0.7, len(arms) - 0.3)
+
+    return picture(whole, (9.0, 1.2 + 0.27 * len(arms)))
 
 
 def _overview(curves: Sequence[Curve], first: str) -> str:

@@ -8,15 +8,12 @@ from nissl.bench.analysis.overview import Gain
 from nissl.bench.analysis.tables import ArmRow, Table, Versus
 from nissl.bench.page.numbers import UNKNOWN, either, labels, p_value, percent, points, span, times, with_deviation
 from nissl.bench.run.cost import Cost
-from nissl.bench.run.results import Result
 from nissl.reporting.run_page import fixed, thousands
 
 TRIVIAL_ROW = "foreground everywhere"
-DIFFERENCE, EQUIVALENT, FALSE_POSITIVES = (
-    "difference, percentage points",
-    "annotation equivalent",
-    "false-positive cases",
-)
+DIFFERENCE, FALSE_POSITIVES = "difference, percentage points", "false-positive cases"
+EQUIVALENT = "annotation equivalent"
+LENGTHS = ("steps_stage_1", "images_stage_1", "steps", "images_stage_2")
 DICE, POOLED, PUBLISHED = "Dice, %", "pooled Dice, % (sd)", "published protocol: pooled Dice, % (sd)"
 
 
@@ -62,7 +59,11 @@ def results_table(table: Table) -> PrintedTable:
         ("p over seeds", versus(lambda one: p_value(one.p_seeds)), True),
         (f"p over {units}", versus(lambda one: p_value(one.p_cases)), True),
         (FALSE_POSITIVES, lambda row: str(row.false_positives), any(row.false_positives for row in table.rows)),
-        (EQUIVALENT, _equivalent, any(row.equivalent for row in table.rows)),
+        (
+            EQUIVALENT,
+            lambda row: labels(row.equivalent, row.equivalent_span),
+            any(row.equivalent for row in table.rows),
+        ),
         ("compute", lambda row: times(_passes(row), reference), True),
     ]
     shown = [(head, text) for head, text, condition in columns if condition]
@@ -70,10 +71,6 @@ def results_table(table: Table) -> PrintedTable:
     trivial = {"arm": TRIVIAL_ROW, DICE: percent(table.trivial[0]), POOLED: percent(table.trivial[1])}
     last = PrintedRow(tuple(trivial.get(head, "") for head, _ in shown), "trivial")
     return PrintedTable(tuple(head for head, _ in shown), (*rows, last))
-
-
-def _equivalent(row: ArmRow) -> str:
-    return labels(row.equivalent, row.equivalent_span) if row.equivalent else ""
 
 
 def _passes(row: ArmRow) -> float | None:
@@ -120,14 +117,10 @@ def cost_table(tables: Sequence[Table]) -> PrintedTable:
     rows = []
     for arm, cost in costs.items():
         runs = [run for table in tables for row in table.rows if row.arm == arm for run in row.done]
-        texts = (_name(arm, tables[0].baseline), *_lengths(runs), *_measured(cost, costs[tables[0].baseline]))
+        lengths = (either(getattr(run.training, name) for run in runs) for name in LENGTHS)
+        texts = (_name(arm, tables[0].baseline), *lengths, *_measured(cost, costs[tables[0].baseline]))
         rows.append(PrintedRow(texts, "baseline" if arm == tables[0].baseline else ""))
     return PrintedTable(head, tuple(rows))
-
-
-def _lengths(runs: Sequence[Result]) -> list[str]:
-    fields = ("steps_stage_1", "images_stage_1", "steps", "images_stage_2")
-    return [either(getattr(run.training, name) for run in runs) for name in fields]
 
 
 def _measured(cost: Cost, reference: Cost) -> tuple[str, ...]:

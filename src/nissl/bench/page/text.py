@@ -62,8 +62,7 @@ def warnings(table: Table) -> list[Caveat]:
     if poor := [row.arm for row in table.rows if row.dice <= table.trivial[0]]:
         found.append(Caveat("trivial", f"No better than calling every pixel foreground: {', '.join(poor)}."))
     if table.done and max(len(row.done) for row in table.rows) < 3:
-        text = "Fewer than three seeds: the intervals and tests over them say little."
-        found.append(Caveat("few-seeds", text))
+        found.append(Caveat("few-seeds", "Fewer than three seeds: the intervals and tests over them say little."))
     return found + _weakness(table)
 
 
@@ -87,10 +86,9 @@ def _weakness(table: Table) -> list[Caveat]:
     arms, first = len(table.rows) - 1, next(iter(table.done), None)
     if not arms or not first or not first.tested.n_cases:
         return []
-    seeds = max(len(row.done) for row in table.rows)
     groups = first.tested.n_groups
     units, kind = (groups, "groups (patients)") if groups else (first.tested.n_cases, "cases")
-    return _over_seeds(arms, seeds) + _over_units(arms, units, kind)
+    return _over_seeds(arms, max(len(row.done) for row in table.rows)) + _over_units(arms, units, kind)
 
 
 def _over_seeds(arms: int, seeds: int) -> list[Caveat]:
@@ -111,10 +109,8 @@ def _over_units(arms: int, units: int, kind: str) -> list[Caveat]:
     """What so few cases or groups cannot show."""
     least = min(1.0, arms * 2.0 ** (1 - units))
     if least >= SIGNIFICANT:
-        text = (
-            f"With {units} test {kind} the corrected p over them cannot fall below {least:.2f}: nothing can be shown."
-        )
-        return [Caveat("powerless-over-units", text)]
+        bound = f"the corrected p over them cannot fall below {least:.2f}: nothing can be shown."
+        return [Caveat("powerless-over-units", f"With {units} test {kind} {bound}")]
     text = f"Only {units} test {kind}: below {FEW}, take what is tested over them as a hint."
     return [Caveat("few-units", text)] if units < FEW else []
 
@@ -174,8 +170,9 @@ def headline(tables: Sequence[Table]) -> str:
     """How large the bench is, and how far it got, in one sentence."""
     runs = [run for table in tables for row in table.rows for run in row.runs]
     status = [run.status for run in runs]
-    arms, seeds = ({getattr(run, name) for run in runs} for name in ("arm", "seed"))
-    size = f"{counted(len(arms), 'arm')}, {counted(len({table.data for table in tables}), 'data set')}"
+    kinds = {"arm": "arm", "data": "data set", "seed": "seed"}
+    size = ", ".join(counted(len({getattr(run, name) for run in runs}), kind) for name, kind in kinds.items())
     left = f", {status.count('missing')} missing" if "missing" in status else ""
-    whole = f"{status.count('done')} of {counted(len(status), 'run')} done, {status.count('failed')} failed{left}"
-    return f"{size}, {counted(len(seeds), 'seed')}: {whole}."
+    return (
+        f"{size}: {status.count('done')} of {counted(len(status), 'run')} done, {status.count('failed')} failed{left}."
+    )

@@ -19,10 +19,10 @@ import torch
 from nissl import api
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.processes import is_there
-from nissl.bench.run.results import CELLS, FAILED, RUNS, folder_of, one_line, read_results
+from nissl.bench.run.results import CELLS, FAILED, RUNS, folder_of, one_line, result_of
 from nissl.config import to_tree
 from nissl.errors import NisslError
-from nissl.pretrain import PRETRAININGS
+from nissl.pretrain.settings import Stepped
 from nissl.runs.folder import read_json, write_json
 from nissl.runs.reuse import checkpoints_of, stage_1_settings
 
@@ -38,7 +38,7 @@ def make(cell: Cell, out: Path) -> None:
     run, log = folder_of(out, cell), log_of(out, cell)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file, redirect_stderr(file), _alone(lock_of(out, cell)):
-        if read_results(out, [cell])[0].status == "done":  # by the worker that was waited for
+        if result_of(out, cell).status == "done":  # by the worker that was waited for
             return
         print(f"{_now()} {cell.id}", file=sys.stderr)
         try:
@@ -65,7 +65,7 @@ def _train(cell: Cell, run: Path, other: Path | None) -> None:
 
 def reusable(out: Path, cell: Cell) -> Path | None:
     """Find a finished run of the bench with the stage 1 of a cell: of the same seed, with any budget and any method."""
-    if not PRETRAININGS[cell.config.pretrain.name](cell.config.pretrain).steps:
+    if not isinstance(cell.config.pretrain, Stepped):
         return None
     wanted = str(cell.path.resolve()), stage_1_settings(to_tree(cell.config))
     described = read_json(out / CELLS)

@@ -6,6 +6,7 @@ shared file system.
 """
 
 import asyncio
+import functools
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,7 @@ class ClusterPool(WorkerPool):
         self._workers: dict[str, _ClusterWorker] = {}
         self._listed: Mapping[str, Mapping[str, Any]] = {}
         self._listed_at = float("-inf")
-        self._warned: set[str] = set()
+        self._warn_once = functools.cache(warn)
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -194,11 +195,6 @@ class ClusterPool(WorkerPool):
                         self._warn_once(f"workers have {name} {theirs[name]}, here it is {here}: results may differ")
         return faults
 
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            warn(text)
-
     def _idle(self) -> list[str]:
         return [
             address
@@ -208,14 +204,7 @@ class ClusterPool(WorkerPool):
 
     def _send(self, address: str, function: Callable[..., object], *arguments: object) -> "Future":
         """Have a function run on one worker; by a key of its own, so that no earlier result is taken for it."""
-        return self._client.submit(
-            function,
-            *arguments,
-            key=f"nissl-{uuid.uuid4().hex}",
-            workers=[address],
-            allow_other_workers=False,
-            pure=False,
-        )
+        return self._client.submit(function, *arguments, key=f"nissl-{uuid.uuid4().hex}", workers=[address])
 
 
 def _connected(address: str) -> "Client":

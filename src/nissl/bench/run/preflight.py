@@ -1,6 +1,5 @@
 """What is refused before a bench runs: arms that cannot work, and data that cannot be tested on or have changed."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from nissl.data.split import make_split
 from nissl.errors import DataError, InputError
 from nissl.nets import factory
 from nissl.runs.folder import choose_device
-from nissl.runs.provenance import changed_cases
+from nissl.runs.provenance import changed_data
 from nissl.tasks.task import task_of
 from nissl.training import network
 from nissl.training.protocol import published
@@ -74,15 +73,8 @@ def require_unchanged(out: Path, all_cells: Sequence[Cell], todo: Sequence[Cell]
         DataError: the data.json of a cell is damaged.
 
     """
-    hash_now = functools.cache(file_hash)
     for cell in {cell.data: cell for cell in todo}.values():
-        files = {file.id: file for file in list_cases(cell.path, cell.config.data).cases}
-        for other in (other for other in all_cells if other.data == cell.data):
-            described = folder_of(out, other) / "data.json"
-            if not described.is_file():
-                continue
-            if changed := changed_cases(described.parent, files, hash_now):
-                cases = "a case has" if len(changed) == 1 else f"{len(changed)} cases have"
-                found = f"{cases} changed since {other.id} began, such as {changed[0]}"
-                fix = "put it back, or start a new bench in another --out"
-                raise InputError(f"data set {cell.data}", found, "the data that the bench began with", fix)
+        runs = {other.id: folder_of(out, other) for other in all_cells if other.data == cell.data}
+        if found := changed_data(runs, cell.path, cell.config.data):
+            fix = "put it back, or start a new bench in another --out"
+            raise InputError(f"data set {cell.data}", found, "the data that the bench began with", fix)

@@ -145,17 +145,12 @@ def _measured(run: Path, known: Result) -> Result:
             images_stage_1=pretraining["images"],
             images_stage_2=train.batch * train.steps,
             seconds_stage_1=round(pretraining["seconds"], 2),
-            seconds_stage_2=round(sum(step_seconds(run)), 2),
+            seconds_stage_2=round(sum(float(line["seconds"]) for line in _log(run)), 2),
             device=environment["device"],
             date=environment["date"],
         ),
         published=Published(published.get("pooled_dice"), published.get("threshold")) if published else None,
     )
-
-
-def step_seconds(run: Path) -> list[float]:
-    """Seconds of each step of stage 2."""
-    return [float(line["seconds"]) for line in _log(run)]
 
 
 def _log(run: Path) -> list[dict[str, Any]]:
