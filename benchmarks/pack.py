@@ -18,6 +18,8 @@ from typing import Annotated, Any
 import tyro
 
 from nissl.files import write_whole
+from nissl.runs.folder import read_json
+from nissl.runs.format import stamped
 
 OF_THE_BENCH = ("grid.toml", "cost.json", "results.csv")
 OF_A_RUN = ("config.toml", "metrics.csv", "metrics.json", "network.json", "budget.json", "parity.json", "failed.json")
@@ -51,7 +53,7 @@ def main(asked: Pack) -> None:
 
 def contents(out: Path) -> Iterator[tuple[str, bytes]]:
     """Each file by its place in the bench, those of one kind beside each other so that they pack well."""
-    cells = json.loads((out / "cells.json").read_text())
+    cells = read_json(out / "cells.json")
     yield "cells.json", _json({cell: tree | {"path": Path(tree["path"]).name} for cell, tree in cells.items()})
     changed: dict[str, Callable[[Path], bytes]] = {
         "env.json": _environment,
@@ -67,7 +69,7 @@ def contents(out: Path) -> Iterator[tuple[str, bytes]]:
 
 def _environment(path: Path) -> bytes:
     """Without the command, which names folders of the machine."""
-    known = json.loads(path.read_text())
+    known = read_json(path)
     return _json({name: known[name] for name in ("nissl", "torch", "python", "device", "threads", "date")})
 
 
@@ -81,16 +83,20 @@ def _end(path: Path) -> bytes:
         return b""
     losses = [line["loss"] for line in lines[-LAST:] if line["loss"] is not None]
     seconds = round(sum(line["seconds"] for line in lines), 2)
-    return _json({"step": lines[-1]["step"], "loss": round(mean(losses), 4) if losses else None, "seconds": seconds})
+    return _line({"step": lines[-1]["step"], "loss": round(mean(losses), 4) if losses else None, "seconds": seconds})
 
 
 def _stage_1(path: Path) -> bytes:
     """Without its curves, which are most of it."""
-    return _json(json.loads(path.read_text()) | {"curves": []})
+    return _json(read_json(path) | {"curves": []})
+
+
+def _line(tree: Any) -> bytes:
+    return json.dumps(tree).encode() + b"\n"
 
 
 def _json(tree: Any) -> bytes:
-    return json.dumps(tree).encode() + b"\n"
+    return _line(stamped(tree))
 
 
 if __name__ == "__main__":

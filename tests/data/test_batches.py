@@ -172,7 +172,7 @@ def test_cached_cases_are_not_read_again(tmp_path):
     for file in files:
         file.image.unlink()
     for index, case in enumerate(before):
-        assert store[index].image is case.image and store[index].mask is case.mask
+        assert store[index].image is case.image and store[index].target is case.target
 
 
 def test_the_bound_in_bytes_holds_and_the_rest_is_read_again(tmp_path):

@@ -130,8 +130,7 @@ def test_f25_twelve_bit_values_in_16_bit_files_are_not_clipped(tmp_path, kind):
 def test_f25_the_run_folder_states_how_values_are_normalised(tmp_path):
     root = write_tiny(tmp_path / "data")
     train(root, tmp_path / "run")
-    stated = json.loads((tmp_path / "run" / "data.json").read_text())["normalisation"]
-    assert "mean 0 and standard deviation 1" in stated and "each image" in stated
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["preprocessing"]["normalisation"] == "image"
 
 
 @pytest.mark.parametrize(("top", "dtype"), [(1, "uint8"), (255, "uint8"), (256, "uint16"), (70_000, "uint32")])

@@ -75,7 +75,7 @@ def test_f39_a_tile_that_does_not_fit_becomes_smaller_ones_and_the_mask_stays(sh
     # Two images, yet each step is said once.
     said = capsys.readouterr().err
     assert said.count("warning: out of memory with") == len(fallback.taken)
-    assert sum(pixels > most for pixels in limited.net.tried) <= 2 * len(fallback.taken)
+    assert sum(pixels > most for pixels in limited.predictor.tried) <= 2 * len(fallback.taken)
 
 
 @pytest.mark.parametrize("sampling", ["patches", "resize"])

@@ -14,10 +14,10 @@ from nissl import cli
 from nissl.config import DataConfig
 from nissl.data.batches import Store
 from nissl.data.cases import CaseFile, load_case, open_image, read_image
+from nissl.data.preprocessing import Preprocessing
 from nissl.errors import DataError, InputError
 from nissl.imageio.formats import read_header, read_raster, write_mask
 from nissl.imageio.label_map import LabelMap, default_map
-from nissl.inference.tiles import _shrunk
 
 CONFIG = DataConfig()
 
@@ -537,6 +537,6 @@ def test_f98_whole_numbers_and_the_same_numbers_as_floats_are_the_same_to_traini
         config = DataConfig(size=size, sampling="resize")
         seen.append(Store([CaseFile("a", path)], default_map(None), config, with_masks=False)[0].image)
         with open_image(path, config, lines=4) as opened:
-            seen.append(_shrunk(opened.pixels, size))
+            seen.append(Preprocessing("resize", size).resized(opened.pixels))
     assert all(np.array_equal(seen[0], other) and other.dtype == np.float32 for other in seen[1:])
     assert abs(seen[0].mean() - counts.mean()) < 0.05 and (size == (40, 30) or len(np.unique(seen[0])) > 99)

@@ -58,11 +58,11 @@ class LabelMap:
         if ignored := [name for name in names if name.lower() in IGNORED]:
             expected = "a class for each value: there is no way yet to leave pixels out of loss and scores"
             fix = "cut the images to what was annotated, or name the class that these pixels belong to"
-            raise InputError("--label-map", f"the name `{ignored[0]}` in `{label_map}`", expected, fix)
+            raise _refused(f"the name `{ignored[0]}` in `{label_map}`", expected, fix)
         if names[0].lower() != BACKGROUND and pairs[0][0] != 0:
             zero = _written(0, colours)
             expected = f"a class named `{BACKGROUND}`, or {zero} as the first value, which then is the background"
-            raise InputError("--label-map", f"no background in `{label_map}`", expected, f"name it `{BACKGROUND}`")
+            raise _refused(f"no background in `{label_map}`", expected, f"name it `{BACKGROUND}`")
         return label_map
 
     @classmethod
@@ -297,14 +297,13 @@ def default_map(dataset_json: Path | None) -> LabelMap:
         raise DataError(dataset_json, found, '"labels": {"0": "background", "1": "..."}', fix) from error
 
 
-def _refused(found: str) -> InputError:
-    return InputError(
-        "--label-map",
-        found,
-        "`binary`, `threshold=127`, values `0,1,2` or `0=background,255=gland`, or colours `#000000=background,...`",
-        "correct the part that is named; each value once, two classes or more",
-        "label-map",
-    )
+def _refused(
+    found: str,
+    expected: str = "`binary`, `threshold=127`, values `0,1,2` or `0=background,255=gland`, or colours "
+    "`#000000=background,...`",
+    fix: str = "correct the part that is named; each value once, two classes or more",
+) -> InputError:
+    return InputError("--label-map", found, expected, fix, "label-map")
 
 
 def _packed(raster: Raster) -> Num[np.ndarray, "*space"] | None:
