@@ -33,10 +33,11 @@ from nissl.training.loop import Trainer
 
 RUN_FILES = {
     *("config.toml", "split.json", "data.json", "env.json", "network.json", "pretrain.json", "budget.json"),
-    *("log.jsonl", "pretrain.jsonl", "filters.npy", "filters_start.npy"),
+    *("model.json", "log.jsonl", "pretrain.jsonl", "filters.npy", "filters_start.npy"),
     *("checkpoints/last.safetensors", "checkpoints/state.safetensors", "checkpoints/previous.state.safetensors"),
     "checkpoints/stage1-0.safetensors",
 }
+FACTS = {"split": "test", "cases": 2, "steps": 5, "planned_steps": 5}
 MEASURED = {"metrics.csv", "metrics.json", "report.html"}
 KEYS = {"dice", "dice_ci", "pooled_dice", "hd95", "n_cases", "trivial_dice"}
 
@@ -145,7 +146,7 @@ def test_budgets_of_one_seed_are_nested(data, tmp_path):
 
 def test_evaluate_says_for_each_class_and_overall_what_papers_report(run, measured):
     tree = measured.to_tree()
-    assert read(run / "metrics.json") == {"format": FORMAT} | tree | {"split": "test", "cases": 2}
+    assert read(run / "metrics.json") == {"format": FORMAT} | tree | FACTS
     assert set(tree["classes"]) == {"foreground"} and set(tree["classes"]["foreground"]) >= KEYS
     assert tree["overall"] == tree["classes"]["foreground"]
     assert tree["overall"]["n_cases"] == 2 and tree["overall"]["n_groups"] == 2

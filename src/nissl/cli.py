@@ -44,6 +44,7 @@ class Demo:
     """Folder to make; where it exists already, NAME-2, NAME-3 and so on."""
 
     def __call__(self) -> int:
+        """Run the verb."""
         from nissl.demo import demo
 
         print(f"report: {demo(self.out)}")
@@ -67,6 +68,7 @@ class Check:
     """List every file of a fault, not the first three."""
 
     def __call__(self) -> int:
+        """Run the verb."""
         from nissl import api
         from nissl.data.check import Accepted
 
@@ -99,6 +101,7 @@ class Train:
     networks."""
 
     def __call__(self) -> int:
+        """Run the verb."""
         from nissl import api, several_seeds
         from nissl.runs.folder import holds_seeds
 
@@ -141,6 +144,7 @@ class Evaluate:
     """Folder of the data, where it is not where it was, or where the run does not know it (DICOM)."""
 
     def __call__(self) -> int:
+        """Run the verb."""
         from nissl import api, several_seeds
         from nissl.evaluation.text import score_text, seeds_text
         from nissl.runs.folder import holds_seeds, read_json
@@ -169,6 +173,7 @@ class Compare:
     """Print one JSON object instead of text."""
 
     def __call__(self) -> int:
+        """Run the verb."""
         from nissl import api
         from nissl.evaluation.text import comparison_text
 
@@ -191,6 +196,7 @@ class Bench:
     """Address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers make the runs."""
 
     def __call__(self) -> int:
+        """Run the verb."""
         from nissl.bench.runner import bench
 
         try:
@@ -223,6 +229,7 @@ class Predict:
     """`auto`, `cpu` or `cuda`."""
 
     def __call__(self) -> int:
+        """Run the verb."""
         from nissl import api
         from nissl.tasks.scores import unfinished
 
@@ -247,6 +254,7 @@ class MakeReport:
     """Folder of the data, where it is not where it was, or where the run does not know it (DICOM)."""
 
     def __call__(self) -> int:
+        """Run the verb."""
         from nissl import api, several_seeds
         from nissl.bench.page.page import report_bench
         from nissl.bench.run.results import is_bench
@@ -271,6 +279,7 @@ class Fetch:
     """Agree to the terms that are shown, without being asked."""
 
     def __call__(self) -> int:
+        """Run the verb."""
         from nissl.datasets.public import PUBLIC, fetch
 
         place = fetch(self.name, self.folder, accept=self._agrees, archive=self.archive)

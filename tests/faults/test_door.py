@@ -283,13 +283,6 @@ def test_a_folder_that_cannot_be_written_is_refused(data, tmp_path, capsys):
     refused(["train", data, "--out", tmp_path / "locked" / "run", *FLAGS], 2, ["cannot be written"], capsys)
 
 
-def test_the_demo_does_not_write_into_a_folder_that_exists(tmp_path, capsys):
-    (tmp_path / "mine").write_text("something")
-    before = hashed(tmp_path)
-    refused(["demo", "--out", tmp_path], 2, ["exists already", "--out"], capsys)
-    assert hashed(tmp_path) == before
-
-
 @pytest.mark.parametrize("verb", ["evaluate", "report", "predict"])
 def test_a_folder_that_is_no_run_is_refused(verb, data, tmp_path, capsys):
     arguments = [data / "images", "--out", tmp_path / "masks"] if verb == "predict" else []

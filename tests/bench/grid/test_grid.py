@@ -114,7 +114,7 @@ BAD = {
         "`supervised`",
     ),
     "two budgets of the same masks": ('"50%"', '"20%"', "budgets", "20% and 1"),
-    "label map": ('path = "tiny"', 'path = "tiny"\nlabel_map = "1"', "data.tiny.label_map", "`1`"),
+    "label map": ('path = "tiny"', 'path = "tiny"\nlabel_map = "1"', "data.tiny.label_map", "`1=1`"),
     "folder without images": ('path = "tiny"', 'path = "."', "data.tiny.path", "images/ and masks/"),
 }
 """Each fault by the text that it replaces in the grid, the key that the error names, and a fact of it."""
