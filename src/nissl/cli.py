@@ -191,7 +191,7 @@ class Bench:
     out: Path
     """Folder of the bench: new or empty, or that of the same grid, which then continues."""
     workers: int | None = None
-    """Processes of this machine that train side by side; one, where nothing is said."""
+    """Processes of this machine that train side by side; one, where nothing is stated."""
     cluster: str | None = None
     """Address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers make the runs."""
 
@@ -312,7 +312,7 @@ def run(arguments: list[str]) -> int:
     try:
         return _answer(arguments)
     except NisslError as error:
-        if is_first_process() if error.said is None else not error.said:
+        if is_first_process() if error.reported is None else not error.reported:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # whoever reads the output, such as `head`, has had enough

@@ -34,8 +34,8 @@ class NisslError(Exception):
     """
 
     exit_code = 2
-    said: bool | None = None
-    """Of several processes: whether another one tells it to the user; None where all of them meet it alike."""
+    reported: bool | None = None
+    """Of several processes: whether another one reports it to the user; None where all of them meet it alike."""
 
     def __init__(self, where: Path | str, found: str, expected: str, fix: str, code: str = "") -> None:
         self.where, self.found, self.expected, self.fix, self.code = str(where), found, expected, fix, code

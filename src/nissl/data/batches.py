@@ -275,8 +275,8 @@ class _Samples:
         """Global position and case of each sample that this process draws in a step."""
         schedule = self.schedule
         cases = indices(len(self.store), schedule.batch, step, schedule.seed, self.stream)
-        share = schedule.batch // schedule.world
-        rows = range(schedule.rank * share, (schedule.rank + 1) * share)
+        each = schedule.batch // schedule.world
+        rows = range(schedule.rank * each, (schedule.rank + 1) * each)
         return [(step * schedule.batch + row, int(cases[row])) for row in rows]
 
     def ids(self, step: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from nissl.nets.factory import parts
 from nissl.nets.unet import Features
 
 SPREAD = 0.1
-"""How far an auxiliary decoder starts from the main one: noise of this share of each weight's root mean square."""
+"""How far an auxiliary decoder starts from the main one: noise of this fraction of each weight's root mean square."""
 NOISE, DROPOUT, ATTENTION = 0.3, 0.3, (0.7, 0.9)
 
 Level = Float[Tensor, "batch channels *space"]
@@ -92,8 +92,8 @@ class CCT(Method):
         terms = self.supervised_losses(self.networks[0](batch.images), batch.targets)
         features = encoder(unlabelled(batch))
         pairs = zip(self.perturbations, self.auxiliaries, strict=True)
-        said = [auxiliary([perturb(level) for level in features]) for perturb, auxiliary in pairs]
-        consistency = cross_consistency(said, head(decoder(features)[-1]))
+        outputs = [auxiliary([perturb(level) for level in features]) for perturb, auxiliary in pairs]
+        consistency = cross_consistency(outputs, head(decoder(features)[-1]))
         return terms | {"consistency": self.weight(progress) * consistency}
 
 

@@ -1,4 +1,4 @@
-"""Entropy minimisation: be sure where there is no mask."""
+"""Entropy minimisation: confident where there is no mask."""
 
 import math
 
@@ -28,10 +28,10 @@ class Entropy(Method):
 
 
 def mean_entropy(logits: Float[Tensor, "batch classes *space"]) -> Float[Tensor, ""]:
-    """Mean over pixels of the entropy of the softmax, as a share of the largest: from 0 (certain) to 1 (uniform).
+    """Mean over pixels of the entropy of the softmax, as a fraction of the largest: from 0 (certain) to 1 (uniform).
 
-    By the logarithm of the softmax itself: published code adds 1e-6 to the shares before it takes their logarithm, so
-    that a certain network has an entropy below zero.
+    By the logarithm of the softmax itself: published code adds 1e-6 to the probabilities first, so that a certain
+    network has an entropy below zero.
     """
     logs = F.log_softmax(logits.float(), dim=1)
     return -(logs.exp() * logs).sum(1).mean() / math.log(logits.shape[1])

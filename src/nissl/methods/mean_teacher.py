@@ -32,17 +32,17 @@ class MeanTeacher(Method):
         """Return the terms `dice`, `cross_entropy` and `consistency`."""
         student, images = self.networks[0], unlabelled(batch)
         terms = self.supervised_losses(student(batch.images), batch.targets)
-        shares = F.softmax(student(noisy(images)).float(), dim=1)
-        return terms | {"consistency": self.weight(progress) * self.distance(shares, images, progress)}
+        probabilities = F.softmax(student(noisy(images)).float(), dim=1)
+        return terms | {"consistency": self.weight(progress) * self.distance(probabilities, images, progress)}
 
     def distance(
         self,
-        shares: Float[Tensor, "batch classes *space"],
+        probabilities: Float[Tensor, "batch classes *space"],
         images: Float[Tensor, "batch channels *space"],
         progress: float,
     ) -> Float[Tensor, ""]:
         """Mean squared difference between the student's softmax and the teacher's, over pixels and classes."""
-        return F.mse_loss(shares, self.target(images))
+        return F.mse_loss(probabilities, self.target(images))
 
     def target(self, images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch classes *space"]:
         """Softmax of the teacher on images with fresh noise; it has no gradient."""

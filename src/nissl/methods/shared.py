@@ -85,7 +85,7 @@ def unlabelled(batch: Batch) -> Float[Tensor, "batch channels *space"]:
 
 
 def box(size: Sequence[int], sides: Sequence[float], places: Sequence[float]) -> Bool[Tensor, "*space"]:
-    """Mark a box in an image of a size: its sides as shares of the image's, its places from 0 to 1 (1 excluded)."""
+    """Mark a box in an image of a size: its sides as fractions of the image's, its places from 0 to 1 (1 excluded)."""
     inside = torch.zeros(*size, dtype=torch.bool)
     cut = []
     for whole, side, place in zip(size, sides, places, strict=True):

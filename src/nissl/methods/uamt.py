@@ -18,33 +18,33 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
 
     def distance(
         self,
-        shares: Float[Tensor, "batch classes *space"],
+        probabilities: Float[Tensor, "batch classes *space"],
         images: Float[Tensor, "batch channels *space"],
         progress: float,
     ) -> Float[Tensor, ""]:
         """Mean squared difference between the softmaxes, over the certain pixels and the classes."""
-        mean = torch.zeros_like(shares)
+        mean = torch.zeros_like(probabilities)
         passes = self.settings.passes
         for _ in range(passes):
             mean += self.target(images) / passes
-        return masked_distance(shares, self.target(images), certain(mean, progress))
+        return masked_distance(probabilities, self.target(images), certain(mean, progress))
 
 
-def certain(shares: Float[Tensor, "batch classes *space"], progress: float) -> Bool[Tensor, "batch *space"]:
+def certain(probabilities: Float[Tensor, "batch classes *space"], progress: float) -> Bool[Tensor, "batch *space"]:
     """Say which pixels have an entropy below (0.75 + 0.25 exp(-5 (1 - t)^2)) log(classes), with t the progress.
 
     Their code sets the logarithm of 2 for any number of classes.
     """
-    share = 0.75 + 0.25 * math.exp(-5 * (1 - progress) ** 2)
-    entropy: Tensor = torch.special.entr(shares).sum(1)
-    return entropy < share * math.log(shares.shape[1])
+    threshold = 0.75 + 0.25 * math.exp(-5 * (1 - progress) ** 2)
+    entropy: Tensor = torch.special.entr(probabilities).sum(1)
+    return entropy < threshold * math.log(probabilities.shape[1])
 
 
 def masked_distance(
-    shares: Float[Tensor, "batch classes *space"],
+    probabilities: Float[Tensor, "batch classes *space"],
     target: Float[Tensor, "batch classes *space"],
     mask: Bool[Tensor, "batch *space"],
 ) -> Float[Tensor, ""]:
     """Mean squared difference over the pixels of a mask and all classes; 0 where the mask is empty."""
-    distances = (shares - target).square().mean(1)
+    distances = (probabilities - target).square().mean(1)
     return (distances * mask).sum() / mask.sum().clamp(min=1)

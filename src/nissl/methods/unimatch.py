@@ -1,4 +1,4 @@
-"""UniMatch: what is sure in an image as it is must hold for its strongly changed copies, and for changed features."""
+"""UniMatch: confident labels of an image must hold for its strongly changed copies, and for changed features."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from nissl.methods.shared import box, masked_dice, unlabelled
 from nissl.nets.factory import parts
 
 JITTERED, BLURRED, PASTED = 0.8, 0.5, 0.5
-"""Shares of the images whose intensities change, that are blurred, and that get a box of another image."""
+"""Fractions of the images whose intensities change, that are blurred, and that get a box of another image."""
 
 
 class UniMatch(Method):
@@ -52,19 +52,21 @@ class UniMatch(Method):
         features = encoder(torch.cat([batch.images, images]))
         together = [torch.cat([level, dropped(level[masked:], self.settings.dropped)]) for level in features]
         seen, weak, changed = head(decoder(together)[-1]).split([masked, len(images), len(images)])
-        labels, sure = pseudo_labels(weak.detach(), self.settings.confidence)
+        labels, confident = pseudo_labels(weak.detach(), self.settings.confidence)
         views, known = [], []
         for _ in range(2):
             view = apply(images, [draw() for _ in images])
             partner = torch.randperm(len(images)).to(images.device)
             inside = torch.stack([draw_box(images.shape[2:]) for _ in images]).to(images.device)
             views.append(torch.where(inside[:, None], view[partner], view))
-            known.append((torch.where(inside, labels[partner], labels), torch.where(inside, sure[partner], sure)))
+            known.append(
+                (torch.where(inside, labels[partner], labels), torch.where(inside, confident[partner], confident))
+            )
         strong = net(torch.cat(views)).chunk(2)
         terms = self.supervised_losses(seen, batch.targets)
         for place, (logits, taught) in enumerate(zip(strong, known, strict=True), start=1):
             terms[f"strong_{place}"] = 0.25 * weight * masked_dice(logits, *taught)
-        return terms | {"features": 0.5 * weight * masked_dice(changed, labels, sure)}
+        return terms | {"features": 0.5 * weight * masked_dice(changed, labels, confident)}
 
 
 def pseudo_labels(
@@ -137,11 +139,11 @@ def blurred(image: Float[Tensor, "channels *space"], deviation: float) -> Float[
 def draw_box(size: Sequence[int]) -> Bool[Tensor, "*space"]:
     """Draw where another image is pasted: nowhere, or 0.02 to 0.4 of the image (CutMix, bounds of the paper).
 
-    Sides, as shares of the image's, differ by a factor of 1 / 0.3 at most; none is longer than the image.
+    Sides, as fractions of the image's, differ by a factor of 1 / 0.3 at most; none is longer than the image.
     """
     pasted, area, *rest = torch.rand(2 + 2 * len(size)).tolist()
     if pasted >= PASTED:
         return torch.zeros(*size, dtype=torch.bool)
-    stretch = [(share - 0.5) * math.log(1 / 0.3) for share in rest[: len(size)]]
+    stretch = [(one - 0.5) * math.log(1 / 0.3) for one in rest[: len(size)]]
     middle = math.log(0.02 + 0.38 * area) / len(size) - sum(stretch) / len(size)
     return box(size, [min(1.0, math.exp(middle + one)) for one in stretch], rest[len(size) :])

@@ -64,12 +64,14 @@ def pyramid_consistency(scales: Sequence[Float[Tensor, "batch classes *space"]])
     is at most log(scales); published code has both. Per image, not per batch, so that a batch split over processes has
     the same loss. No term is detached, as in the paper.
     """
-    surprise = torch.stack([F.log_softmax(logits.float(), 1) for logits in scales])  # scales, batch, classes, space
-    together = surprise.logsumexp(0) - math.log(len(scales))
-    shares = surprise.exp()
-    uncertainty = (shares * (surprise - together)).sum(2, keepdim=True)
+    log_probabilities = torch.stack(
+        [F.log_softmax(logits.float(), 1) for logits in scales]
+    )  # scales, batch, classes, space
+    together = log_probabilities.logsumexp(0) - math.log(len(scales))
+    probabilities = log_probabilities.exp()
+    uncertainty = (probabilities * (log_probabilities - together)).sum(2, keepdim=True)
     certainty = torch.exp(-uncertainty)
-    distance = (shares - together.exp()).square()
-    axes = tuple(range(2, shares.ndim))
+    distance = (probabilities - together.exp()).square()
+    axes = tuple(range(2, probabilities.ndim))
     rectified = (distance * certainty).mean(axes) / (certainty.mean(axes) + EPSILON)
     return (rectified + uncertainty.mean(axes)).mean()

@@ -63,7 +63,7 @@ def bootstrap_interval(
         values: one number for each case, or for each case and class; nan where not applicable.
         groups: patient of each case; None resamples the cases.
         rng: source of the draws.
-        level: share of intervals that should hold the true mean.
+        level: fraction of intervals that should hold the true mean.
         resamples: number of draws.
 
     Returns:
@@ -126,9 +126,9 @@ def sign_flip_test(differences: Values, groups: Sequence[str] | None, rng: np.ra
     """Two-sided p-value of the mean of paired differences.
 
     If the two runs were alike, each case (or all cases of a group together) could as well have the other sign: the
-    p-value is the share of all assignments of signs whose mean is at least as far from 0 (Fisher 1935, "The Design of
-    Experiments", section 21). Exact up to 16 units; above, from random signs, where the observed assignment counts as
-    one of them, so that it is never 0 (Phipson and Smyth 2010). With 5 units it cannot be below 0.06.
+    p-value is the fraction of all assignments of signs whose mean is at least as far from 0 (Fisher 1935, "The Design
+    of Experiments", section 21). Exact up to 16 units; above, from random signs, where the observed assignment counts
+    as one of them, so that it is never 0 (Phipson and Smyth 2010). With 5 units it cannot be below 0.06.
 
     Args:
         differences: a - b of each case, or of each case and class; nan where not applicable.
@@ -146,9 +146,9 @@ def sign_flip_test(differences: Values, groups: Sequence[str] | None, rng: np.ra
         return float("nan")
     total = counts.sum(axis=0)
     # The mean over cases, then classes, is a sum over the units.
-    shares = np.divide(sums, total, out=np.zeros_like(sums), where=total > 0).sum(axis=1) / (total > 0).sum()
+    fractions = np.divide(sums, total, out=np.zeros_like(sums), where=total > 0).sum(axis=1) / (total > 0).sum()
     found = permutation_test(
-        (shares,),
+        (fractions,),
         np.sum,
         permutation_type="samples",
         vectorized=True,
@@ -169,7 +169,7 @@ def seed_interval(values: Float[np.ndarray, "seeds"], level: float = 0.95) -> tu
 
     Args:
         values: one number of each run, such as its mean Dice.
-        level: share of intervals that should hold the mean over all seeds.
+        level: fraction of intervals that should hold the mean over all seeds.
 
     Returns:
         Lower and upper end; nan for fewer than two seeds.

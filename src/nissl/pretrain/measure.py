@@ -11,7 +11,7 @@ from nissl.plasticity import HPCA, SWTA, Rule, SoftHebb
 from nissl.plasticity.update import TRANSPOSED
 
 DEAD = 1e-4
-"""A unit whose response varies no more than this share of its layer's mean variance is dead."""
+"""A unit whose response varies no more than this fraction of its layer's mean variance is dead."""
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def measure(net: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor, rule
       respond alike, near 1 where one does.
     - dead_units: under competition, units that win no position; else, units whose response hardly varies. In a layer
       that the network does not use, all.
-    - variance_explained, for HPCA: share of the summed squares of the input patches that lies in the span of the
+    - variance_explained, for HPCA: fraction of the summed squares of the input patches that lies in the span of the
       filters; None otherwise, and in transposed layers.
     """
     rows: dict[str, dict[str, Any]] = {}
@@ -63,8 +63,8 @@ def _means(y: Float[Tensor, "batch units *space"]) -> Float[Tensor, "1 units *on
 
 def _sparsity(y: Float[Tensor, "batch units *space"]) -> float:
     squares = y.square().mean(1)
-    share = y.abs().mean(1).square() / torch.where(squares > 0, squares, 1.0)
-    return float(1 - share.mean())
+    lost = y.abs().mean(1).square() / torch.where(squares > 0, squares, 1.0)
+    return float(1 - lost.mean())
 
 
 def _dead(y: Float[Tensor, "batch units *space"], competitive: bool) -> int:

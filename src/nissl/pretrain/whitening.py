@@ -8,7 +8,7 @@ from torch import Tensor
 SIDE = {2: 5, 3: 3}
 """Side of the patches whose correlations are taken away."""
 FLOOR = 0.01
-"""Directions of less variance than this share of the mean one are noise and are not made louder."""
+"""Directions of less variance than this fraction of the mean one are noise and are not made louder."""
 TINY = 1e-12
 """Variance of images that are flat."""
 CONVOLUTION = {2: F.conv2d, 3: F.conv3d}

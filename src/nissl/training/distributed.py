@@ -53,7 +53,7 @@ def joined(device: torch.device) -> Iterator[World]:
     """Join the processes that `torchrun` started, for the time of the block.
 
     Where the block ends well, or by SystemExit because all are to stop, each waits for the others: torchrun ends all as
-    soon as one leaves with an error. An error of ours that several processes meet is said by the first of them only.
+    soon as one leaves with an error. An error of ours that several processes meet is reported by the first alone.
 
     Raises:
         ResourceError: another process was killed or cannot be reached.
@@ -77,7 +77,7 @@ def joined(device: torch.device) -> Iterator[World]:
             raise
         dist.barrier()
     except NisslError as error:
-        error.said = _was_said(str(error))
+        error.reported = _was_reported(str(error))
         raise
     except RuntimeError as error:
         if out_of_memory(error) or not any(words in str(error) for words in LOST):
@@ -88,13 +88,13 @@ def joined(device: torch.device) -> Iterator[World]:
             "all of them until the last step",
             "look for its own message, most often a lack of memory; start again with --resume",
         )
-        lost.said = _was_said(lost.found)
+        lost.reported = _was_reported(lost.found)
         raise lost from error
     finally:
         dist.destroy_process_group()
 
 
-def _was_said(text: str) -> bool:
+def _was_reported(text: str) -> bool:
     """Say whether another process has met the same error before."""
     try:
         store = dist.distributed_c10d._get_default_store()
@@ -139,10 +139,10 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         # Without a momentum torch keeps the plain average of all batches.
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        fraction = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), fraction)
         unbiased = variance * (samples / (samples - 1))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), fraction)
 
 
 def synchronise(net: nn.Module) -> None:

@@ -67,7 +67,7 @@ class Trainer:
         self.seconds = 0.0
         """Time that they took, over all sessions."""
         self.finished: dict[str, Any] | None = None
-        """What the learner said of a stage that has ended, if it says anything."""
+        """The learner's facts about a stage that has ended, if it has any."""
         self._bad = self._empty = 0
         self._parts = 1
         self._keep = True

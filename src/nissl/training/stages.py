@@ -81,8 +81,8 @@ def open_stores(job: Job) -> Stores:
                     found, expected = f"{channels} channels", f"{dataset.channels}, as the first image"
                     raise DataError(file.image_name, found, expected, "add --colour rgb or --colour gray")
                 advance(file.id)
-    told = list(differences({name: place for part in read for name, place in part.places.items()}))
-    for found, _, fix in [*told, *loss(stores.labelled.kept.values())]:
+    warnings = list(differences({name: place for part in read for name, place in part.places.items()}))
+    for found, _, fix in [*warnings, *loss(stores.labelled.kept.values())]:
         warn(f"{found}: {fix}")
     return stores
 
