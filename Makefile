@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make demo` runs the main job, `make test` proves it.
 PYTHON ?= python3
-# The CPU build by default, so that a laptop does not draw gigabytes of CUDA; `make TORCH=torch demo` takes the GPU build.
+# The CPU build by default, so that a laptop does not draw gigabytes of CUDA; `make TORCH=torch demo`
+# takes what the registry has by that name, which on Linux is the GPU build.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # Processes that test side by side, each on one thread. A file stays in one of them; those that take long come first.

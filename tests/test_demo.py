@@ -14,7 +14,6 @@ def test_the_demo_ends_with_a_page_and_a_mask_for_every_image(tmp_path, monkeypa
         demo.SETTINGS,
         data=DataConfig(size=(32,)),
         net=UNet(widths=(4, 8), dropout=(0.0, 0.0)),
-        pretrain=dataclasses.replace(demo.SETTINGS.pretrain, steps=2),
         train=TrainConfig(steps=3),
     )
     monkeypatch.setattr(demo, "SETTINGS", small)

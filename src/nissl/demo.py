@@ -8,20 +8,18 @@ from nissl import api
 from nissl.config import Config, SplitConfig, TrainConfig
 from nissl.datasets.phantom import PhantomConfig, write_phantoms
 from nissl.nets.settings import UNet
-from nissl.pretrain.settings import Hebbian
 
 IMAGES = 80
 SETTINGS = Config(
     split=SplitConfig(labels="10"),
     net=UNet(widths=(8, 16, 32, 64, 128)),
-    pretrain=Hebbian(steps=100),
     train=TrainConfig(steps=400),
 )
 """Small enough for a laptop without a GPU."""
 
 
 def demo(out: Path) -> Path:
-    """Simulate images, train on ten masks and the images without, measure, predict, and write the page.
+    """Simulate images, train on ten masks, measure, predict, and write the page.
 
     Nothing is overwritten: where `out` exists, the first free one of `out-2`, `out-3` and so on is made instead.
     """
@@ -30,7 +28,7 @@ def demo(out: Path) -> Path:
     say = functools.partial(print, file=sys.stderr, flush=True)
     say(f"simulating {IMAGES} images of fluorescent nuclei in {out / 'phantoms'}")
     write_phantoms(out / "phantoms", IMAGES, PhantomConfig(), seed=SETTINGS.seed)
-    say("training on 10 masks; the rest of the images goes without")
+    say("training on 10 masks; the other images have no part in it")
     run = api.train(out / "phantoms", out / "run", SETTINGS)
     summary = api.evaluate(run)
     low, high = summary.overall.dice_ci
