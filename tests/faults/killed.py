@@ -63,7 +63,7 @@ def state_of(out):
     if has_checkpoint(stage):
         _, facts, fault = load_newest(stage)
         assert fault is None, fault
-        return f"pre-training {facts['done']}"
+        return f"pre-training {facts['step']}"
     return "described" if (out / "config.toml").exists() else "nothing"
 
 

@@ -158,7 +158,7 @@ def test_f36_steps_in_a_row_are_counted_across_an_interruption(files, tmp_path, 
     assert resumed.step == 5
     with pytest.raises(ResourceError) as stopped:
         resumed.run()
-    assert stopped.value.where.startswith("step 6, ")
+    assert stopped.value.where.startswith("training, step 6, ")
 
 
 def test_f36_they_are_counted_across_an_interruption_of_a_pretraining(files, tmp_path):

@@ -85,7 +85,8 @@ def build_run(run, root, test, classes=("background", "gland"), groups=None):
     for name, tree in files.items():
         (run / name).write_text(json.dumps(tree))
     label_map = "binary" if binary else ",".join(f"{i}={name}" for i, name in enumerate(classes))
-    config = Config(data=DataConfig(label_map=label_map), pretrain=Hebbian())
+    resolved = DataConfig(label_map=label_map, sampling="resize", size=(128,) * (pixels.ndim - 1))
+    config = Config(data=resolved, pretrain=Hebbian())
     (run / "config.toml").write_text(tomli_w.dumps(to_tree(config)))
     (run / "metrics.csv").write_text(scores_to_csv(rows))
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged(1000, rng)))
