@@ -298,8 +298,8 @@ def test_f01_kills_at_random_moments_lose_no_more_than_a_step(tmp_path, kills):
     for folder in runs:
         for name in (WEIGHTS, STATE):
             assert load_checkpoint(folder / name)[1]["sha256"] == load_checkpoint(whole / name)[1]["sha256"]
-        assert log_of(run) == log_of(whole)
-        assert {p.relative_to(run) for p in run.rglob("*")} == {p.relative_to(whole) for p in whole.rglob("*")}
+        assert log_of(folder) == log_of(whole)
+        assert {p.relative_to(folder) for p in folder.rglob("*")} == {p.relative_to(whole) for p in whole.rglob("*")}
 
 
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
