@@ -13,8 +13,8 @@ import nissl
 ROOT = Path(nissl.__file__).parent
 LAYERS = (
     *("errors", "files", "progress", "members", "settings", "config"),
-    *("imageio", "datasets", "data", "metrics", "losses", "tasks", "schedule", "nets", "plasticity", "learner"),
-    *("pretrain", "methods"),
+    *("imageio", "datasets", "data", "metrics", "losses", "tasks", "schedule", "optimisers"),
+    *("nets", "plasticity", "learner", "pretrain", "methods"),
     *("runs", "model", "training", "inference", "evaluation", "reporting", "api", "several_seeds", "bench", "demo"),
     *("cli", "__main__"),
 )

@@ -255,12 +255,14 @@ def _exactness(deterministic: bool, device: torch.device) -> Iterator[None]:
     """Use operations that give the same bits each time, for the time of the block.
 
     A GPU has none for the gradient of 3-D pooling, among others: there torch names the operation in a warning.
+    The mode is set by its own name, as `torch.use_deterministic_algorithms` loads the compiler (see `optimisers`).
     """
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.get_deterministic_debug_mode()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic, warn_only=device.type != "cpu")
+    mode = "error" if device.type == "cpu" else "warn"
+    torch.set_deterministic_debug_mode(mode if deterministic else "default")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)

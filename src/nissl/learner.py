@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from nissl import optimisers
 from nissl.config import TrainConfig
 from nissl.data.batches import Batch
 from nissl.nets.factory import build
@@ -130,12 +131,12 @@ class Learner(nn.Module):
         """Make the optimiser over `parameter_groups`."""
         groups = self.parameter_groups(train.weight_decay)
         if not groups:  # nothing moves: torch refuses an optimiser of nothing
-            return torch.optim.SGD([torch.zeros(1)], lr=train.learning_rate)
+            return optimisers.SGD([torch.zeros(1)], lr=train.learning_rate)
         if train.optimiser == "sgd":
-            return torch.optim.SGD(groups, lr=train.learning_rate, momentum=0.9, fused=True)
+            return optimisers.SGD(groups, lr=train.learning_rate, momentum=0.9, fused=True)
         if train.optimiser == "adam":
-            return torch.optim.Adam(groups, lr=train.learning_rate)
-        return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
+            return optimisers.Adam(groups, lr=train.learning_rate)
+        return optimisers.AdamW(groups, lr=train.learning_rate, fused=True)
 
     def learning_rate(self, step: int, train: TrainConfig) -> float:
         """Return the learning rate of a step, counted from 0."""

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from nissl.optimisers import without_compiler
 
+
+@without_compiler
 class RelativeStep(torch.optim.Optimizer):
     """Move each parameter against its gradient by the fraction `lr` of its own norm.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nissl import optimisers
 from nissl.config import TrainConfig
 from nissl.data.batches import Batch
 from nissl.plasticity import HPCA, RULES, SWTA, Plasticity, RelativeStep, Rule, SoftHebb, plastic_layers
@@ -24,7 +25,8 @@ from nissl.pretrain.whitening import whitened
 
 SETTLING = 20
 """Forward passes after folding, in which the normalisation statistics follow the new scale of the weights."""
-OPTIMISERS = {"relative": RelativeStep, "sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+Optimiser = Callable[..., torch.optim.Optimizer]
+OPTIMISERS: dict[str, Optimiser] = {"relative": RelativeStep, "sgd": optimisers.SGD, "adam": optimisers.Adam}
 
 
 class Hebbian(Partial):
@@ -66,8 +68,7 @@ class Hebbian(Partial):
     def optimiser(self, train: TrainConfig) -> torch.optim.Optimizer:
         """Make the optimiser that the settings name, over the filters alone."""
         weights = [_weight(layer) for layer in self._layers.values()]
-        made: torch.optim.Optimizer = OPTIMISERS[self.settings.optimiser](weights, self.settings.rate)
-        return made
+        return OPTIMISERS[self.settings.optimiser](weights, self.settings.rate)
 
     def learning_rate(self, step: int, train: TrainConfig) -> float:
         """Fall linearly to zero: over all steps, or over those of the layer whose turn it is."""

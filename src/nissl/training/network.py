@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nissl.config import Config
 from nissl.data.cases import Dataset
@@ -16,6 +15,7 @@ from nissl.data.split import Split
 from nissl.errors import InputError
 from nissl.methods import METHODS
 from nissl.nets import factory
+from nissl.nets.flops import Flops
 from nissl.pretrain import PRETRAININGS
 from nissl.pretrain.settings import Stepped
 from nissl.tasks.task import task_of
@@ -101,10 +101,10 @@ def measure_network(net: nn.Module, config: Config, dataset: Dataset, steps: Map
 
     """
     size, outputs = config.data.size, len(task_of(config.task).outputs(dataset))
-    counter = FlopCounterMode(display=False)
+    flops = Flops()
     training = net.training
     try:
-        with counter, torch.no_grad():
+        with flops, torch.no_grad():
             logits = net.eval()(torch.zeros(1, dataset.channels, *size))
         found = f"output of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     except Exception as error:  # another's network may raise anything
@@ -118,7 +118,7 @@ def measure_network(net: nn.Module, config: Config, dataset: Dataset, steps: Map
     return {
         "name": config.net.name,
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "multiply_adds": counter.get_total_flops() // 2,
+        "multiply_adds": flops.count // 2,
         "input": [dataset.channels, *size],
     }
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from nissl import api
 from nissl.bench.grid.grid import Cell
@@ -32,6 +31,7 @@ from nissl.errors import NisslError
 from nissl.inference.memory import resident_bytes
 from nissl.learner import Learner, Problem
 from nissl.methods import METHODS
+from nissl.nets.flops import Flops
 from nissl.pretrain import PRETRAININGS
 from nissl.pretrain.settings import Stepped
 from nissl.progress import track
@@ -214,9 +214,9 @@ class Work:
         """Floating-point operations of the whole pre-training, of all networks; 0 where there is none."""
         if not isinstance(self.config.pretrain, Stepped):
             return 0
-        with FlopCounterMode(display=False) as counter:
-            once, twice = self._pretrain(2, counter.get_total_flops)
-        whole = counter.get_total_flops() + (self.config.pretrain.steps - 2) * (twice - once)
+        with Flops() as flops:
+            once, twice = self._pretrain(2, lambda: flops.count)
+        whole = flops.count + (self.config.pretrain.steps - 2) * (twice - once)
         return int(whole * self._networks)
 
     def seconds_stage_1(self) -> float:
@@ -227,9 +227,9 @@ class Work:
 
     def flops_stage_2(self) -> float:
         """Floating-point operations of one step of the method, forward and back, on average over the training."""
-        with FlopCounterMode(display=False) as counter:
-            self._train(QUARTERS, counter.get_total_flops)
-        return float(counter.get_total_flops()) / len(QUARTERS)
+        with Flops() as flops:
+            self._train(QUARTERS, lambda: flops.count)
+        return float(flops.count) / len(QUARTERS)
 
     def seconds_stage_2(self) -> float:
         """Seconds of one step of the method, half way through the training."""
