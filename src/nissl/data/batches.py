@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -366,7 +366,7 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def loader(stream: Steps[T], start: int, stop: int, workers: int) -> Iterator[T]:
+def loader(stream: Steps[T], start: int, stop: int, workers: int) -> Generator[T, None, None]:
     """Serve the batches of steps `start` to `stop - 1`, in order; the same for any number of workers.
 
     Raises:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO
@@ -127,8 +127,9 @@ class Trainer:
             (session.folder / stage.log if session.world.first else Path(os.devnull)).open("ab", buffering=0) as log,
             session.control.track(steps, stage.title, self.step) as advance,
             self.learning() as model,
+            closing(loader(self.stream, self.step, steps, session.workers)) as batches,  # ends its processes on errors
         ):
-            for batch in loader(self.stream, self.step, steps, session.workers):
+            for batch in batches:
                 line = self.make_step(model, batch)
                 done = self.step == steps
                 due = done or self.step % stage.train.save_every == 0
