@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from tests.training.tiny import (
     log_of,
     make_images,
     state_of,
+    worker_processes,
     write_files,
 )
 
@@ -56,7 +56,7 @@ def crash_and_resume(recipe, folder):
     last = min(saved + 2, 2 * saved - 1)
     with pytest.raises(DataError) as caught:
         recipe.trainer(folder, crash_at(last)).run()
-    assert caught.value.found == "gone" and multiprocessing.active_children() == []
+    assert caught.value.found == "gone" and worker_processes() == []
     assert [line["step"] for line in log_of(folder)] == list(range(1, last + 1))
     with (folder / "log.jsonl").open("ab") as log:
         log.write(b'\x00\xff\n{"step": "?"}\n[]\n{"step": %d, "loss": 0.1' % (last + 1))
@@ -258,8 +258,6 @@ def test_f12_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_waits_for_the_st
 
 
 def test_f12_no_worker_process_outlives_an_interrupted_run(files, tmp_path):
-    import multiprocessing
-
     def stop(step, batch):  # in the worker: its parent is the process that trains
         if step == 4:
             os.kill(os.getppid(), signal.SIGTERM)
@@ -267,7 +265,7 @@ def test_f12_no_worker_process_outlives_an_interrupted_run(files, tmp_path):
 
     with pytest.raises(Interrupted):
         Recipe(files, workers=1).trainer(tmp_path / "run", stop).run()
-    assert multiprocessing.active_children() == []
+    assert worker_processes() == []
 
 
 def test_f10_a_full_disk_under_the_log_is_said(files, tmp_path):
@@ -552,7 +550,7 @@ def test_f12_a_signal_in_any_phase_is_answered_and_the_run_goes_on(data, tmp_pat
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    assert multiprocessing.active_children() == []
+    assert worker_processes() == []
     begun = (tmp_path / "run" / "config.toml").exists()
     assert begun == (phase != "reading")
     again = ["train", data, "--out", tmp_path / "run", "--resume"] if begun else train(data, tmp_path / "run", *PHASED)

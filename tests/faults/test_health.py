@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -33,6 +32,7 @@ from tests.training.tiny import (
     make_stream,
     poison,
     state_of,
+    worker_processes,
     write_files,
 )
 from torch import nn
@@ -398,7 +398,7 @@ def test_f40_a_killed_worker_ends_the_run_with_the_names_of_its_cases(files, tmp
     resumed = Recipe(files, workers=1).trainer(tmp_path / "run", resumed=True)
     resumed.resume()
     resumed.run()
-    assert resumed.step == 20 and multiprocessing.active_children() == []
+    assert resumed.step == 20 and worker_processes() == []
 
 
 @pytest.mark.slow

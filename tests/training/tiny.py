@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import multiprocessing
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,14 @@ def poison(monkeypatch, steps, where="loss", method="supervised"):
             return terms | {"bad": bad.get(where, (weight * 0).sum().sqrt())}
 
     monkeypatch.setitem(METHODS, method, Poisoned)
+
+
+def worker_processes(patience=20.0):
+    """Worker processes that this process still has; torch gives each a few seconds to end on a busy machine."""
+    end = time.monotonic() + patience
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.05)
+    return multiprocessing.active_children()
 
 
 def differing_files(one, other, paths):
