@@ -40,7 +40,7 @@ def result(of, dice=None, masks=5, **changes):
             status="done",
             scores={"dice": mean, "pooled_dice": mean + 0.01, "hd95": 10.0},
             trivial={"dice": 0.4, "pooled_dice": 0.5},
-            tested=Tested(unit="px", n_missed=0, n_false_alarm=0, n_cases=len(dice)),
+            tested=Tested(unit="px", n_missed=0, n_false_positive=0, n_cases=len(dice)),
             training=TRAINED,
         )
         changes = {"masks_seen": masks} | changes

@@ -53,7 +53,7 @@ def summary_of(rows):
 
 @pytest.mark.parametrize(
     ("prediction", "reference", "presence", "value"),
-    [(0, 0, "both empty", np.nan), (0, 1, "missed", 0.0), (1, 0, "false alarm", 0.0), (1, 1, "both", 1.0)],
+    [(0, 0, "both empty", np.nan), (0, 1, "missed", 0.0), (1, 0, "false positive", 0.0), (1, 1, "both", 1.0)],
 )
 @pytest.mark.parametrize("spacing", [None, (2.0, 0.5)])
 def test_f42_empty_masks_have_the_documented_values(prediction, reference, presence, value, spacing):
@@ -70,7 +70,7 @@ def test_f42_counts_of_empty_masks_stand_beside_the_means():
     none, head = np.zeros(SHAPE, np.uint8), np.ones(SHAPE, np.uint8)
     summary = summary_of(score_all([none, none, head, head], [none, head, none, head]))
     found = summary.classes["head"]
-    assert (found.n_cases, found.n_both_empty, found.n_missed, found.n_false_alarm) == (4, 1, 1, 1)
+    assert (found.n_cases, found.n_both_empty, found.n_missed, found.n_false_positive) == (4, 1, 1, 1)
     assert found.dice == pytest.approx(1 / 3)
     assert found.hd95 == pytest.approx(2 / 3 * np.hypot(*SHAPE))
     body = summary.classes["body"]
@@ -97,27 +97,27 @@ def calling_every_pixel(run, label):
     save_checkpoint(run / WEIGHTS, tensors, {"step": facts["step"]})
 
 
-@pytest.mark.parametrize(("label", "missed", "alarms", "empty"), [(0, 1, 0, 1), (1, 0, 1, 0)])
-def test_f42_command_line_and_page_print_the_counts_and_the_policy(run, tmp_path, capsys, label, missed, alarms, empty):
+@pytest.mark.parametrize(("label", "missed", "wrong", "empty"), [(0, 1, 0, 1), (1, 0, 1, 0)])
+def test_f42_command_line_and_page_print_the_counts_and_the_policy(run, tmp_path, capsys, label, missed, wrong, empty):
     copy = shutil.copytree(run, tmp_path / "run")
     calling_every_pixel(copy, label)
     assert command("evaluate", copy) == 0 and command("report", copy) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split("trivial")[1].split() == ["missed", "false", "alarm", "both", "empty"]
-    assert lines[1].split()[-3:] == [str(missed), str(alarms), str(empty)]
+    assert lines[0].split("trivial")[1].split() == ["missed", "false", "positive", "both", "empty"]
+    assert lines[1].split()[-3:] == [str(missed), str(wrong), str(empty)]
     page = (copy / "report.html").read_text()
-    assert f"<td>{missed}</td><td>{alarms}</td><td>{empty}</td></tr>" in page
+    assert f"<td>{missed}</td><td>{wrong}</td><td>{empty}</td></tr>" in page
     for text in ("\n".join(lines), page):
         assert "not applicable" in text and "the diagonal of the image" in text
     overall = read(copy / "metrics.json")["overall"]
-    assert (overall["n_missed"], overall["n_false_alarm"], overall["n_both_empty"]) == (missed, alarms, empty)
+    assert (overall["n_missed"], overall["n_false_positive"], overall["n_both_empty"]) == (missed, wrong, empty)
     assert overall["hd95"] >= np.hypot(32, 32) / 2 - 1e-9
 
 
 @given(st.lists(st.tuples(MASKS, MASKS), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=80)
 def test_f43_shrinking_predictions_to_nothing_never_improves_a_mean(pairs):
-    """Class by class and case by case, wherever the reference shows the class; elsewhere it mends a false alarm."""
+    """Class by class and case by case, wherever the reference shows the class; elsewhere it mends a false positive."""
     predictions, references = [p.copy() for p, _ in pairs], [r for _, r in pairs]
     before = summary_of(score_all(predictions, references)).overall
     for prediction, reference in zip(predictions, references):
@@ -218,7 +218,7 @@ def ours(masks):
     rows = [score_case("a", None, p, r, NAMES, None) for p, r in zip(*masks)]
     values = np.array([[(row.dice, row.iou, row.hd95, row.asd) for row in pair] for pair in rows])
     presence = np.array([[row.presence for row in pair] for pair in rows])
-    assert {"both", "missed", "false alarm", "both empty"} == set(presence.ravel())
+    assert {"both", "missed", "false positive", "both empty"} == set(presence.ravel())
     return values, presence
 
 
@@ -287,11 +287,11 @@ def test_f45_monai_agrees_but_for_empty_masks(masks, spacing):
         )
     both = presence == "both"
     np.testing.assert_allclose(found[both], values[both], rtol=1e-6, atol=1e-6)
-    missed, alarm = presence == "missed", presence == "false alarm"
-    # docs/metrics.md lists the disagreements: a false alarm has no Dice there, and neither has a distance.
-    assert (found[missed][:, :2] == 0).all() and np.isnan(found[alarm][:, :2]).all()
-    assert not np.isfinite(found[missed | alarm][:, 2:]).any()
-    assert (values[missed | alarm][:, :2] == 0).all() and (values[missed | alarm][:, 2:] > 0).all()
+    missed, positive = presence == "missed", presence == "false positive"
+    # docs/metrics.md lists the disagreements: a false positive has no Dice there, and neither has a distance.
+    assert (found[missed][:, :2] == 0).all() and np.isnan(found[positive][:, :2]).all()
+    assert not np.isfinite(found[missed | positive][:, 2:]).any()
+    assert (values[missed | positive][:, :2] == 0).all() and (values[missed | positive][:, 2:] > 0).all()
 
 
 # Intervals

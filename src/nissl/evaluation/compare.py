@@ -21,8 +21,8 @@ from nissl.tasks.scores import FEW, CaseScore, Unit, score_matrix, units_of, wit
 Scored = Mapping[int, Sequence[CaseScore]]
 """Rows of metrics.csv by seed; a single run has one."""
 
-Verdict = Literal["A better", "B better", "more false alarms", "no difference seen", "too few to tell"]
-"""`more false alarms`: one side has more Dice, and more false alarms too, which the differences leave out."""
+Verdict = Literal["A better", "B better", "more false positives", "no difference seen", "too few to tell"]
+"""`more false positives`: one side has more Dice, and more false positives too, which the differences leave out."""
 
 Values = Float[np.ndarray, "seeds cases classes"]
 
@@ -60,7 +60,7 @@ class Comparison:
     n_units: int
     """Independent units behind the interval: groups (patients) where known, else cases."""
     grouped: bool
-    false_alarms: tuple[int, int]
+    false_positives: tuple[int, int]
     """Of A and of B, over all classes and seeds: where only one has it, the pair is left out."""
     verdict: Verdict
     warnings: tuple[str, ...]
@@ -80,7 +80,7 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
 
     The difference of a case is A - B, with all seeds; its interval and test are over cases, or over groups
     where groups are known, and a second interval is over the seeds. One of the two is called better only where every
-    interval leaves out 0, the test says so as well, and it does not have more false alarms.
+    interval leaves out 0, the test says so as well, and it does not have more false positives.
 
     Args:
         a: rows of the one side, by seed.
@@ -103,7 +103,7 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
     draws = int(rng.integers(2**63))  # the same for every class
     overall = _compared(a, b, labels, members, draws)
     n_units, several = len(set(members or groups)), len(a) > 1
-    alarms = _false_alarms(a), _false_alarms(b)
+    false_positives = _false_positives(a), _false_positives(b)
     return Comparison(
         names=names,
         seeds=tuple(sorted(a)) if several else (),
@@ -112,8 +112,8 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
         n_cases=len(groups),
         n_units=n_units,
         grouped=members is not None,
-        false_alarms=alarms,
-        verdict=verdict(overall, alarms, several),
+        false_positives=false_positives,
+        verdict=verdict(overall, false_positives, several),
         warnings=tuple(_warnings(n_units, members is not None, several)),
     )
 
@@ -167,12 +167,12 @@ def require_paired(a: Sequence[CaseScore], b: Sequence[CaseScore], names: tuple[
             raise _unpaired(names, found, f"the same {what} on both sides")
 
 
-def verdict(overall: Compared, false_alarms: tuple[int, int], several: bool) -> Verdict:
+def verdict(overall: Compared, false_positives: tuple[int, int], several: bool) -> Verdict:
     """Judge which side is better, if any.
 
     Args:
         overall: the differences.
-        false_alarms: of A and of B, which the differences leave out.
+        false_positives: of A and of B, which the differences leave out.
         several: whether each side has several seeds, so that the interval over them counts as well.
 
     """
@@ -182,8 +182,8 @@ def verdict(overall: Compared, false_alarms: tuple[int, int], several: bool) -> 
         return "too few to tell"
     if found.p_value >= SIGNIFICANT or any(low * high <= 0 for low, high in intervals):
         return "no difference seen"
-    if (false_alarms[0] - false_alarms[1]) * found.mean > 0:
-        return "more false alarms"
+    if (false_positives[0] - false_positives[1]) * found.mean > 0:
+        return "more false positives"
     return "A better" if found.mean > 0 else "B better"
 
 
@@ -215,8 +215,8 @@ def _mean_dice(side: Scored, labels: Sequence[str]) -> float:
     return float(np.mean([mean_over_classes(score_matrix(rows, "dice", labels)) for rows in chosen]))
 
 
-def _false_alarms(side: Scored) -> int:
-    return sum(row.presence == "false alarm" for rows in side.values() for row in rows)
+def _false_positives(side: Scored) -> int:
+    return sum(row.presence == "false positive" for rows in side.values() for row in rows)
 
 
 def _listed(names: Sequence[Any] | Mapping[Any, Any] | set[Any]) -> str:

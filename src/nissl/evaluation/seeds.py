@@ -30,7 +30,7 @@ class SeedsScores:
     unit: Unit
     n_missed: int
     """Over all runs, as the next two."""
-    n_false_alarm: int
+    n_false_positive: int
     n_both_empty: int
     trivial_dice: float
 
@@ -94,7 +94,7 @@ def summarise_seeds(
             unit=units.pop() if len(units) == 1 else "mixed",
             **{name: float(np.mean([getattr(run, name) for run in of])) for name in ("iou", "hd95", "trivial_dice")},
             n_missed=sum(run.n_missed for run in of),
-            n_false_alarm=sum(run.n_false_alarm for run in of),
+            n_false_positive=sum(run.n_false_positive for run in of),
             n_both_empty=sum(run.n_both_empty for run in of),
         )
 

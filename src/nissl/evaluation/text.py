@@ -15,7 +15,7 @@ DICE: Column = ("Dice", 6, lambda scores: f"{scores.dice:.3f}")
 REST: tuple[Column, ...] = (
     ("trivial", 8, lambda scores: f"{scores.trivial_dice:.3f}"),
     ("missed", 7, lambda scores: str(scores.n_missed)),
-    ("false alarm", 12, lambda scores: str(scores.n_false_alarm)),
+    ("false positive", 15, lambda scores: str(scores.n_false_positive)),
     ("both empty", 11, lambda scores: str(scores.n_both_empty)),
 )
 HD95: Column = ("HD95", 8, lambda scores: f"{scores.hd95:.1f} {scores.unit}")
@@ -79,9 +79,9 @@ def comparison_text(found: Comparison) -> str:
     if found.seeds:
         ends = " to ".join(f"{100 * end:+.1f}" for end in overall.dice_seeds)
         lines.append(f"over the seeds {', '.join(map(str, found.seeds))}: Dice A - B is {ends} points (95 %)")
-    alarms = "false alarms: A {}, B {} (a pair is left out where neither mask of one side shows the class)"
+    positives = "false positives: A {}, B {} (a pair is left out where neither mask of one side shows the class)"
     begun = [f"{run}: {one.text}" for run, steps in found.unfinished.items() for one in unfinished(*steps)]
-    return "\n".join([*lines, alarms.format(*found.false_alarms), *_warnings([*begun, *found.warnings])])
+    return "\n".join([*lines, positives.format(*found.false_positives), *_warnings([*begun, *found.warnings])])
 
 
 def verdict_text(found: Comparison) -> str:
@@ -102,8 +102,8 @@ def verdict_text(found: Comparison) -> str:
         seen = f" {leader} - {other} is {numbers}." if dice.n_units > 1 else ""
         least = f"smallest possible p = {smallest_p_value(dice.n_units):.2g}"
         return f"Cannot tell: with {units} no data could show a difference ({least}).{seen}"
-    if found.verdict == "more false alarms":
-        more = "{} false alarms against {}".format(*sorted(found.false_alarms, reverse=True))
+    if found.verdict == "more false positives":
+        more = "{} false positives against {}".format(*sorted(found.false_positives, reverse=True))
         return f"Neither is called better: {leader} gains {numbers} on these {where}, and has {more}."
     if found.verdict == "no difference seen":
         together = f"{where} and {seeds} seeds" if seeds else where

@@ -40,7 +40,7 @@ def side_by_side(values: Float[np.ndarray, "seeds cases classes"]) -> Float[np.n
     """Put the seeds beside each other, like further classes: `mean_over_classes` is then the mean over the seeds too.
 
     A mean of each case over the seeds would not do: where a case is applicable with some seeds only, such as a false
-    alarm of one of them, it would weigh as much as one that is with all.
+    positive of one of them, it would weigh as much as one that is with all.
     """
     return np.concatenate(list(values), axis=1)
 

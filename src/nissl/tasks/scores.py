@@ -68,7 +68,7 @@ class Scores:
     n_both_empty: int
     """Cases (overall: cases and classes) in neither mask: left out of the means."""
     n_missed: int
-    n_false_alarm: int
+    n_false_positive: int
     trivial_dice: float
     """Mean Dice of predicting the class in every pixel of every image: what a score has to beat."""
     trivial_pooled_dice: float
@@ -206,7 +206,7 @@ def _scores(rows: Sequence[CaseScore], labels: Sequence[str], rng: np.random.Gen
         n_groups=len(set(members)) if members else None,
         n_both_empty=absent.count("both empty"),
         n_missed=absent.count("missed"),
-        n_false_alarm=absent.count("false alarm"),
+        n_false_positive=absent.count("false positive"),
         trivial_dice=_mean([_mean([o.dice for o in trivial[label]]) for label in labels]),
         trivial_pooled_dice=_mean([pooled(trivial[label]).dice for label in labels]),
     )
@@ -289,4 +289,6 @@ def scores_from_csv(text: str, where: str = "metrics.csv") -> list[CaseScore]:
 def _parse(kind: object, text: str) -> Any:
     if kind is float:
         return float(text) if text != "" else math.nan
+    if kind == Presence:
+        return text.replace("false alarm", "false positive")  # the word of formats 1 and 2
     return int(text) if kind is int else text

@@ -209,7 +209,7 @@ def _rows(
 
 
 def _measured(rows: Sequence[CaseScore], labels: Sequence[str]) -> _Measured:
-    return _Measured(score_matrix(rows, "dice", labels), sum(row.presence == "false alarm" for row in rows))
+    return _Measured(score_matrix(rows, "dice", labels), sum(row.presence == "false positive" for row in rows))
 
 
 def _tested_on(row: CaseScore) -> tuple[str, str, str, str, int, int]:

@@ -33,7 +33,7 @@ class Tested:
     """Of lengths: mm or px."""
     n_missed: int | None = None
     """Cases (with several classes: cases and classes) that the reference shows and the prediction does not."""
-    n_false_alarm: int | None = None
+    n_false_positive: int | None = None
     """False-positive cases: the other way round."""
     n_cases: int | None = None
     n_groups: int | None = None
