@@ -4,23 +4,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.made_up_scores import case_score
 
 from nissl.evaluation.compare import compare_scores
 from nissl.evaluation.text import verdict_text
+from nissl.metrics.overlap import Overlap
 from nissl.metrics.statistics import paired_difference, smallest_p_value
-from nissl.tasks.scores import CaseScore
 
 NAN = float("nan")
 
 
 def rows(dice, positives=0, empty=10):
     """Rows of one class: cases that show it, and then some that do not, the first of them with a false positive."""
-    shown = [
-        CaseScore(f"case {i}", "", "gland", "both", d, d, d, d, 1.0, 1.0, "px", 5, 5, 5, 100)
-        for i, d in enumerate(dice)
-    ]
-    clear = replace(shown[0], presence="both empty", dice=NAN, iou=NAN, hd95=NAN, tp=0, fp=0, fn=0)
-    wrong = replace(clear, presence="false positive", dice=0.0, iou=0.0, fp=5)
+    shown = [case_score(f"case {i}", value) for i, value in enumerate(dice)]
+    clear = case_score("empty", NAN, distance=NAN)
+    wrong = replace(clear, overlap=Overlap(0, 5, 0))
     return shown + [replace(wrong if i < positives else clear, case=f"empty {i}") for i in range(empty)]
 
 

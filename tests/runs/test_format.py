@@ -115,7 +115,7 @@ def test_false_positives_were_called_false_alarms(run, old):
     row = "false alarms of cells,,foreground,false alarm,0.0,0.0,0.0,0.0,90.5,90.5,px,0,7,0,4096"
     (run / "metrics.csv").write_text("\n".join([*lines, row]))
     *_, last = scores_from_csv((run / "metrics.csv").read_text())
-    assert (last.case, last.presence) == ("false alarms of cells", "false positive")
+    assert (last.case, last.overlap.presence) == ("false alarms of cells", "false positive")
     page = nissl.report(run, DATA).read_text()
     assert "false<br>positives" in page and "alarm" not in page.replace("false alarms of cells", "")
     other = old_run(run.parent / "other")

@@ -33,10 +33,15 @@ class Overlap:
     @property
     def presence(self) -> Presence:
         """Where the class is: in both masks, in the reference or the prediction only, or in neither."""
-        reference, prediction = self.tp + self.fn > 0, self.tp + self.fp > 0
-        if reference:
+        prediction = self.tp + self.fp
+        if self.reference:
             return "both" if prediction else "missed"
         return "false positive" if prediction else "both empty"
+
+    @property
+    def reference(self) -> int:
+        """TP + FN: pixels of the class in the reference."""
+        return self.tp + self.fn
 
     @property
     def dice(self) -> float:
@@ -69,10 +74,7 @@ def overlap(
 ) -> tuple[Overlap, ...]:
     """Pixel counts of every class but the background (class 0), in the order of the classes.
 
-    Args:
-        prediction: class of each pixel.
-        reference: class of each pixel, of the same shape.
-        classes: number of classes, background included.
+    Masks hold the class of each pixel; the background counts among the classes.
 
     Raises:
         ValueError: the shapes differ, or a value is not a class.

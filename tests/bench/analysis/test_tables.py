@@ -12,7 +12,9 @@ from nissl.bench.analysis.tables import Versus, baseline_of, equivalent_of, tabl
 from nissl.bench.run.cost import Cost
 from nissl.config import Config
 from nissl.methods.settings import CPS
+from nissl.metrics.overlap import Overlap
 from nissl.metrics.statistics import bootstrap_interval
+from nissl.metrics.surface import SurfaceDistance
 from nissl.pretrain.settings import Hebbian
 
 NAN = float("nan")
@@ -197,9 +199,7 @@ def with_false_positives(dice, counts):
         rows = by_run[run.run]
         for number in range(most):
             wrong = number < counts.get((one.arm, one.seed), 0)
-            empty = replace(rows[0], case=f"empty {number}", tp=0, fn=0, fp=5 if wrong else 0)
-            value = 0.0 if wrong else NAN
-            rows.append(replace(empty, presence="false positive" if wrong else "both empty", dice=value))
+            rows.append(replace(rows[0], case=f"empty {number}", overlap=Overlap(0, 5 if wrong else 0, 0)))
     return made, results, by_run
 
 
@@ -223,7 +223,14 @@ def test_a_false_positive_of_one_seed_weighs_in_the_interval_as_in_the_mean():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"group": "patient 9"}, {"unit": "mm"}, {"tp": 4}, {"pixels": 121}, {"label": "tumour"}]
+    "changes",
+    [
+        {"group": "patient 9"},
+        {"distance": SurfaceDistance(1.0, 1.0, "mm")},
+        {"overlap": Overlap(4, 5, 5)},
+        {"pixels": 121},
+        {"label": "tumour"},
+    ],
 )
 def test_a_run_of_other_groups_units_or_masks_than_most_counts_as_failed(changes):
     made, results, by_run = made_up(drawn({BASELINE: 0.0, "none + cps": 0.03}))
