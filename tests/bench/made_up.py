@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tests.made_up_scores import case_score
 
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.results import Result, Tested, Training
 from nissl.config import Config
 from nissl.methods import METHODS
 from nissl.pretrain import PRETRAININGS
-from nissl.tasks.scores import CaseScore
 
 BASELINE = "none + supervised"
 
@@ -24,10 +24,7 @@ def cell(arm=BASELINE, budget="5%", seed=0, data="glas"):
 
 def scores(dice, groups=None):
     """Rows of metrics.csv of one class, from the Dice of each case."""
-    return [
-        CaseScore(f"case {i}", (groups or {}).get(i, ""), "gland", "both", d, d, d, d, 1.0, 1.0, "px", 5, 5, 5, 100)
-        for i, d in enumerate(dice)
-    ]
+    return [case_score(f"case {i}", value, (groups or {}).get(i, "")) for i, value in enumerate(dice)]
 
 
 def result(of, dice=None, masks=5, **changes):
@@ -40,7 +37,7 @@ def result(of, dice=None, masks=5, **changes):
             status="done",
             scores={"dice": mean, "pooled_dice": mean + 0.01, "hd95": 10.0},
             trivial={"dice": 0.4, "pooled_dice": 0.5},
-            tested=Tested(unit="px", n_missed=0, n_false_alarm=0, n_cases=len(dice)),
+            tested=Tested(unit="px", n_missed=0, n_false_positive=0, n_cases=len(dice)),
             training=TRAINED,
         )
         changes = {"masks_seen": masks} | changes

@@ -4,41 +4,39 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.made_up_scores import case_score
 
 from nissl.evaluation.compare import compare_scores
 from nissl.evaluation.text import verdict_text
+from nissl.metrics.overlap import Overlap
 from nissl.metrics.statistics import paired_difference, smallest_p_value
-from nissl.tasks.scores import CaseScore
 
 NAN = float("nan")
 
 
-def rows(dice, alarms=0, empty=10):
-    """Rows of one class: cases that show it, and then some that do not, the first of them with a false alarm."""
-    shown = [
-        CaseScore(f"case {i}", "", "gland", "both", d, d, d, d, 1.0, 1.0, "px", 5, 5, 5, 100)
-        for i, d in enumerate(dice)
-    ]
-    clear = replace(shown[0], presence="both empty", dice=NAN, iou=NAN, hd95=NAN, tp=0, fp=0, fn=0)
-    wrong = replace(clear, presence="false alarm", dice=0.0, iou=0.0, fp=5)
-    return shown + [replace(wrong if i < alarms else clear, case=f"empty {i}") for i in range(empty)]
+def rows(dice, positives=0, empty=10):
+    """Rows of one class: cases that show it, and then some that do not, the first of them with a false positive."""
+    shown = [case_score(f"case {i}", value) for i, value in enumerate(dice)]
+    clear = case_score("empty", NAN, distance=NAN)
+    wrong = replace(clear, overlap=Overlap(0, 5, 0))
+    return shown + [replace(wrong if i < positives else clear, case=f"empty {i}") for i in range(empty)]
 
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize(
-    ("alarms", "expected"),
-    [((0, 0), "{} better"), ((0, 9), "{} better"), ((9, 0), "more false alarms")],
+    ("positives", "expected"),
+    [((0, 0), "{} better"), ((0, 9), "{} better"), ((9, 0), "more false positives")],
 )
-def test_the_side_with_more_dice_and_more_false_alarms_is_not_called_better(alarms, expected, turned):
+def test_the_side_with_more_dice_and_more_false_positives_is_not_called_better(positives, expected, turned):
     rng = np.random.default_rng(0)
     dice = rng.normal(0.7, 0.1, 20)
-    better, other = {0: rows(dice + 0.02, alarms[0])}, {0: rows(dice, alarms[1])}
+    better, other = {0: rows(dice + 0.02, positives[0])}, {0: rows(dice, positives[1])}
     sides = (other, better) if turned else (better, other)
     found = compare_scores(*sides, ("x", "y"), np.random.default_rng(0))
     leader, text = "B" if turned else "A", verdict_text(found)
     assert found.verdict == expected.format(leader) and "2.0 Dice points" in text
-    if alarms == (9, 0):
-        assert f"{leader} gains 2.0" in text and "9 false alarms against 0" in text
+    if positives == (9, 0):
+        assert f"{leader} gains 2.0" in text and "9 false positives against 0" in text
     else:
         assert text.startswith(f"{leader} is better")
 

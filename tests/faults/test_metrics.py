@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from scipy.spatial import distance as scipy_distance
 from scipy.spatial.distance import cdist
+from tests.made_up_scores import overlap_of
 from tests.references.overlap import count, measures
 from tests.references.surface import all_pairs, surface_pixels
 from tests.tiny_data import FLAGS, write_tiny
@@ -21,10 +22,10 @@ from nissl import cli
 from nissl.imageio.formats import read_raster, write_image, write_mask
 from nissl.metrics.overlap import overlap
 from nissl.metrics.statistics import bootstrap_interval, paired_difference
-from nissl.metrics.surface import surface_distance
+from nissl.metrics.surface import SurfaceDistance, surface_distance
 from nissl.runs.checkpoint import load_checkpoint, save_checkpoint
 from nissl.runs.folder import WEIGHTS
-from nissl.tasks.scores import score_case, scores_from_csv, scores_to_csv, summarise
+from nissl.tasks.scores import CaseScore, EmptyMasks, score_case, scores_from_csv, scores_to_csv, summarise
 
 NAMES = ("background", "head", "body")
 SHAPE = (5, 6)
@@ -53,28 +54,29 @@ def summary_of(rows):
 
 @pytest.mark.parametrize(
     ("prediction", "reference", "presence", "value"),
-    [(0, 0, "both empty", np.nan), (0, 1, "missed", 0.0), (1, 0, "false alarm", 0.0), (1, 1, "both", 1.0)],
+    [(0, 0, "both empty", np.nan), (0, 1, "missed", 0.0), (1, 0, "false positive", 0.0), (1, 1, "both", 1.0)],
 )
 @pytest.mark.parametrize("spacing", [None, (2.0, 0.5)])
 def test_f42_empty_masks_have_the_documented_values(prediction, reference, presence, value, spacing):
     masks = [np.full((3, 4), filled, np.uint8) for filled in (prediction, reference)]
     (row,) = score_case("a", None, *masks, ("background", "cell"), spacing)
-    assert row.presence == presence
-    np.testing.assert_equal((row.dice, row.iou, row.precision, row.recall), (value,) * 4)
+    overlap = row.overlap
+    assert overlap.presence == presence
+    np.testing.assert_equal((overlap.dice, overlap.iou, overlap.precision, overlap.recall), (value,) * 4)
     diagonal = 5.0 if spacing is None else np.hypot(6.0, 2.0)
     worst = {"both empty": np.nan, "both": 0.0}.get(presence, diagonal)
-    np.testing.assert_allclose((row.hd95, row.asd), (worst, worst))
+    np.testing.assert_allclose((row.distance.hd95, row.distance.asd), (worst, worst))
 
 
 def test_f42_counts_of_empty_masks_stand_beside_the_means():
     none, head = np.zeros(SHAPE, np.uint8), np.ones(SHAPE, np.uint8)
     summary = summary_of(score_all([none, none, head, head], [none, head, none, head]))
     found = summary.classes["head"]
-    assert (found.n_cases, found.n_both_empty, found.n_missed, found.n_false_alarm) == (4, 1, 1, 1)
+    assert (found.n_cases, found.empty) == (4, EmptyMasks(1, 1, 1))
     assert found.dice == pytest.approx(1 / 3)
-    assert found.hd95 == pytest.approx(2 / 3 * np.hypot(*SHAPE))
+    assert found.distance.hd95 == pytest.approx(2 / 3 * np.hypot(*SHAPE))
     body = summary.classes["body"]
-    assert np.isnan(body.dice) and body.n_both_empty == 4
+    assert np.isnan(body.dice) and body.empty.n_both_empty == 4
     assert summary.overall.dice == found.dice, "a class that is nowhere has no part in the mean over classes"
     assert "not applicable" in summary.policy
 
@@ -97,27 +99,27 @@ def calling_every_pixel(run, label):
     save_checkpoint(run / WEIGHTS, tensors, {"step": facts["step"]})
 
 
-@pytest.mark.parametrize(("label", "missed", "alarms", "empty"), [(0, 1, 0, 1), (1, 0, 1, 0)])
-def test_f42_command_line_and_page_print_the_counts_and_the_policy(run, tmp_path, capsys, label, missed, alarms, empty):
+@pytest.mark.parametrize(("label", "missed", "wrong", "empty"), [(0, 1, 0, 1), (1, 0, 1, 0)])
+def test_f42_command_line_and_page_print_the_counts_and_the_policy(run, tmp_path, capsys, label, missed, wrong, empty):
     copy = shutil.copytree(run, tmp_path / "run")
     calling_every_pixel(copy, label)
     assert command("evaluate", copy) == 0 and command("report", copy) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split("trivial")[1].split() == ["missed", "false", "alarm", "both", "empty"]
-    assert lines[1].split()[-3:] == [str(missed), str(alarms), str(empty)]
+    assert lines[0].split("trivial")[1].split() == ["missed", "false", "positive", "both", "empty"]
+    assert lines[1].split()[-3:] == [str(missed), str(wrong), str(empty)]
     page = (copy / "report.html").read_text()
-    assert f"<td>{missed}</td><td>{alarms}</td><td>{empty}</td></tr>" in page
+    assert f"<td>{missed}</td><td>{wrong}</td><td>{empty}</td></tr>" in page
     for text in ("\n".join(lines), page):
         assert "not applicable" in text and "the diagonal of the image" in text
     overall = read(copy / "metrics.json")["overall"]
-    assert (overall["n_missed"], overall["n_false_alarm"], overall["n_both_empty"]) == (missed, alarms, empty)
+    assert (overall["n_missed"], overall["n_false_positive"], overall["n_both_empty"]) == (missed, wrong, empty)
     assert overall["hd95"] >= np.hypot(32, 32) / 2 - 1e-9
 
 
 @given(st.lists(st.tuples(MASKS, MASKS), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=80)
 def test_f43_shrinking_predictions_to_nothing_never_improves_a_mean(pairs):
-    """Class by class and case by case, wherever the reference shows the class; elsewhere it mends a false alarm."""
+    """Class by class and case by case, wherever the reference shows the class; elsewhere it mends a false positive."""
     predictions, references = [p.copy() for p, _ in pairs], [r for _, r in pairs]
     before = summary_of(score_all(predictions, references)).overall
     for prediction, reference in zip(predictions, references):
@@ -128,7 +130,8 @@ def test_f43_shrinking_predictions_to_nothing_never_improves_a_mean(pairs):
             after = summary_of(score_all(predictions, references)).overall
             for name in ("dice", "iou", "precision", "recall"):
                 assert getattr(after, name) <= getattr(before, name) + 1e-12
-            assert after.hd95 >= before.hd95 - 1e-12 and after.asd >= before.asd - 1e-12
+            assert after.distance.hd95 >= before.distance.hd95 - 1e-12
+            assert after.distance.asd >= before.distance.asd - 1e-12
             before = after
 
 
@@ -162,16 +165,17 @@ def test_f44_distances_in_mm_equal_brute_force_and_differ_from_pixels(seed):
     prediction, reference = random_mask(rng, (9, 8, 7), 0.3), random_mask(rng, (9, 8, 7), 0.1)
     (row,) = score_case("a", None, prediction.astype(np.uint8), reference.astype(np.uint8), NAMES[:2], spacing)
     (pixel,) = score_case("a", None, prediction.astype(np.uint8), reference.astype(np.uint8), NAMES[:2], None)
-    np.testing.assert_allclose((row.hd95, row.asd), all_pairs(prediction, reference, spacing), atol=1e-6)
-    np.testing.assert_allclose((pixel.hd95, pixel.asd), all_pairs(prediction, reference, (1, 1, 1)), atol=1e-6)
-    assert row.hd95 != pixel.hd95 and (row.unit, pixel.unit) == ("mm", "px")
+    mm, px = row.distance, pixel.distance
+    np.testing.assert_allclose((mm.hd95, mm.asd), all_pairs(prediction, reference, spacing), atol=1e-6)
+    np.testing.assert_allclose((px.hd95, px.asd), all_pairs(prediction, reference, (1, 1, 1)), atol=1e-6)
+    assert mm.hd95 != px.hd95 and (mm.unit, px.unit) == ("mm", "px")
 
 
 def test_f44_a_known_distance_has_the_known_length():
     a, b = np.zeros((2, 9, 9, 9), bool)
     a[4, 4, 2], b[4, 4, 5] = True, True
-    assert surface_distance(a, b, (0.5, 0.5, 2.0)) == (6.0, 6.0)
-    assert surface_distance(a, b) == (3.0, 3.0)
+    assert surface_distance(a, b, (0.5, 0.5, 2.0)) == SurfaceDistance(6.0, 6.0, "mm")
+    assert surface_distance(a, b) == SurfaceDistance(3.0, 3.0, "px")
 
 
 def test_f44_the_table_of_a_run_is_in_mm_where_the_files_state_a_spacing(tmp_path):
@@ -184,7 +188,7 @@ def test_f44_the_table_of_a_run_is_in_mm_where_the_files_state_a_spacing(tmp_pat
     assert command("train", data, "--out", tmp_path / "run", *flags, "--steps", "2") == 0
     assert command("evaluate", tmp_path / "run") == 0
     (row,) = scores_from_csv((tmp_path / "run" / "metrics.csv").read_text())
-    assert row.unit == "mm" and read(tmp_path / "run" / "metrics.json")["overall"]["unit"] == "mm"
+    assert row.distance.unit == "mm" and read(tmp_path / "run" / "metrics.json")["overall"]["unit"] == "mm"
     masks = [
         read_raster(tmp_path / "run" / "predictions" / "field002.nii.gz"),
         read_raster(data / "masks" / "field002.nii.gz"),
@@ -193,7 +197,7 @@ def test_f44_the_table_of_a_run_is_in_mm_where_the_files_state_a_spacing(tmp_pat
     one, other = (np.array(surface_pixels(mask.pixels[0] > 0)) * spacing for mask in masks)
     apart = cdist(one, other)
     expected = max(np.percentile(apart.min(axis=axis), 95) for axis in (0, 1))
-    assert row.presence == "both" and row.hd95 == pytest.approx(expected, abs=1e-6)
+    assert row.overlap.presence == "both" and row.distance.hd95 == pytest.approx(expected, abs=1e-6)
 
 
 # Agreement with other libraries, on 500 random masks
@@ -212,13 +216,18 @@ def masks():
     return pairs
 
 
+def values_of(row):
+    """Dice, IoU, HD95, ASD of a row."""
+    return row.overlap.dice, row.overlap.iou, row.distance.hd95, row.distance.asd
+
+
 @pytest.fixture(scope="module")
 def ours(masks):
     """Dice, IoU, HD95, ASD of each pair and class: `(500, 2, 4)`; and where the class is in both masks."""
     rows = [score_case("a", None, p, r, NAMES, None) for p, r in zip(*masks)]
-    values = np.array([[(row.dice, row.iou, row.hd95, row.asd) for row in pair] for pair in rows])
-    presence = np.array([[row.presence for row in pair] for pair in rows])
-    assert {"both", "missed", "false alarm", "both empty"} == set(presence.ravel())
+    values = np.array([[values_of(row) for row in pair] for pair in rows])
+    presence = np.array([[row.overlap.presence for row in pair] for pair in rows])
+    assert {"both", "missed", "false positive", "both empty"} == set(presence.ravel())
     return values, presence
 
 
@@ -271,8 +280,8 @@ def test_f45_monai_agrees_but_for_empty_masks(masks, spacing):
 
     prediction, reference = (one_hot(side).float() for side in masks)
     rows = [score_case("a", None, p, r, NAMES, spacing) for p, r in zip(*masks)]
-    values = np.array([[(row.dice, row.iou, row.hd95, row.asd) for row in pair] for pair in rows])
-    presence = np.array([[row.presence for row in pair] for pair in rows])
+    values = np.array([[values_of(row) for row in pair] for pair in rows])
+    presence = np.array([[row.overlap.presence for row in pair] for pair in rows])
     options = {"include_background": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MONAI warns of each empty mask
@@ -287,11 +296,11 @@ def test_f45_monai_agrees_but_for_empty_masks(masks, spacing):
         )
     both = presence == "both"
     np.testing.assert_allclose(found[both], values[both], rtol=1e-6, atol=1e-6)
-    missed, alarm = presence == "missed", presence == "false alarm"
-    # docs/metrics.md lists the disagreements: a false alarm has no Dice there, and neither has a distance.
-    assert (found[missed][:, :2] == 0).all() and np.isnan(found[alarm][:, :2]).all()
-    assert not np.isfinite(found[missed | alarm][:, 2:]).any()
-    assert (values[missed | alarm][:, :2] == 0).all() and (values[missed | alarm][:, 2:] > 0).all()
+    missed, positive = presence == "missed", presence == "false positive"
+    # docs/metrics.md lists the disagreements: a false positive has no Dice there, and neither has a distance.
+    assert (found[missed][:, :2] == 0).all() and np.isnan(found[positive][:, :2]).all()
+    assert not np.isfinite(found[missed | positive][:, 2:]).any()
+    assert (values[missed | positive][:, :2] == 0).all() and (values[missed | positive][:, 2:] > 0).all()
 
 
 # Intervals
@@ -358,35 +367,24 @@ def test_f46_a_single_run_says_that_its_interval_is_over_cases_only(run, tmp_pat
 # Two runs on the same cases
 
 
-def write_run(folder, dice, groups=None, label="cell", pixels=1000, area=200, unit="px"):
-    """A measured run folder with one class: only what `compare` reads."""
-    from nissl.tasks.scores import CaseScore
+MANY = 10**6
+"""Times the pixels that a picture has, so that every Dice can be had."""
 
+
+def write_run(folder, dice, groups=None, label="cell", pixels=1000 * MANY, area=200 * MANY, unit="px"):
+    """A measured run folder with one class: only what `compare` reads."""
     folder.mkdir(parents=True)
-    rows = []
-    for n, value in enumerate(dice):
-        case = f"case{n:03}"
-        tp = 0 if np.isnan(value) else round(value * area)
-        empty = np.isnan(value)
-        rows.append(
-            CaseScore(
-                case=case,
-                group=groups[n] if groups else "",
-                label=label,
-                presence="both empty" if empty else "both",
-                dice=value,
-                iou=value / (2 - value),
-                precision=value,
-                recall=value,
-                hd95=10 * (1 - value),
-                asd=1 - value,
-                unit=unit,
-                tp=tp,
-                fp=0 if empty else area - tp,
-                fn=0 if empty else area - tp,
-                pixels=pixels,
-            )
+    rows = [
+        CaseScore(
+            case=f"case{n:03}",
+            group=groups[n] if groups else "",
+            label=label,
+            overlap=overlap_of(value, area),
+            distance=SurfaceDistance(10 * (1 - value), 1 - value, unit),
+            pixels=pixels,
         )
+        for n, value in enumerate(dice)
+    ]
     (folder / "metrics.csv").write_text(scores_to_csv(rows))
     (folder / "config.toml").write_text("seed = 0\n")
     return folder
@@ -443,8 +441,8 @@ def test_f47_the_larger_uncertainty_of_patients_is_taken(tmp_path, capsys):
         ({"count": 38}, "2 of 40 cases are on one side only: case038, case039"),
         ({"label": "nerve"}, "classes cell against nerve"),
         ({"unit": "mm"}, "other units of distance in case000"),
-        ({"pixels": 900}, "200 of 1000 pixels are cell against 200 of 900"),
-        ({"area": 210}, "200 of 1000 pixels are cell against 210 of 1000"),
+        ({"pixels": 900 * MANY}, f"{200 * MANY} of {1000 * MANY} pixels are cell against {200 * MANY} of {900 * MANY}"),
+        ({"area": 210 * MANY}, f"{200 * MANY} of {1000 * MANY} pixels are cell against {210 * MANY} of {1000 * MANY}"),
         ({"groups": [f"p{n}" for n in range(40)]}, "other groups (patients) in case000"),
     ],
 )

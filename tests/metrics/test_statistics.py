@@ -3,6 +3,7 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy import stats
+from tests.made_up_scores import case_score
 
 from nissl.metrics.statistics import (
     bootstrap_interval,
@@ -113,7 +114,9 @@ def test_interval_over_seeds_is_students_and_covers():
 
 
 def test_a_case_without_group_is_a_unit_of_its_own():
-    assert units_of({"a": "p", "b": "", "c": "p", "d": ""}) == ["group p", "case b", "group p", "case d"]
+    rows = [case_score(case, 0.5, group) for case, group in {"a": "p", "b": "", "c": "p", "d": ""}.items()]
+    assert units_of([*rows, *rows]) == ["group p", "case b", "group p", "case d"]
+    assert units_of(rows[1::2]) is None
 
 
 def adjusted_by_trying_levels(p_values):

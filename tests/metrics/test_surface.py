@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 from tests.references.surface import all_pairs, surface_pixels
 
-from nissl.metrics.surface import surface_distance
+from nissl.metrics.surface import SurfaceDistance, surface_distance
 
 
 def random_mask(rng, shape, share=0.5):
@@ -17,14 +17,17 @@ def test_distances_equal_all_pairs(shape, spacing, seed):
     rng = np.random.default_rng(seed)
     prediction, reference = random_mask(rng, shape, 0.3), random_mask(rng, shape, 0.1)
     found = surface_distance(prediction, reference, spacing)
-    np.testing.assert_allclose(found, all_pairs(prediction, reference, spacing or (1.0,) * len(shape)), atol=1e-6)
+    assert found.unit == ("mm" if spacing else "px")
+    np.testing.assert_allclose(
+        (found.hd95, found.asd), all_pairs(prediction, reference, spacing or (1.0,) * len(shape)), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", [(6,), (5, 5), (4, 5, 3)])
 def test_distance_to_itself_is_zero_and_order_does_not_matter(shape):
     rng = np.random.default_rng(3)
     a, b = random_mask(rng, shape), random_mask(rng, shape, 0.2)
-    assert surface_distance(a, a) == (0.0, 0.0)
+    assert surface_distance(a, a) == SurfaceDistance(0.0, 0.0, "px")
     assert surface_distance(a, b) == surface_distance(b, a)
 
 
@@ -38,4 +41,5 @@ def test_a_mask_that_fills_the_image_has_the_border_as_surface():
     assert len(surface_pixels(np.ones((5, 5), bool))) == 16
     whole, hole = np.ones((5, 5), bool), np.zeros((5, 5), bool)
     hole[2, 2] = True
-    np.testing.assert_allclose(surface_distance(hole, whole), all_pairs(hole, whole, (1.0, 1.0)))
+    found = surface_distance(hole, whole)
+    np.testing.assert_allclose((found.hd95, found.asd), all_pairs(hole, whole, (1.0, 1.0)))

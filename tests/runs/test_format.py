@@ -18,6 +18,7 @@ from nissl.runs.format import CONTENT, FORMAT, load_config, upgraded
 from nissl.runs.provenance import flat
 from nissl.runs.reuse import stage_1_settings
 from nissl.runs.seeds import runs_of
+from nissl.tasks.scores import scores_from_csv
 
 STORED = ("data.json", "split.json", "env.json", "budget.json", "metrics.json", "pretrain.json", "network.json")
 
@@ -102,6 +103,26 @@ def test_settings_written_by_hand_may_be_new_without_naming_a_format():
     assert stage_1_settings(upgraded(tree, 1)) == stage_1_settings(tree)
 
 
+@pytest.mark.parametrize("old", [1, 2])
+def test_false_positives_were_called_false_alarms(run, old):
+    tree, lines = read(run / "metrics.json"), (run / "metrics.csv").read_text().splitlines()
+    assert "n_false_alarm" in tree["overall"] and "a false alarm" in tree["policy"]
+    tree["overall"]["n_false_alarm"] = tree["classes"]["foreground"]["n_false_alarm"] = 3
+    (run / "metrics.json").write_text(json.dumps(tree if old == 1 else {"format": old, **tree}))
+    found = read_json(run / "metrics.json")
+    assert "alarm" not in json.dumps(found) and "a false positive" in found["policy"]
+    assert found["overall"]["n_false_positive"] == found["classes"]["foreground"]["n_false_positive"] == 3
+    row = "false alarms of cells,,foreground,false alarm,0.0,0.0,0.0,0.0,90.5,90.5,px,0,7,0,4096"
+    (run / "metrics.csv").write_text("\n".join([*lines, row]))
+    *_, last = scores_from_csv((run / "metrics.csv").read_text())
+    assert (last.case, last.overlap.presence) == ("false alarms of cells", "false positive")
+    page = nissl.report(run, DATA).read_text()
+    assert "false<br>positives" in page and "alarm" not in page.replace("false alarms of cells", "")
+    other = old_run(run.parent / "other")
+    (other / "metrics.csv").write_text((run / "metrics.csv").read_text())
+    assert nissl.compare(run, other).false_positives == (1, 1)
+
+
 # What is written now
 
 
@@ -124,11 +145,14 @@ def test_every_file_that_is_read_back_names_its_format(run):
 def test_a_newer_file_is_refused_by_name(run, name):
     path = run / name
     text = path.read_text()
-    path.write_text(f"format = 3\n{text}" if name == "config.toml" else text.replace("{", '{"format": 3, ', 1))
+    newer = FORMAT + 1
+    path.write_text(
+        f"format = {newer}\n{text}" if name == "config.toml" else text.replace("{", f'{{"format": {newer}, ', 1)
+    )
     for use in (lambda: nissl.evaluate(run, device="cpu", data=DATA), lambda: nissl.report(run)):
         with pytest.raises(InputError) as caught:
             use()
-        assert caught.value.where.endswith(name) and "newer Nissl (format 3)" in caught.value.found
+        assert caught.value.where.endswith(name) and f"newer Nissl (format {newer})" in caught.value.found
 
 
 @pytest.mark.parametrize("found", [0, -1, "2", 2.0, True, None])

@@ -1,6 +1,7 @@
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -39,15 +40,15 @@ def test_means_are_over_cases_and_overall_is_the_mean_over_classes():
     summary = summary_of(rows)
     for label, scores in summary.classes.items():
         mine = [row for row in rows if row.label == label]
-        assert scores.dice == pytest.approx(np.mean([row.dice for row in mine]))
-        assert scores.hd95 == pytest.approx(np.mean([row.hd95 for row in mine]))
-        tp, fp, fn = (sum(getattr(row, name) for row in mine) for name in ("tp", "fp", "fn"))
+        assert scores.dice == pytest.approx(np.mean([row.overlap.dice for row in mine]))
+        assert scores.distance.hd95 == pytest.approx(np.mean([row.distance.hd95 for row in mine]))
+        tp, fp, fn = (sum(getattr(row.overlap, name) for row in mine) for name in ("tp", "fp", "fn"))
         assert scores.pooled_dice == pytest.approx(2 * tp / (2 * tp + fp + fn))
         assert scores.dice_ci[0] < scores.dice < scores.dice_ci[1]
-        assert (scores.n_cases, scores.n_groups, scores.unit) == (12, 4, "mm")
-    for name in ("dice", "iou", "precision", "recall", "pooled_dice", "hd95", "asd", "trivial_dice"):
-        mean = np.mean([getattr(scores, name) for scores in summary.classes.values()])
-        assert getattr(summary.overall, name) == pytest.approx(mean)
+        assert (scores.n_cases, scores.n_groups, scores.distance.unit) == (12, 4, "mm")
+    for name in ("dice", "iou", "precision", "recall", "pooled_dice", "distance.hd95", "distance.asd", "trivial_dice"):
+        mean = np.mean([attrgetter(name)(scores) for scores in summary.classes.values()])
+        assert attrgetter(name)(summary.overall) == pytest.approx(mean)
 
 
 def test_trivial_row_is_the_score_of_predicting_one_class_everywhere():
@@ -75,11 +76,15 @@ def test_few_cases_or_few_patients_are_warned_about():
     assert summary_of(random_rows(cases=12, groups=12)).warnings == ()
 
 
+def in_pixels(row):
+    return replace(row, distance=replace(row.distance, unit="px"))
+
+
 def test_mm_and_pixels_are_never_averaged_together():
     rows = random_rows(cases=12, groups=12)
-    mixed = summary_of([replace(row, unit="px") if row.case == "case 0" else row for row in rows])
-    assert mixed.overall.unit == "mixed"
-    assert math.isnan(mixed.overall.hd95)
+    mixed = summary_of([in_pixels(row) if row.case == "case 0" else row for row in rows])
+    assert mixed.overall.distance.unit == "mixed"
+    assert math.isnan(mixed.overall.distance.hd95)
     assert any("mm and px" in warning for warning in mixed.warnings)
 
 
@@ -98,12 +103,16 @@ def test_rows_survive_csv():
     text = scores_to_csv(rows)
     assert "nan" not in text.split("comma")[1]
     for before, after in zip(rows, scores_from_csv(text), strict=True):
-        np.testing.assert_equal(vars(after), vars(before))
+        np.testing.assert_equal(asdict(after), asdict(before))
 
 
 @pytest.mark.parametrize(
     ("damage", "found"),
-    [(("dice", "dise"), "no column dice"), (("case 0,patient 0,head,both,", "case 0,p,head,both,x"), "line 2: could")],
+    [
+        (("dice", "dise"), "no column dice"),
+        ((",mm,", ",mm,x"), "line 2: invalid"),
+        ((",mm,", "x,mm,"), "line 2: could"),
+    ],
 )
 def test_a_damaged_csv_is_refused_by_name(damage, found):
     with pytest.raises(DataError) as error:

@@ -8,7 +8,6 @@ DIR/results.csv               a row for each cell
 DIR/tables.md report.html     the tables and the page of them
 """
 
-import json
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +23,7 @@ from nissl.bench.grid.grid import Cell, cells, load_grid
 from nissl.bench.page.page import write_page
 from nissl.bench.run.cell import enter_failure
 from nissl.bench.run.cluster import ClusterPool
-from nissl.bench.run.cost import measure_costs
-from nissl.bench.run.estimate import estimate
+from nissl.bench.run.cost import estimate, measure_costs
 from nissl.bench.run.preflight import require_separate, require_unchanged, require_workable
 from nissl.bench.run.processes import TOKEN
 from nissl.bench.run.results import CELLS, Result, folder_of, is_bench, read_results, result_of, write_results
@@ -119,11 +117,9 @@ def _locked(out: Path) -> Iterator[None]:
     """Lock the folder against another bench; refuse one that holds something else."""
     if out.exists() and not out.is_dir():
         raise InputError(out, "a file", "a folder for the bench", "choose another --out")
-    present = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    # A bench that was killed before it began leaves these.
-    present = [
-        name for name in present if name not in (LOCK, GRID) and not name.startswith((TOKEN, f".{CELLS}.", f".{GRID}."))
-    ]
+    left = (TOKEN, f".{CELLS}.", f".{GRID}.")  # by a bench that was killed before it began, as these two
+    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    present = [name for name in names if name not in (LOCK, GRID) and not name.startswith(left)]
     if present and not is_bench(out):
         found = f"not empty: {', '.join(present[:4])}"
         raise InputError(out, found, "a new or empty folder, or that of a bench", "choose another --out")
@@ -137,19 +133,14 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _described(all_cells: Sequence[Cell]) -> dict[str, Any]:
-    """Data and settings of each cell, as they read back from JSON."""
-    return _through_json({cell.id: {"path": str(cell.path.resolve()), **to_tree(cell.config)} for cell in all_cells})
-
-
-def _through_json(tree: Mapping[str, Any]) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads(json.dumps(tree))
-    return read
+    """Data and settings of each cell."""
+    return {cell.id: {"path": str(cell.path.resolve()), **to_tree(cell.config)} for cell in all_cells}
 
 
 def _completed(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Give settings that an older version wrote the defaults of those that it did not have."""
     known = {key: value for key, value in settings.items() if key != "path"}
-    return _through_json({"path": settings["path"], **to_tree(from_tree(Config, known, str(out / CELLS)))})
+    return {"path": settings["path"], **to_tree(from_tree(Config, known, str(out / CELLS)))}
 
 
 def _require_same(out: Path, all_cells: Sequence[Cell]) -> None:

@@ -16,13 +16,14 @@ from nissl.metrics.statistics import (
     side_by_side,
     smallest_p_value,
 )
-from nissl.tasks.scores import FEW, CaseScore, Unit, score_matrix, units_of, without_nan
+from nissl.metrics.surface import Unit
+from nissl.tasks.scores import FEW, CaseScore, score_matrix, units_of, without_nan
 
 Scored = Mapping[int, Sequence[CaseScore]]
 """Rows of metrics.csv by seed; a single run has one."""
 
-Verdict = Literal["A better", "B better", "more false alarms", "no difference seen", "too few to tell"]
-"""`more false alarms`: one side has more Dice, and more false alarms too, which the differences leave out."""
+Verdict = Literal["A better", "B better", "more false positives", "no difference seen", "too few to tell"]
+"""`more false positives`: one side has more Dice, and more false positives too, which the differences leave out."""
 
 Values = Float[np.ndarray, "seeds cases classes"]
 
@@ -60,7 +61,7 @@ class Comparison:
     n_units: int
     """Independent units behind the interval: groups (patients) where known, else cases."""
     grouped: bool
-    false_alarms: tuple[int, int]
+    false_positives: tuple[int, int]
     """Of A and of B, over all classes and seeds: where only one has it, the pair is left out."""
     verdict: Verdict
     warnings: tuple[str, ...]
@@ -80,13 +81,7 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
 
     The difference of a case is A - B, with all seeds; its interval and test are over cases, or over groups
     where groups are known, and a second interval is over the seeds. One of the two is called better only where every
-    interval leaves out 0, the test says so as well, and it does not have more false alarms.
-
-    Args:
-        a: rows of the one side, by seed.
-        b: the same of the other side; the seeds are the same, or both sides have one.
-        names: of the two sides.
-        rng: source of the draws.
+    interval leaves out 0, the test says so as well, and it does not have more false positives.
 
     Raises:
         InputError: the two were not measured on the same cases, references, classes and units, or on other seeds.
@@ -98,29 +93,29 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
         require_paired(a[seed], b[seed], names)
         require_paired(a[seed], a[min(a)], (f"{names[0]}, seed {seed}", f"{names[0]}, seed {min(a)}"))
     first = a[min(a)]
-    labels, groups = list(dict.fromkeys(row.label for row in first)), {row.case: row.group for row in first}
-    members = units_of(groups) if any(groups.values()) else None
+    labels, n_cases = list(dict.fromkeys(row.label for row in first)), len({row.case for row in first})
+    members = units_of(first)
     draws = int(rng.integers(2**63))  # the same for every class
     overall = _compared(a, b, labels, members, draws)
-    n_units, several = len(set(members or groups)), len(a) > 1
-    alarms = _false_alarms(a), _false_alarms(b)
+    n_units, several = len(set(members)) if members else n_cases, len(a) > 1
+    false_positives = _false_positives(a), _false_positives(b)
     return Comparison(
         names=names,
         seeds=tuple(sorted(a)) if several else (),
         classes={label: _compared(a, b, [label], members, draws) for label in labels},
         overall=overall,
-        n_cases=len(groups),
+        n_cases=n_cases,
         n_units=n_units,
         grouped=members is not None,
-        false_alarms=alarms,
-        verdict=verdict(overall, alarms, several),
+        false_positives=false_positives,
+        verdict=verdict(overall, false_positives, several),
         warnings=tuple(_warnings(n_units, members is not None, several)),
     )
 
 
 def _compared(a: Scored, b: Scored, labels: Sequence[str], members: Sequence[str] | None, draws: int) -> Compared:
     """Compare over some of the classes."""
-    units = {row.unit for row in a[min(a)]}
+    units = {row.distance.unit for row in a[min(a)]}
     dice = _paired(a, b, "dice", labels)
 
     def difference(values: Values) -> Difference:
@@ -156,8 +151,8 @@ def require_paired(a: Sequence[CaseScore], b: Sequence[CaseScore], names: tuple[
     other = {(row.case, row.label): row for row in b}
     facts: dict[str, Callable[[CaseScore], str]] = {
         "groups (patients)": lambda row: f"`{row.group}`",
-        "units of distance": lambda row: f"`{row.unit}`",
-        "references": lambda row: f"{row.tp + row.fn} of {row.pixels} pixels are {row.label}",
+        "units of distance": lambda row: f"`{row.distance.unit}`",
+        "references": lambda row: f"{row.overlap.reference} of {row.pixels} pixels are {row.label}",
     }
     for what, fact in facts.items():
         if differ := [row for row in a if fact(row) != fact(other[row.case, row.label])]:
@@ -167,14 +162,10 @@ def require_paired(a: Sequence[CaseScore], b: Sequence[CaseScore], names: tuple[
             raise _unpaired(names, found, f"the same {what} on both sides")
 
 
-def verdict(overall: Compared, false_alarms: tuple[int, int], several: bool) -> Verdict:
-    """Judge which side is better, if any.
+def verdict(overall: Compared, false_positives: tuple[int, int], several: bool) -> Verdict:
+    """Judge which side is better, if any; where each has several seeds, by the interval over them as well.
 
-    Args:
-        overall: the differences.
-        false_alarms: of A and of B, which the differences leave out.
-        several: whether each side has several seeds, so that the interval over them counts as well.
-
+    The differences leave out the false positives, of A and of B.
     """
     found = overall.dice
     intervals = [(found.low, found.high), *([overall.dice_seeds] if several else [])]
@@ -182,8 +173,8 @@ def verdict(overall: Compared, false_alarms: tuple[int, int], several: bool) -> 
         return "too few to tell"
     if found.p_value >= SIGNIFICANT or any(low * high <= 0 for low, high in intervals):
         return "no difference seen"
-    if (false_alarms[0] - false_alarms[1]) * found.mean > 0:
-        return "more false alarms"
+    if (false_positives[0] - false_positives[1]) * found.mean > 0:
+        return "more false positives"
     return "A better" if found.mean > 0 else "B better"
 
 
@@ -199,24 +190,19 @@ def _warnings(n_units: int, grouped: bool, several: bool) -> list[str]:
     return found if several else [*found, single]
 
 
-def _paired(a: Scored, b: Scored, field: str, labels: Sequence[str]) -> Values:
-    """A - B of one field; nan where one of the two is not applicable."""
+def _paired(a: Scored, b: Scored, column: str, labels: Sequence[str]) -> Values:
+    """A - B of one column; nan where one of the two is not applicable."""
     cases = list(dict.fromkeys(row.case for row in a[min(a)]))
-
-    def table(rows: Sequence[CaseScore]) -> list[list[float]]:
-        values = {(row.case, row.label): getattr(row, field) for row in rows}
-        return [[values[case, label] for label in labels] for case in cases]
-
-    return np.array([np.subtract(table(a[seed]), table(b[seed])) for seed in sorted(a)])
+    both = [[score_matrix(side[seed], column, labels, cases) for side in (a, b)] for seed in sorted(a)]
+    return np.array([one - other for one, other in both])
 
 
 def _mean_dice(side: Scored, labels: Sequence[str]) -> float:
-    chosen = [[row for row in rows if row.label in labels] for rows in side.values()]
-    return float(np.mean([mean_over_classes(score_matrix(rows, "dice", labels)) for rows in chosen]))
+    return float(np.mean([mean_over_classes(score_matrix(rows, "dice", labels)) for rows in side.values()]))
 
 
-def _false_alarms(side: Scored) -> int:
-    return sum(row.presence == "false alarm" for rows in side.values() for row in rows)
+def _false_positives(side: Scored) -> int:
+    return sum(row.overlap.presence == "false positive" for rows in side.values() for row in rows)
 
 
 def _listed(names: Sequence[Any] | Mapping[Any, Any] | set[Any]) -> str:

@@ -1,7 +1,7 @@
 """Several seeds of one training: means over the runs, with an interval over seeds beside the one over cases."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from statistics import stdev
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 from nissl.errors import Caveat
 from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.metrics.statistics import bootstrap_interval, seed_interval, side_by_side
-from nissl.tasks.scores import CaseScore, Scores, Summary, Unit, score_matrix, units_of, without_nan
+from nissl.metrics.surface import Unit
+from nissl.tasks.scores import CaseScore, EmptyMasks, Scores, Summary, score_matrix, tree_of, units_of
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,8 @@ class SeedsScores:
     hd95: float
     """In `unit`."""
     unit: Unit
-    n_missed: int
-    """Over all runs, as the next two."""
-    n_false_alarm: int
-    n_both_empty: int
+    empty: EmptyMasks
+    """Over all runs."""
     trivial_dice: float
 
 
@@ -53,8 +52,7 @@ class SeedsSummary:
 
     def to_tree(self) -> dict[str, Any]:
         """Nested dictionaries of plain values for JSON, nan as None."""
-        tree: dict[str, Any] = without_nan(asdict(self))
-        return tree
+        return tree_of(self)
 
 
 def summarise_seeds(
@@ -65,37 +63,32 @@ def summarise_seeds(
 ) -> SeedsSummary:
     """Summarise the runs of several seeds.
 
-    Args:
-        summaries: of each run, by seed.
-        rows: the rows behind them; where the runs have other cases, there is no interval over cases.
-        changed_data: seeds that were trained on other images or masks than the first.
-        rng: source of the draws of the intervals over cases.
-
+    Where their rows are of other cases, there is no interval over cases. `changed_data` are the seeds that were trained
+    on other images or masks than the first.
     """
     draws = int(rng.integers(2**63))
     labels = list(next(iter(summaries.values())).classes)
     first = next(iter(rows.values()))
-    groups = {row.case: row.group for row in first}
     together = all([row.case for row in other] == [row.case for row in first] for other in rows.values())
-    members = units_of(groups) if any(groups.values()) else None
+    members = units_of(first)
 
     def scores(of: Sequence[Scores], chosen: Sequence[str]) -> SeedsScores:
         interval = (float("nan"), float("nan"))
         if together:
-            tables = [score_matrix([r for r in run if r.label in chosen], "dice", chosen) for run in rows.values()]
+            tables = [score_matrix(run, "dice", chosen) for run in rows.values()]
             interval = bootstrap_interval(side_by_side(np.stack(tables)), members, np.random.default_rng(draws))
         dice = [run.dice for run in of]
-        units = {run.unit for run in of}
+        units = {run.distance.unit for run in of}
         return SeedsScores(
             dice=float(np.mean(dice)),
             dice_ci_seeds=seed_interval(np.array(dice)),
             dice_ci_cases=interval,
             dice_sd=stdev(dice) if len(dice) > 1 else float("nan"),
             unit=units.pop() if len(units) == 1 else "mixed",
-            **{name: float(np.mean([getattr(run, name) for run in of])) for name in ("iou", "hd95", "trivial_dice")},
-            n_missed=sum(run.n_missed for run in of),
-            n_false_alarm=sum(run.n_false_alarm for run in of),
-            n_both_empty=sum(run.n_both_empty for run in of),
+            iou=float(np.mean([run.iou for run in of])),
+            hd95=float(np.mean([run.distance.hd95 for run in of])),
+            trivial_dice=float(np.mean([run.trivial_dice for run in of])),
+            empty=EmptyMasks(*np.sum([astuple(run.empty) for run in of], axis=0).tolist()),
         )
 
     overall = [summary.overall for summary in summaries.values()]

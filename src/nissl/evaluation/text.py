@@ -14,11 +14,10 @@ Column = tuple[str, int, Callable[[Any], str]]
 DICE: Column = ("Dice", 6, lambda scores: f"{scores.dice:.3f}")
 REST: tuple[Column, ...] = (
     ("trivial", 8, lambda scores: f"{scores.trivial_dice:.3f}"),
-    ("missed", 7, lambda scores: str(scores.n_missed)),
-    ("false alarm", 12, lambda scores: str(scores.n_false_alarm)),
-    ("both empty", 11, lambda scores: str(scores.n_both_empty)),
+    ("missed", 7, lambda scores: str(scores.empty.n_missed)),
+    ("false positive", 15, lambda scores: str(scores.empty.n_false_positive)),
+    ("both empty", 11, lambda scores: str(scores.empty.n_both_empty)),
 )
-HD95: Column = ("HD95", 8, lambda scores: f"{scores.hd95:.1f} {scores.unit}")
 
 
 def _table(rows: Mapping[str, object], *columns: Column) -> list[str]:
@@ -37,9 +36,12 @@ def score_text(summary: Summary) -> str:
     rows = {untrained.get(name, name): scores for name, scores in summary.classes.items()}
     lines = _table(
         {**rows, "overall": summary.overall},
-        *(DICE, ("95 % interval", 16, lambda scores: _span(scores.dice_ci))),
-        *(("pooled", 7, lambda scores: f"{scores.pooled_dice:.3f}"), HD95),
-        *(("cases", 6, lambda scores: str(scores.n_cases)), *REST),
+        DICE,
+        ("95 % interval", 16, lambda scores: _span(scores.dice_ci)),
+        ("pooled", 7, lambda scores: f"{scores.pooled_dice:.3f}"),
+        ("HD95", 8, lambda scores: f"{scores.distance.hd95:.1f} {scores.distance.unit}"),
+        ("cases", 6, lambda scores: str(scores.n_cases)),
+        *REST,
     )
     single = "One run, one seed: the interval is over test cases only. `nissl train ... --seeds 5` measures the rest."
     return "\n".join([*lines, *_warnings(summary.warnings), single, summary.policy])
@@ -51,8 +53,11 @@ def seeds_text(summary: SeedsSummary) -> str:
     count = len(summary.runs)
     lines = _table(
         {**summary.classes, "overall": summary.overall},
-        *(DICE, ("95 % over seeds", 16, lambda scores: _span(scores.dice_ci_seeds))),
-        *(("95 % over cases", 16, lambda scores: _span(scores.dice_ci_cases)), HD95, *REST),
+        DICE,
+        ("95 % over seeds", 16, lambda scores: _span(scores.dice_ci_seeds)),
+        ("95 % over cases", 16, lambda scores: _span(scores.dice_ci_cases)),
+        ("HD95", 8, lambda scores: f"{scores.hd95:.1f} {scores.unit}"),
+        *REST,
     )
     head = f"mean over {count} seed{'s' * (count != 1)}, {summary.n_cases} cases{groups}"
     each = "each seed: " + ", ".join(f"{seed}: {dice:.3f}" for seed, dice in summary.runs.items())
@@ -79,9 +84,9 @@ def comparison_text(found: Comparison) -> str:
     if found.seeds:
         ends = " to ".join(f"{100 * end:+.1f}" for end in overall.dice_seeds)
         lines.append(f"over the seeds {', '.join(map(str, found.seeds))}: Dice A - B is {ends} points (95 %)")
-    alarms = "false alarms: A {}, B {} (a pair is left out where neither mask of one side shows the class)"
+    positives = "false positives: A {}, B {} (a pair is left out where neither mask of one side shows the class)"
     begun = [f"{run}: {one.text}" for run, steps in found.unfinished.items() for one in unfinished(*steps)]
-    return "\n".join([*lines, alarms.format(*found.false_alarms), *_warnings([*begun, *found.warnings])])
+    return "\n".join([*lines, positives.format(*found.false_positives), *_warnings([*begun, *found.warnings])])
 
 
 def verdict_text(found: Comparison) -> str:
@@ -102,8 +107,8 @@ def verdict_text(found: Comparison) -> str:
         seen = f" {leader} - {other} is {numbers}." if dice.n_units > 1 else ""
         least = f"smallest possible p = {smallest_p_value(dice.n_units):.2g}"
         return f"Cannot tell: with {units} no data could show a difference ({least}).{seen}"
-    if found.verdict == "more false alarms":
-        more = "{} false alarms against {}".format(*sorted(found.false_alarms, reverse=True))
+    if found.verdict == "more false positives":
+        more = "{} false positives against {}".format(*sorted(found.false_positives, reverse=True))
         return f"Neither is called better: {leader} gains {numbers} on these {where}, and has {more}."
     if found.verdict == "no difference seen":
         together = f"{where} and {seeds} seeds" if seeds else where

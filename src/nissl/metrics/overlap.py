@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-Presence = Literal["both", "missed", "false alarm", "both empty"]
+Presence = Literal["both", "missed", "false positive", "both empty"]
 
 EMPTY_POLICY = (
     "Empty masks. A class that is neither in the reference nor in the prediction is not applicable: it is left out of "
-    "the means and counted. A missed class (only in the reference) and a false alarm (only in the prediction) have "
+    "the means and counted. A missed class (only in the reference) and a false positive (only in the prediction) have "
     "Dice, IoU, precision and recall 0, and as surface distance the diagonal of the image, the worst value there is."
 )
 
@@ -21,9 +21,9 @@ class Overlap:
     """Pixel counts of one class in one case: true positive, false positive, false negative.
 
     Empty masks, the policy of the whole house: a class that is neither in the reference nor in the prediction is not
-    applicable (`nan`; left out of the means and counted); a missed class and a false alarm have Dice, IoU, precision
+    applicable (`nan`; left out of the means and counted); a missed class and a false positive have Dice, IoU, precision
     and recall 0 and a surface distance of one image diagonal. So emptying the prediction of a class that is there never
-    improves a mean; emptying that of a class that is not there mends a false alarm, and takes its 0 out of the mean.
+    improves a mean; emptying that of a class that is not there mends a false positive, and takes its 0 out of the mean.
     """
 
     tp: int
@@ -33,10 +33,15 @@ class Overlap:
     @property
     def presence(self) -> Presence:
         """Where the class is: in both masks, in the reference or the prediction only, or in neither."""
-        reference, prediction = self.tp + self.fn > 0, self.tp + self.fp > 0
-        if reference:
+        prediction = self.tp + self.fp
+        if self.reference:
             return "both" if prediction else "missed"
-        return "false alarm" if prediction else "both empty"
+        return "false positive" if prediction else "both empty"
+
+    @property
+    def reference(self) -> int:
+        """TP + FN: pixels of the class in the reference."""
+        return self.tp + self.fn
 
     @property
     def dice(self) -> float:
@@ -69,10 +74,7 @@ def overlap(
 ) -> tuple[Overlap, ...]:
     """Pixel counts of every class but the background (class 0), in the order of the classes.
 
-    Args:
-        prediction: class of each pixel.
-        reference: class of each pixel, of the same shape.
-        classes: number of classes, background included.
+    Masks hold the class of each pixel; the background counts among the classes.
 
     Raises:
         ValueError: the shapes differ, or a value is not a class.

@@ -1,4 +1,8 @@
-"""Intervals and paired tests over cases, or over patients where cases are grouped; intervals over seeds."""
+"""Intervals and paired tests over cases, or over patients where cases are grouped; intervals over seeds.
+
+Values and differences (a - b) are one number for each case, or for each case and class; nan is not applicable. `groups`
+has the patient of each case; None takes each case as its own. All draws come from the generator that is passed in.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +12,8 @@ from jaxtyping import Float
 
 Values = Float[np.ndarray, "cases"] | Float[np.ndarray, "cases classes"]
 
-
+LEVEL = 0.95
+"""Fraction of the intervals that should hold the true mean."""
 SIGN_FLIPS = 2**16
 """Assignments of signs that the paired test tries: all of them up to 16 units, as many random ones above."""
 
@@ -40,7 +45,7 @@ def side_by_side(values: Float[np.ndarray, "seeds cases classes"]) -> Float[np.n
     """Put the seeds beside each other, like further classes: `mean_over_classes` is then the mean over the seeds too.
 
     A mean of each case over the seeds would not do: where a case is applicable with some seeds only, such as a false
-    alarm of one of them, it would weigh as much as one that is with all.
+    positive of one of them, it would weigh as much as one that is with all.
     """
     return np.concatenate(list(values), axis=1)
 
@@ -49,7 +54,6 @@ def bootstrap_interval(
     values: Values,
     groups: Sequence[str] | None,
     rng: np.random.Generator,
-    level: float = 0.95,
     resamples: int = 2000,
 ) -> tuple[float, float]:
     """Interval of `mean_over_classes` by resampling cases, or whole groups with all their cases (cluster bootstrap).
@@ -59,16 +63,7 @@ def bootstrap_interval(
     2015, "What Teachers Should Know About the Bootstrap"), moved for bias and skewness as in BCa (Efron 1987, "Better
     Bootstrap Confidence Intervals"). What it holds on known populations is in docs/metrics.md.
 
-    Args:
-        values: one number for each case, or for each case and class; nan where not applicable.
-        groups: patient of each case; None resamples the cases.
-        rng: source of the draws.
-        level: fraction of intervals that should hold the true mean.
-        resamples: number of draws.
-
-    Returns:
-        Lower and upper end; nan where there are fewer than two cases or groups.
-
+    Returns the lower and upper end; nan where there are fewer than two cases or groups.
     """
     from scipy.special import ndtr, ndtri, stdtrit
 
@@ -90,7 +85,7 @@ def bootstrap_interval(
     bias = float(ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples)))
     pull = _influence(sums, counts)
     skew = float((pull**3).sum() / (6 * (pull**2).sum() ** 1.5)) if (pull**2).sum() > 0 else 0.0
-    reach = np.sqrt(units / (units - 1)) * float(stdtrit(units - 1, (1 + level) / 2)) * np.array([-1, 1])
+    reach = np.sqrt(units / (units - 1)) * float(stdtrit(units - 1, (1 + LEVEL) / 2)) * np.array([-1, 1])
     low, high = np.quantile(drawn, ndtr(bias + (bias + reach) / (1 - skew * (bias + reach))))
     return float(low), float(high)
 
@@ -130,14 +125,7 @@ def sign_flip_test(differences: Values, groups: Sequence[str] | None, rng: np.ra
     of Experiments", section 21). Exact up to 16 units; above, from random signs, where the observed assignment counts
     as one of them, so that it is never 0 (Phipson and Smyth 2010). With 5 units it cannot be below 0.06.
 
-    Args:
-        differences: a - b of each case, or of each case and class; nan where not applicable.
-        groups: patient of each case; None takes each case as its own.
-        rng: source of the draws.
-
-    Returns:
-        The p-value; nan for fewer than two cases or groups.
-
+    It is nan for fewer than two cases or groups.
     """
     from scipy.stats import permutation_test
 
@@ -164,35 +152,22 @@ def smallest_p_value(units: int) -> float:
     return 2 / min(2**units, SIGN_FLIPS) if units > 1 else 1.0
 
 
-def seed_interval(values: Float[np.ndarray, "seeds"], level: float = 0.95) -> tuple[float, float]:
+def seed_interval(values: Float[np.ndarray, "seeds"]) -> tuple[float, float]:
     """Interval of the mean over seeds: Student's t, since seeds are few and there is nothing to resample.
 
-    Args:
-        values: one number of each run, such as its mean Dice.
-        level: fraction of intervals that should hold the mean over all seeds.
-
-    Returns:
-        Lower and upper end; nan for fewer than two seeds.
-
+    Returns the lower and upper end; nan for fewer than two seeds.
     """
     from scipy.special import stdtrit
 
     if len(values) < 2 or np.isnan(values).any():
         return float("nan"), float("nan")
-    half = float(stdtrit(len(values) - 1, (1 + level) / 2) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / np.sqrt(len(values)))
     centre = float(np.mean(values))
     return centre - half, centre + half
 
 
 def paired_difference(differences: Values, groups: Sequence[str] | None, rng: np.random.Generator) -> Difference:
-    """Compare two runs on the same cases: mean of a - b with its 95 % interval and p-value, over cases or groups.
-
-    Args:
-        differences: a - b of each case, or of each case and class; nan where one of the two is not applicable.
-        groups: patient of each case; None takes each case as its own.
-        rng: source of the draws.
-
-    """
+    """Compare two runs on the same cases: mean of a - b with its 95 % interval and p-value, over cases or groups."""
     low, high = bootstrap_interval(differences, groups, rng)
     p_value = sign_flip_test(differences, groups, rng)
     applicable = ~np.isnan(differences)
@@ -204,12 +179,7 @@ def paired_difference(differences: Values, groups: Sequence[str] | None, rng: np
 def paired_t_test(differences: Float[np.ndarray, "seeds"]) -> float:
     """Two-sided p-value of Student's paired t-test, the test that goes with `seed_interval`.
 
-    Args:
-        differences: a - b of each seed.
-
-    Returns:
-        The p-value; 1 where all differences are 0, nan for fewer than two seeds.
-
+    It is 1 where all differences are 0, nan for fewer than two seeds.
     """
     from scipy.special import stdtr
 
@@ -226,11 +196,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for their number, so that among all of them one wrong finding is as rare as in a single test.
 
     The smallest of m is multiplied by m, the next by m - 1 and so on; none may fall below one before it, nor rise
-    above 1 (Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure").
-
-    Args:
-        p_values: of one family of tests; nan is no test, stays nan and does not count.
-
+    above 1 (Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure"). What is nan is no test: it stays so
+    and does not count.
     """
     ordered = sorted((p, place) for place, p in enumerate(p_values) if not np.isnan(p))
     corrected, reached = [float("nan")] * len(p_values), 0.0

@@ -1,6 +1,7 @@
 """Distance between the surfaces of two masks, in mm where the spacing is known and in pixels where it is not."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -10,13 +11,19 @@ from jaxtyping import Bool, Float
 # 2.4 s; its bare metrics turn the HD95 of a complete miss into the best value. Hence scipy, in float64.
 
 
-class SurfaceDistance(NamedTuple):
-    """Distances between two surfaces, in the unit of the spacing."""
+Unit = Literal["mm", "px", "mixed"]
+
+
+@dataclass(frozen=True)
+class SurfaceDistance:
+    """Distances between two surfaces, or their means over cases."""
 
     hd95: float
     """The larger of the two directed 95th percentiles (linear interpolation between the order statistics)."""
     asd: float
     """Average symmetric surface distance: mean over the pixels of both surfaces together."""
+    unit: Unit
+    """`mm` where the image states its spacing, else `px`; `mixed` where some images do."""
 
 
 def surface_distance(
@@ -28,24 +35,20 @@ def surface_distance(
 
     The surface is the pixels of the mask with a neighbour along an axis that is not in it, or is outside the image;
     distances are between pixel centres. Empty masks as in `Overlap`: neither present gives nan, one absent gives the
-    diagonal of the image, which no distance exceeds.
-
-    Args:
-        prediction: pixels of one class.
-        reference: the same, of the same shape.
-        spacing: distance of neighbouring pixels along each axis in mm; without it the unit is pixels.
-
+    diagonal of the image, which no distance exceeds. The spacing is that of the pixels along each axis, in mm; without
+    it the unit is pixels.
     """
     steps = spacing or (1.0,) * reference.ndim
+    unit: Unit = "mm" if spacing else "px"
     if not prediction.any() and not reference.any():
-        return SurfaceDistance(float("nan"), float("nan"))
+        return SurfaceDistance(float("nan"), float("nan"), unit)
     if not prediction.any() or not reference.any():
         worst = float(np.linalg.norm(np.multiply(reference.shape, steps)))
-        return SurfaceDistance(worst, worst)
+        return SurfaceDistance(worst, worst, unit)
     window = _bounds(prediction | reference)
     there, back = _directed(prediction[window], reference[window], steps)
     hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
-    return SurfaceDistance(float(hd95), float(np.concatenate([there, back]).mean()))
+    return SurfaceDistance(float(hd95), float(np.concatenate([there, back]).mean()), unit)
 
 
 def _directed(

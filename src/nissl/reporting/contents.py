@@ -94,7 +94,7 @@ def read_run(run: Path) -> Contents:
     # Only a run with a stage 1 says anything of it.
     empty = {} if config.get("pretrain", {}).get("name", "none") != "none" else {"pretrain": Tree()}
     nothing: tuple[list[Tree], int] = [], 0
-    log, damaged = part("log.jsonl", _json_lines, nothing)
+    log, damaged = part("log.jsonl", json_lines, nothing)
     if damaged:
         notes.append(f"log.jsonl has {damaged} line(s) that cannot be read; they are left out.")
     names = [Path(name).stem for name in PARTS if name.endswith(".json")]
@@ -112,7 +112,7 @@ def _json(content: bytes) -> Tree:
     return tree
 
 
-def _json_lines(content: bytes) -> tuple[list[Tree], int]:
+def json_lines(content: bytes) -> tuple[list[Tree], int]:
     """Objects of the lines, and the number of lines that hold none: a killed run may leave half a line."""
     rows, damaged = [], 0
     for line in content.splitlines():

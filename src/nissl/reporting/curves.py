@@ -153,10 +153,10 @@ def filter_grid(filters: Filters) -> str:
     count, _, height, width = tiles.shape
     columns = min(8, count)
     rows = -(-count // columns)
-    grid = np.ones((rows, columns, height + 1, width + 1, 3))
-    for index, tile in enumerate(tiles):
-        grid[index // columns, index % columns, :height, :width] = np.moveaxis(tile, 0, -1)
-    sheet = grid.transpose(0, 2, 1, 3, 4).reshape(rows * (height + 1), columns * (width + 1), 3)[:-1, :-1]
+    framed = np.ones((rows * columns, height + 1, width + 1, 3))
+    framed[:count, :height, :width] = np.moveaxis(tiles, 1, -1)
+    grid = framed.reshape(rows, columns, height + 1, width + 1, 3).swapaxes(1, 2)
+    sheet = grid.reshape(rows * (height + 1), columns * (width + 1), 3)[:-1, :-1]
     large = (255 * np.nan_to_num(sheet)).round().astype(np.uint8).repeat(12, axis=0).repeat(12, axis=1)
     buffer = io.BytesIO()
     Image.fromarray(large).save(buffer, format="PNG")

@@ -46,14 +46,14 @@ def ranked(scores: Sequence[CaseScore]) -> dict[str, list[CaseScore]]:
     """
     rows: dict[str, list[CaseScore]] = {}
     for row in scores:
-        if not math.isnan(row.dice):
+        if not math.isnan(row.overlap.dice):
             rows.setdefault(row.case, []).append(row)
-    return dict(sorted(rows.items(), key=lambda item: (case_dice(item[1]), -max(row.hd95 for row in item[1]))))
+    return dict(sorted(rows.items(), key=lambda item: (case_dice(item[1]), -max(row.distance.hd95 for row in item[1]))))
 
 
 def case_dice(rows: Sequence[CaseScore]) -> float:
     """Mean Dice of the applicable classes of one case."""
-    return sum(row.dice for row in rows) / len(rows)
+    return sum(row.overlap.dice for row in rows) / len(rows)
 
 
 def draw_gallery(contents: Contents, data: Path | None = None) -> Gallery:
@@ -114,7 +114,8 @@ def _absent(found: str) -> DataError:
 def _caption(rows: Sequence[CaseScore]) -> str:
     def line(row: CaseScore) -> str:
         name = f"{row.label}: " if len(rows) > 1 else ""
-        state = f" ({row.presence})" if row.presence != "both" else ""
-        return f"{name}Dice {row.dice:.3f} · HD95 {row.hd95:.1f} {row.unit}{state}"
+        overlap, distance = row.overlap, row.distance
+        state = f" ({overlap.presence})" if overlap.presence != "both" else ""
+        return f"{name}Dice {overlap.dice:.3f} · HD95 {distance.hd95:.1f} {distance.unit}{state}"
 
     return "\n".join(map(line, rows))

@@ -102,7 +102,6 @@ def _fullest(reference: Bool[np.ndarray, "x y z"], prediction: Bool[np.ndarray, 
 def _thinned(masks: Masks) -> Masks:
     """Leave out rows and columns that the page could not show."""
     step = max(1, max(masks.reference.shape) // LARGEST)
-    image, reference, prediction = (
-        array[..., ::step, ::step] for array in (masks.image, masks.reference, masks.prediction)
-    )
+    whole = masks.image, masks.reference, masks.prediction
+    image, reference, prediction = (array[..., ::step, ::step] for array in whole)
     return Masks(image, reference, prediction, masks.spacing)

@@ -12,7 +12,7 @@ from nissl.config import Config, from_tree, read_toml, without_foreign_options
 from nissl.errors import DataError, InputError
 
 Tree = dict[str, Any]
-FORMAT = 2
+FORMAT = 3
 NEW_IN_2 = {"axes": "", "image_pattern": "*", "mask_pattern": "*"}
 """Of the table `data`, settings that format 1 did not have, at what it did."""
 SEEDS_FILES = ("seeds.json", "series.json")
@@ -37,6 +37,17 @@ def _environment_1(tree: Tree) -> Tree:
     return tree | ({"continued": sessions} if sessions else {})
 
 
+def _measurement_2(tree: Tree) -> Tree:
+    """What is called a false positive now was a false alarm."""
+
+    def renamed(scores: Tree) -> Tree:
+        return {key.replace("false_alarm", "false_positive"): value for key, value in scores.items()}
+
+    classes = {name: renamed(scores) for name, scores in tree["classes"].items()}
+    policy = {"policy": tree["policy"].replace("false alarm", "false positive")} if "policy" in tree else {}
+    return tree | {"classes": classes, "overall": renamed(tree["overall"])} | policy
+
+
 def upgraded(tree: Tree, found_format: int) -> Tree:
     """Bring settings of an older format to the newest one.
 
@@ -48,11 +59,12 @@ def upgraded(tree: Tree, found_format: int) -> Tree:
     return kept | ({"data": NEW_IN_2 | kept["data"]} if "data" in kept else {})
 
 
-UPGRADES: Mapping[str, Callable[[Tree], Tree]] = {
-    "env.json": _environment_1,
-    "cells.json": lambda tree: {name: upgraded(settings, 1) for name, settings in tree.items()},
+UPGRADES: Mapping[str, tuple[int, Callable[[Tree], Tree]]] = {
+    "env.json": (1, _environment_1),
+    "cells.json": (1, lambda tree: {name: upgraded(settings, 1) for name, settings in tree.items()}),
+    "metrics.json": (2, _measurement_2),
 }
-"""From format 1 to 2, of the JSON files that are not the same in both."""
+"""JSON files that have changed: the last format before it, and what brings them up to date."""
 
 
 def stamped(tree: Mapping[str, Any]) -> Tree:
@@ -73,7 +85,8 @@ def content_of(tree: Any, path: Path) -> Tree:
         if not isinstance(content.get(key), kind):
             held = f"`{key}` is {content[key]!r:.40}" if key in content else f"no `{key}`"
             raise DataError(path, held, f"`{key}` as a {kind.__name__}", "restore the file from a copy, or train again")
-    return UPGRADES[path.name](content) if found < FORMAT and path.name in UPGRADES else content
+    last, upgrade = UPGRADES.get(path.name, (0, dict))
+    return upgrade(content) if found <= last else content
 
 
 def current_settings(tree: Tree, path: Path) -> Tree:

@@ -3,47 +3,53 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from nissl.errors import Caveat, DataError
-from nissl.metrics.overlap import EMPTY_POLICY, Overlap, Presence, overlap, pooled
+from nissl.metrics.overlap import EMPTY_POLICY, Overlap, overlap, pooled
 from nissl.metrics.statistics import bootstrap_interval, mean_over_classes
-from nissl.metrics.surface import surface_distance
+from nissl.metrics.surface import SurfaceDistance, Unit, surface_distance
 
-Unit = Literal["mm", "px", "mixed"]
 FEW = 10
+FIELDS = (
+    *("case", "group", "label"),
+    *("overlap.presence", "overlap.dice", "overlap.iou", "overlap.precision", "overlap.recall"),
+    *("distance.hd95", "distance.asd", "distance.unit"),
+    *("overlap.tp", "overlap.fp", "overlap.fn", "pixels"),
+)
+"""The columns of metrics.csv: where their values stand in a `CaseScore`; the last part is the name."""
+COLUMNS = {path.split(".")[-1]: attrgetter(path) for path in FIELDS}
 
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One class in one case: a line of metrics.csv. Empty masks as in `Overlap`; nan is not applicable."""
+    """One class in one case: a line of metrics.csv."""
 
     case: str
     group: str
     """Patient, animal or slide; empty where there is none."""
     label: str
     """Name of the class."""
-    presence: Presence
-    dice: float
-    iou: float
-    precision: float
-    recall: float
-    hd95: float
-    """95th percentile of the surface distances, in `unit`."""
-    asd: float
-    """Average symmetric surface distance, in `unit`."""
-    unit: Unit
-    """`mm` where the image states its spacing, else `px`."""
-    tp: int
-    fp: int
-    fn: int
+    overlap: Overlap
+    distance: SurfaceDistance
     pixels: int
     """Pixels of the image."""
+
+
+@dataclass(frozen=True)
+class EmptyMasks:
+    """Cases (overall: cases and classes) in which a mask does not show the class."""
+
+    n_both_empty: int
+    """In neither mask: left out of the means."""
+    n_missed: int
+    n_false_positive: int
 
 
 @dataclass(frozen=True)
@@ -58,17 +64,12 @@ class Scores:
     recall: float
     pooled_dice: float
     """Dice of all pixels of all cases together."""
-    hd95: float
-    """In `unit`; nan where the unit is `mixed`."""
-    asd: float
-    unit: Unit
+    distance: SurfaceDistance
+    """nan where the unit is `mixed`."""
     n_cases: int
     n_groups: int | None
     """Groups, a case without one counting as its own; None where no case has a group."""
-    n_both_empty: int
-    """Cases (overall: cases and classes) in neither mask: left out of the means."""
-    n_missed: int
-    n_false_alarm: int
+    empty: EmptyMasks
     trivial_dice: float
     """Mean Dice of predicting the class in every pixel of every image: what a score has to beat."""
     trivial_pooled_dice: float
@@ -89,9 +90,22 @@ class Summary:
 
     def to_tree(self) -> dict[str, Any]:
         """Nested dictionaries of plain values for JSON, nan as None."""
-        tree = without_nan(asdict(self))
-        assert isinstance(tree, dict)
-        return tree
+        return tree_of(self)
+
+
+def tree_of(summary: Any) -> dict[str, Any]:
+    """A summary as nested dictionaries of plain values for JSON, nan as None."""
+    tree: dict[str, Any] = without_nan(asdict(summary))
+    classes = {name: _flat(scores) for name, scores in tree["classes"].items()}
+    return tree | {"classes": classes, "overall": _flat(tree["overall"])}
+
+
+def _flat(scores: dict[str, Any]) -> dict[str, Any]:
+    """Put what a part holds in its place."""
+    flat: dict[str, Any] = {}
+    for name, value in scores.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def unfinished(steps: int | None, planned_steps: int | None) -> list[Caveat]:
@@ -110,15 +124,9 @@ def score_case(
     class_names: Sequence[str],
     spacing: tuple[float, ...] | None,
 ) -> list[CaseScore]:
-    """Measure one case: a row for each class but the background.
+    """Measure one case by the class of each pixel: a row for each class but the background, the first of the names.
 
-    Args:
-        case_id: name of the case.
-        group: its patient, if known.
-        prediction: class of each pixel.
-        reference: the same, of the same shape.
-        class_names: names of all classes, the background first.
-        spacing: mm along each axis, if known.
+    `group` is its patient and `spacing` the mm along each axis, if known.
 
     Raises:
         ValueError: the shapes differ, or a value is not a class.
@@ -127,25 +135,7 @@ def score_case(
     rows = []
     for label, counts in enumerate(overlap(prediction, reference, len(class_names)), start=1):
         distance = surface_distance(prediction == label, reference == label, spacing)
-        rows.append(
-            CaseScore(
-                case=case_id,
-                group=group or "",
-                label=class_names[label],
-                presence=counts.presence,
-                dice=counts.dice,
-                iou=counts.iou,
-                precision=counts.precision,
-                recall=counts.recall,
-                hd95=distance.hd95,
-                asd=distance.asd,
-                unit="mm" if spacing else "px",
-                tp=counts.tp,
-                fp=counts.fp,
-                fn=counts.fn,
-                pixels=reference.size,
-            )
-        )
+        rows.append(CaseScore(case_id, group or "", class_names[label], counts, distance, reference.size))
     return rows
 
 
@@ -157,11 +147,7 @@ def summarise(
 ) -> Summary:
     """Summarise the rows of all cases: per class, and overall as the mean over classes.
 
-    Args:
-        rows: as `score_case` gives them.
-        rng: source of the draws of the intervals.
-        not_trained: classes that no labelled mask showed.
-        warnings: what else makes the numbers less than they seem.
+    `not_trained` are the classes that no labelled mask showed; the given warnings are told before those of the rows.
 
     Raises:
         ValueError: there are no rows.
@@ -184,51 +170,57 @@ def summarise(
 def _scores(rows: Sequence[CaseScore], labels: Sequence[str], rng: np.random.Generator) -> Scores:
     """Means over the cases, then over the labels."""
     chosen = [row for row in rows if row.label in labels]
-    groups = {row.case: row.group for row in chosen}
-    grouped = any(groups.values())
-    members = units_of(groups) if grouped else None
-    units = {row.unit for row in chosen}
-    unit: Unit = units.pop() if len(units) == 1 else "mixed"
+    members, units = units_of(chosen), {row.distance.unit for row in chosen}
     dice = score_matrix(chosen, "dice", labels)
-    mean = {name: mean_over_classes(score_matrix(chosen, name, labels)) for name in ("iou", "precision", "recall")}
-    distance = {name: mean_over_classes(score_matrix(chosen, name, labels)) for name in ("hd95", "asd")}
-    absent = [row.presence for row in chosen]
-    counts = {label: [Overlap(r.tp, r.fp, r.fn) for r in chosen if r.label == label] for label in labels}
-    trivial = {label: [_everywhere(row) for row in chosen if row.label == label] for label in labels}
+    means = ("iou", "precision", "recall", "hd95", "asd")
+    iou, precision, recall, hd95, asd = (mean_over_classes(score_matrix(chosen, name, labels)) for name in means)
+    unit: Unit = units.pop() if len(units) == 1 else "mixed"
+    if unit == "mixed":
+        hd95 = asd = math.nan
+    presence = [row.overlap.presence for row in chosen]
+    counts = [[row.overlap for row in chosen if row.label == label] for label in labels]
+    trivial = [[_everywhere(row) for row in chosen if row.label == label] for label in labels]
     return Scores(
         dice=mean_over_classes(dice),
         dice_ci=bootstrap_interval(dice, members, rng),
-        **mean,
-        pooled_dice=_mean([pooled(counts[label]).dice for label in labels]),
-        **(distance if unit != "mixed" else dict.fromkeys(distance, math.nan)),
-        unit=unit,
-        n_cases=len(groups),
+        iou=iou,
+        precision=precision,
+        recall=recall,
+        pooled_dice=_mean([pooled(cases).dice for cases in counts]),
+        distance=SurfaceDistance(hd95, asd, unit),
+        n_cases=len(dice),
         n_groups=len(set(members)) if members else None,
-        n_both_empty=absent.count("both empty"),
-        n_missed=absent.count("missed"),
-        n_false_alarm=absent.count("false alarm"),
-        trivial_dice=_mean([_mean([o.dice for o in trivial[label]]) for label in labels]),
-        trivial_pooled_dice=_mean([pooled(trivial[label]).dice for label in labels]),
+        empty=EmptyMasks(*(presence.count(one) for one in ("both empty", "missed", "false positive"))),
+        trivial_dice=_mean([_mean([case.dice for case in cases]) for cases in trivial]),
+        trivial_pooled_dice=_mean([pooled(cases).dice for cases in trivial]),
     )
 
 
-def units_of(groups: Mapping[str, str]) -> list[str]:
-    """What is independent, for each case in order: its group or, where it has none, the case itself."""
+def units_of(rows: Sequence[CaseScore]) -> list[str] | None:
+    """What is independent, for each case in order: its group or, where it has none, the case itself.
+
+    None where no case has a group.
+    """
+    groups = {row.case: row.group for row in rows}
+    if not any(groups.values()):
+        return None
     return [f"group {group}" if group else f"case {case}" for case, group in groups.items()]
 
 
 def _everywhere(row: CaseScore) -> Overlap:
     """Counts of the prediction that calls every pixel this class."""
-    reference = row.tp + row.fn
-    return Overlap(reference, row.pixels - reference, 0)
+    return Overlap(row.overlap.reference, row.pixels - row.overlap.reference, 0)
 
 
-def score_matrix(rows: Sequence[CaseScore], field: str, labels: Sequence[str]) -> Float[np.ndarray, "cases classes"]:
-    """One field of the rows by case, in the order of the rows, and class."""
-    cases = {case: index for index, case in enumerate(dict.fromkeys(row.case for row in rows))}
-    matrix = np.full((len(cases), len(labels)), np.nan)
+def score_matrix(
+    rows: Sequence[CaseScore], column: str, labels: Sequence[str], cases: Sequence[str] | None = None
+) -> Float[np.ndarray, "cases classes"]:
+    """One of the `COLUMNS` of the rows by case, in the order of `cases` or else of the rows, and class."""
+    places = {case: index for index, case in enumerate(cases or dict.fromkeys(row.case for row in rows))}
+    matrix = np.full((len(places), len(labels)), np.nan)
     for row in rows:
-        matrix[cases[row.case], labels.index(row.label)] = getattr(row, field)
+        if row.label in labels:
+            matrix[places[row.case], labels.index(row.label)] = COLUMNS[column](row)
     return matrix
 
 
@@ -242,7 +234,7 @@ def _warnings(overall: Scores) -> list[Caveat]:
     if units < FEW:
         text = f"Only {units} test {kind}: the interval over them is itself uncertain. Below {FEW}, take it as a hint."
         warnings.append(Caveat("few-units", text))
-    if overall.unit == "mixed":
+    if overall.distance.unit == "mixed":
         text = "Some images state their spacing and some do not: distances in mm and px have no common mean."
         warnings.append(Caveat("mixed-units", text))
     return warnings
@@ -260,33 +252,31 @@ def without_nan(value: Any) -> Any:
 def scores_to_csv(rows: Sequence[CaseScore]) -> str:
     """Write the rows as metrics.csv; nan becomes an empty field."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(CaseScore)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: "" if value is None else value for key, value in without_nan(asdict(row)).items()})
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(without_nan([value(row) for value in COLUMNS.values()]) for row in rows)
     return text.getvalue()
 
 
 def scores_from_csv(text: str, where: str = "metrics.csv") -> list[CaseScore]:
-    """Read the rows of a metrics.csv.
+    """Read the rows of a metrics.csv; what follows from its counts is computed anew.
 
     Raises:
         DataError: a column is missing or a value is of the wrong kind.
 
     """
-    kinds = {field.name: field.type for field in fields(CaseScore)}
-    expected, fix = f"the columns {', '.join(kinds)}", "run `nissl evaluate` again"
+    expected, fix = f"the columns {', '.join(COLUMNS)}", "run `nissl evaluate` again"
     lines = csv.DictReader(io.StringIO(text))
     try:
-        absent = [name for name in kinds if name not in (lines.fieldnames or ())]
+        absent = [name for name in COLUMNS if name not in (lines.fieldnames or ())]
         if absent:
             raise DataError(where, f"no column {', '.join(absent)}", expected, fix)
-        return [CaseScore(**{name: _parse(kind, line[name]) for name, kind in kinds.items()}) for line in lines]
+        return [_row(line) for line in lines]
     except (ValueError, TypeError, csv.Error) as error:
         raise DataError(where, f"line {lines.line_num}: {error}", expected, fix) from error
 
 
-def _parse(kind: object, text: str) -> Any:
-    if kind is float:
-        return float(text) if text != "" else math.nan
-    return int(text) if kind is int else text
+def _row(line: dict[str, Any]) -> CaseScore:
+    counts = Overlap(int(line["tp"]), int(line["fp"]), int(line["fn"]))
+    distance = SurfaceDistance(float(line["hd95"] or "nan"), float(line["asd"] or "nan"), line["unit"])
+    return CaseScore(line["case"], line["group"], line["label"], counts, distance, int(line["pixels"]))

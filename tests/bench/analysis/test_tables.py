@@ -12,7 +12,9 @@ from nissl.bench.analysis.tables import Versus, baseline_of, equivalent_of, tabl
 from nissl.bench.run.cost import Cost
 from nissl.config import Config
 from nissl.methods.settings import CPS
+from nissl.metrics.overlap import Overlap
 from nissl.metrics.statistics import bootstrap_interval
+from nissl.metrics.surface import SurfaceDistance
 from nissl.pretrain.settings import Hebbian
 
 NAN = float("nan")
@@ -189,40 +191,46 @@ def test_a_difference_of_rounding_is_not_shown_by_many_equal_seeds():
     assert row.versus.p_seeds == 1.0 and row.versus.verdict == "no difference"
 
 
-def with_alarms(dice, alarms):
-    """Add cases in which the class is not there to a bench; `alarms` says for each run how many have a false alarm."""
+def with_false_positives(dice, counts):
+    """Add cases in which the class is not there to a bench; `counts` has the false positives of each run."""
     made, results, by_run = made_up(dice)
-    most = max(alarms.values())
+    most = max(counts.values())
     for one, run in zip(made, results, strict=True):
         rows = by_run[run.run]
         for number in range(most):
-            alarm = number < alarms.get((one.arm, one.seed), 0)
-            empty = replace(rows[0], case=f"empty {number}", tp=0, fn=0, fp=5 if alarm else 0)
-            value = 0.0 if alarm else NAN
-            rows.append(replace(empty, presence="false alarm" if alarm else "both empty", dice=value))
+            wrong = number < counts.get((one.arm, one.seed), 0)
+            rows.append(replace(rows[0], case=f"empty {number}", overlap=Overlap(0, 5 if wrong else 0, 0)))
     return made, results, by_run
 
 
 def test_more_dice_with_more_false_positives_has_not_helped():
     dice = drawn({BASELINE: 0.0, "none + cps": 0.03}, seeds=6)
-    rows = tables_of(*with_alarms(dice, {}.fromkeys([("none + cps", seed) for seed in range(6)], 10)), {})[0].rows
+    more = with_false_positives(dice, {}.fromkeys([("none + cps", seed) for seed in range(6)], 10))
+    rows = tables_of(*more, {})[0].rows
     assert rows[1].versus.dice > 0.02 and max(rows[1].versus.p_seeds, rows[1].versus.p_cases) < 0.05
     assert (rows[1].versus.verdict, rows[1].versus.false_positives, rows[1].equivalent) == ("unclear", (60, 0), None)
     assert [row.false_positives for row in rows] == [0, 60]
-    fewer = with_alarms(dice, {}.fromkeys([(BASELINE, seed) for seed in range(6)], 10))
+    fewer = with_false_positives(dice, {}.fromkeys([(BASELINE, seed) for seed in range(6)], 10))
     assert tables_of(*fewer, {})[0].rows[1].versus.verdict == "helped"
 
 
-def test_a_false_alarm_of_one_seed_weighs_in_the_interval_as_in_the_mean():
+def test_a_false_positive_of_one_seed_weighs_in_the_interval_as_in_the_mean():
     dice = {BASELINE: np.full((6, 20), 0.75) + np.random.default_rng(0).normal(0, 0.03, (6, 20))}
-    made, results, by_run = with_alarms(dice, {(BASELINE, 0): 12})
+    made, results, by_run = with_false_positives(dice, {(BASELINE, 0): 12})
     row = tables_of(made, results, by_run, {})[0].rows[0]
     assert row.over_cases[0] < row.dice < row.over_cases[1]
     assert row.dice == pytest.approx(np.mean([dice[BASELINE][0].sum() / 32, *dice[BASELINE][1:].mean(axis=1)]))
 
 
 @pytest.mark.parametrize(
-    "changes", [{"group": "patient 9"}, {"unit": "mm"}, {"tp": 4}, {"pixels": 121}, {"label": "tumour"}]
+    "changes",
+    [
+        {"group": "patient 9"},
+        {"distance": SurfaceDistance(1.0, 1.0, "mm")},
+        {"overlap": Overlap(4, 5, 5)},
+        {"pixels": 121},
+        {"label": "tumour"},
+    ],
 )
 def test_a_run_of_other_groups_units_or_masks_than_most_counts_as_failed(changes):
     made, results, by_run = made_up(drawn({BASELINE: 0.0, "none + cps": 0.03}))

@@ -89,6 +89,16 @@ def test_a_packed_bench_gives_the_same_page_and_tables(out, tmp_path):
     assert subprocess.run(command, capture_output=True).returncode == 1
 
 
+def test_a_bench_in_the_words_of_format_2_has_the_same_page(out):
+    before = [(out / name).read_bytes() for name in ("report.html", "tables.md")]
+    for path in (out / "results.csv", *out.rglob("metrics.*")):
+        text = path.read_text().replace('"format": 3', '"format": 2')
+        path.write_text(text.replace("false_positive", "false_alarm").replace("false positive", "false alarm"))
+    assert "n_false_alarm" in (out / "results.csv").read_text()
+    report_bench(out)
+    assert [(out / name).read_bytes() for name in ("report.html", "tables.md")] == before
+
+
 def test_page_and_markdown_have_the_same_tables_with_a_row_for_each_arm(out):
     found = tables(out)
     assert (

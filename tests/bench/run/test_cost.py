@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nissl.bench.grid.grid import cells, load_grid
 from nissl.bench.run import cost
-from nissl.bench.run.cost import COST, STEPS, Cost, Work, measure_costs, probe, read_costs, seconds_of
-from nissl.bench.run.estimate import estimate
+from nissl.bench.run.cost import COST, STEPS, Cost, Work, estimate, measure_costs, probe, read_costs, seconds_of
 from nissl.config import Config, DataConfig, TrainConfig
 from nissl.learner import Problem
 from nissl.methods import METHODS

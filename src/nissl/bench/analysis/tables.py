@@ -153,15 +153,10 @@ def baseline_of(configs: Mapping[str, Config]) -> str:
 def tables_of(
     cells: Sequence[Cell], results: Sequence[Result], scores: Scores, costs: Mapping[Key, Cost]
 ) -> tuple[Table, ...]:
-    """Compute the tables of a bench, in the order of the grid.
+    """Compute the tables of a bench from all its cells and what came of each, in the order of the grid.
 
-    Args:
-        cells: all cells of the grid.
-        results: what came of each, in the same order.
-        scores: of the runs that are done; one without scores, or with those of other cases, groups, units or test
-            masks than most runs of its table, counts as failed.
-        costs: what is known of them.
-
+    A run that is done counts as failed where it has no scores, or those of other cases, groups, units or test masks
+    than most runs of its table.
     """
     grouped: dict[tuple[str, str], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     configs: dict[tuple[str, str], dict[str, Config]] = defaultdict(dict)
@@ -195,8 +190,7 @@ def _rows(
     usual = max(tested.values(), key=Counter(tested.values()).__getitem__, default=())
     first = next((scores[run] for run, cases in tested.items() if cases == usual), ())
     labels = list(dict.fromkeys(row.label for row in first))
-    groups = {row.case: row.group for row in first}
-    members = units_of(groups) if any(groups.values()) else None
+    members = units_of(first)
     found = {run: _measured(scores[run], labels) for run, cases in tested.items() if cases == usual}
     checked = {arm: tuple(_checked(run, found) for run in runs) for arm, runs in arms.items()}
     rows = [_row(arm, runs, found, members, costs.get((data, arm))) for arm, runs in checked.items()]
@@ -209,12 +203,12 @@ def _rows(
 
 
 def _measured(rows: Sequence[CaseScore], labels: Sequence[str]) -> _Measured:
-    return _Measured(score_matrix(rows, "dice", labels), sum(row.presence == "false alarm" for row in rows))
+    return _Measured(score_matrix(rows, "dice", labels), sum(row.overlap.presence == "false positive" for row in rows))
 
 
 def _tested_on(row: CaseScore) -> tuple[str, str, str, str, int, int]:
     """What two runs must have in common in a row: their scores are then of the same pixels of the same case."""
-    return row.case, row.label, row.group, row.unit, row.tp + row.fn, row.pixels
+    return row.case, row.label, row.group, row.distance.unit, row.overlap.reference, row.pixels
 
 
 def _checked(run: Result, found: Mapping[str, _Measured]) -> Result:
@@ -310,11 +304,7 @@ def equivalent_of(curve: Sequence[tuple[float, float]], here: float, gain: float
     arm that lacks a seed neither gains nor loses by that, and it starts from the curve, so that no gain needs no other
     budget.
 
-    Args:
-        curve: masks and mean Dice of the baseline, one point or more.
-        here: masks of the budget, one of the curve.
-        gain: difference of an arm to the baseline there, in Dice.
-
+    The curve has the masks and the mean Dice of the baseline; the budget (`here`) is one of its points.
     """
     from scipy.optimize import isotonic_regression
 

@@ -51,12 +51,7 @@ else:
 TOP = ("data", "budgets", "seeds", "settings", "arms")
 SHORT = {"label_map": ("data", "label_map"), "allow_shared_groups": ("split", "allow_shared_groups")}
 """Settings that a data set may give at once, and where they belong."""
-OF_THE_GRID = {
-    ("seed",): "seeds",
-    ("split", "labels"): "budgets",
-    ("data", "images"): "path",
-    ("data", "masks"): "path",
-}
+OF_THE_GRID = {"seed": "seeds", "split.labels": "budgets", "data.images": "path", "data.masks": "path"}
 """Settings that a grid says in another place."""
 STAGES: dict[str, Members[Any]] = {"pretrain": PRETRAININGS, "method": METHODS}
 Tree = dict[str, Any]
@@ -119,7 +114,6 @@ class Cell:
 class BenchGrid:
     """What `load_grid` reads."""
 
-    path: Path
     text: str
     """The file as it is."""
     data: tuple[Source, ...]
@@ -149,7 +143,6 @@ def load_grid(path: Path | str) -> BenchGrid:
     reader = _Reader(path)
     reader.require_keys("", tree, TOP)
     grid = BenchGrid(
-        path,
         text,
         reader.sources(tree.get("data")),
         reader.budgets(tree.get("budgets")),
@@ -172,13 +165,11 @@ def cells(grid: BenchGrid) -> tuple[Cell, ...]:
     made = []
     for source in grid.data:
         configs = [_config(_merged(_layers(grid, source, index).values())) for index in range(len(grid.arms))]
-        for budget in source.budgets or grid.budgets:
-            for seed in grid.seeds:
-                for arm, config in zip(grid.arms, configs, strict=True):
-                    test_seed = 0 if config.split.seed is None else config.split.seed
-                    split = dataclasses.replace(config.split, labels=budget, seed=test_seed)
-                    own = dataclasses.replace(config, split=split, seed=seed)
-                    made.append(Cell(source.name, budget, arm.name, seed, source.path, own))
+        for budget, seed in itertools.product(source.budgets or grid.budgets, grid.seeds):
+            for arm, config in zip(grid.arms, configs, strict=True):
+                split = dataclasses.replace(config.split, labels=budget, seed=config.split.seed or 0)
+                own = dataclasses.replace(config, split=split, seed=seed)
+                made.append(Cell(source.name, budget, arm.name, seed, source.path, own))
     return tuple(made)
 
 
@@ -337,10 +328,10 @@ class _Reader:
         """Read a table of settings, in which a method or pre-training may be a name alone, as in an arm."""
         if not isinstance(tree, dict):
             raise self.fault(place, repr(tree), f"a table [{place}]", "make it one")
-        for keys, instead in OF_THE_GRID.items():
-            if _has(tree, keys):
+        for key, instead in OF_THE_GRID.items():
+            if _has(tree, key.split(".")):
                 fix = f"give it as `{instead}` of the grid"
-                raise self.fault(f"{place}.{'.'.join(keys)}", "a setting that a grid has elsewhere", "no such key", fix)
+                raise self.fault(f"{place}.{key}", "a setting that a grid has elsewhere", "no such key", fix)
         return {key: self._stage(f"{place}.{key}", key, tree[key]) if key in STAGES else tree[key] for key in tree}
 
     def arms(self, tables: Any) -> tuple[Arm, ...]:

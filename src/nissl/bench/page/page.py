@@ -79,11 +79,7 @@ def sections_of(
 ) -> tuple[Section, ...]:
     """All sections of the page: the tables together, each data set, the failed runs and the legend.
 
-    Args:
-        tables: of the bench.
-        gains: over all tables.
-        caveats: of the runs that are done, by `Result.run`.
-
+    The caveats are those of the runs that are done, by `Result.run`.
     """
     found = [_overview(tables, gains)] if len(tables) > 1 and gains else []
     for data in dict.fromkeys(table.data for table in tables):

@@ -43,30 +43,31 @@ def results_table(table: Table) -> PrintedTable:
     def versus(text: Callable[[Versus], str]) -> Callable[[ArmRow], str]:
         return lambda row: text(row.versus) if row.versus else ""
 
-    columns: list[tuple[str, Callable[[ArmRow], str], bool]] = [
-        ("arm", lambda row: _name(row.arm, table.baseline), True),
-        ("runs", _runs, True),
-        ("masks", lambda row: fixed(row.masks, 0), True),
-        (DICE, lambda row: percent(row.dice), True),
-        ("95 % over seeds", lambda row: span(row.over_seeds, percent), True),
-        (f"95 % over {units}", lambda row: span(row.over_cases, percent), True),
-        (POOLED, lambda row: with_deviation(row.others["pooled_dice"]), True),
-        (PUBLISHED, lambda row: with_deviation(row.others["published"]), any(run.published for run in done)),
-        (f"HD95, {either(run.tested.unit for run in done)}", lambda row: fixed(row.others["hd95"].mean, 1), True),
-        (DIFFERENCE, versus(lambda one: points(one.dice)), True),
-        ("95 % over seeds", versus(lambda one: span(one.over_seeds, points)), True),
-        (f"95 % over {units}", versus(lambda one: span(one.over_cases, points)), True),
-        ("p over seeds", versus(lambda one: p_value(one.p_seeds)), True),
-        (f"p over {units}", versus(lambda one: p_value(one.p_cases)), True),
-        (FALSE_POSITIVES, lambda row: str(row.false_positives), any(row.false_positives for row in table.rows)),
-        (
-            EQUIVALENT,
-            lambda row: labels(row.equivalent, row.equivalent_span),
-            any(row.equivalent for row in table.rows),
-        ),
-        ("compute", lambda row: times(_passes(row), reference), True),
+    columns: list[tuple[str, Callable[[ArmRow], str]]] = [
+        ("arm", lambda row: _name(row.arm, table.baseline)),
+        ("runs", _runs),
+        ("masks", lambda row: fixed(row.masks, 0)),
+        (DICE, lambda row: percent(row.dice)),
+        ("95 % over seeds", lambda row: span(row.over_seeds, percent)),
+        (f"95 % over {units}", lambda row: span(row.over_cases, percent)),
+        (POOLED, lambda row: with_deviation(row.others["pooled_dice"])),
+        (PUBLISHED, lambda row: with_deviation(row.others["published"])),
+        (f"HD95, {either(run.tested.unit for run in done)}", lambda row: fixed(row.others["hd95"].mean, 1)),
+        (DIFFERENCE, versus(lambda one: points(one.dice))),
+        ("95 % over seeds", versus(lambda one: span(one.over_seeds, points))),
+        (f"95 % over {units}", versus(lambda one: span(one.over_cases, points))),
+        ("p over seeds", versus(lambda one: p_value(one.p_seeds))),
+        (f"p over {units}", versus(lambda one: p_value(one.p_cases))),
+        (FALSE_POSITIVES, lambda row: str(row.false_positives)),
+        (EQUIVALENT, lambda row: labels(row.equivalent, row.equivalent_span)),
+        ("compute", lambda row: times(_passes(row), reference)),
     ]
-    shown = [(head, text) for head, text, condition in columns if condition]
+    needed = {
+        PUBLISHED: any(run.published for run in done),
+        FALSE_POSITIVES: any(row.false_positives for row in table.rows),
+        EQUIVALENT: any(row.equivalent for row in table.rows),
+    }
+    shown = [(head, text) for head, text in columns if needed.get(head, True)]
     rows = [PrintedRow(tuple(text(row) for _, text in shown), _kind(row, table)) for row in table.rows]
     trivial = {"arm": TRIVIAL_ROW, DICE: percent(table.trivial[0]), POOLED: percent(table.trivial[1])}
     last = PrintedRow(tuple(trivial.get(head, "") for head, _ in shown), "trivial")

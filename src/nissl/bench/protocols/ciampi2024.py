@@ -57,13 +57,7 @@ BATCH = 16
 
 
 def fixed(method: str, masks: int) -> dict[str, dict[str, Any]]:
-    """The settings that the protocol fixes, as nested tables of `Config`.
-
-    Args:
-        method: name of the method.
-        masks: number of labelled images.
-
-    """
+    """The settings that the protocol fixes for a method and a number of masks, as nested tables of `Config`."""
     return {
         "data": {"size": (128, 128), "sampling": "resize"},
         "augment": {"flip": True, "transpose": True, "rotate": 0.0}
@@ -129,14 +123,12 @@ def require(dataset: Dataset, config: Config, processes: int) -> None:
     """
     classes = len(dataset.label_map.names)
     if dataset.dims != 2 or classes != 2:
-        found, expected = f"{dataset.dims}-D images and {classes} classes", "2-D images, background and one foreground"
-        raise InputError(
-            "--protocol parity", found, f"{expected}: what the published protocol is about", "leave it out"
-        )
+        found = f"{dataset.dims}-D images and {classes} classes"
+        expected = "2-D images, background and one foreground: what the published protocol is about"
+        raise InputError("--protocol parity", found, expected, "leave it out")
     if config.data.sampling != "resize":
-        raise InputError(
-            "data.sampling", config.data.sampling, "resize, with --protocol parity", "leave one of them out"
-        )
+        expected = "resize, with --protocol parity"
+        raise InputError("data.sampling", config.data.sampling, expected, "leave one of them out")
     if processes > 1:
         expected = "one process, which measures after every epoch"
         raise InputError("--protocol parity", f"{processes} processes", expected, "start it without torchrun")
@@ -184,20 +176,16 @@ class TestMeasurements:
 
     It is what the control of a training calls after each step.
 
-    Args:
-        store: the test cases with their masks.
-        config: the settings of the run.
-        masks: number of labelled images.
-        device: where the networks are.
-
     Raises:
         DataError: no test mask shows any foreground.
 
     """
 
     store: Store
+    """The test cases with their masks."""
     config: Config
     masks: int
+    """Number of labelled images."""
     device: torch.device
 
     def __post_init__(self) -> None:

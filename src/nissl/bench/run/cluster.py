@@ -52,13 +52,9 @@ class _ClusterWorker:
 
 
 class ClusterPool(WorkerPool):
-    """The workers of a Dask cluster, also those that join it later.
+    """The workers of a Dask cluster, also those that join it later; all see the same folders of bench and data.
 
-    Args:
-        address: of the scheduler, such as tcp://10.0.0.1:8786.
-        out: folder of the bench, the same for all.
-        folders: those of the data.
-
+    The address is that of the scheduler, such as tcp://10.0.0.1:8786.
     """
 
     tries = 3

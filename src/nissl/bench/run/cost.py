@@ -1,7 +1,8 @@
 """What an arm costs on a data set: passes through the network, time and memory, measured before the cells run.
 
 DIR/cost.json holds a row for each arm on each data set. Each is measured once, by a few steps in a process of its own,
-one after the other, so that neither the cells nor another arm are in its numbers, and it is in none of theirs.
+one after the other, so that neither the cells nor another arm are in its numbers, and it is in none of theirs. How long
+the cells will take is estimated from it.
 """
 
 import dataclasses
@@ -12,8 +13,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from time import perf_counter, process_time
 
 import torch
@@ -22,7 +25,7 @@ from nissl import api
 from nissl.bench.grid.grid import Cell
 from nissl.bench.protocols import ciampi2024
 from nissl.bench.run.processes import describe_exit
-from nissl.bench.run.results import one_line
+from nissl.bench.run.results import Result, one_line
 from nissl.config import Config, TrainConfig
 from nissl.data.batches import Batch
 from nissl.data.discovery import list_cases
@@ -138,13 +141,7 @@ def main() -> None:
 
 
 def probe(cell: Cell, run: Path) -> Cost:
-    """Make a short run of a cell in this process, and count the operations of its steps.
-
-    Args:
-        cell: its data and settings.
-        run: a folder for the run, which does not exist.
-
-    """
+    """Make a short run of a cell in this process, in a new folder, and count the operations of its steps."""
     config = cell.config
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=STEPS))
     if isinstance(config.pretrain, Stepped):
@@ -197,16 +194,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Work:
-    """The steps of a training on noise, made by the loop itself.
-
-    Args:
-        config: the settings, with `data.size` resolved.
-        problem: what is to be learnt.
-        session: a folder for what the loop writes, and the device.
-
-    """
+    """The steps of a training on noise, made by the loop itself."""
 
     config: Config
+    """With `data.size` resolved."""
     problem: Problem
     session: Session
 
@@ -286,6 +277,32 @@ class Work:
 
 def _fastest(times: Sequence[float]) -> float:
     return min(after - before for before, after in pairwise(times))
+
+
+def estimate(todo: Sequence[Cell], results: Sequence[Result], costs: Mapping[Key, Cost], workers: int) -> str:
+    """State in a line how long the cells that are left will take.
+
+    Each arm on each data set is estimated from its finished cells, or else from the short run that measured its cost;
+    measuring and reading come on top. A short run that failed is left out here: its cells will say why.
+    """
+    known: dict[tuple[str, str, str], float | None] = {}
+    sources = {"finished cells": 0, f"{STEPS} steps of a cell": 0, "no timing": 0}
+    total = 0.0
+    for cell in todo:
+        by_budget = cell.config.protocol == "parity"  # the length follows the number of masks
+        key = (cell.data, cell.arm, cell.budget if by_budget else "")
+        if key not in known:
+            own = [one for one in results if (one.data, one.arm) == key[:2] and one.status == "done"]
+            alike = [one.training for one in own if one.budget == cell.budget or not by_budget]
+            finished = [(one.seconds_stage_1 or 0.0) + (one.seconds_stage_2 or 0.0) for one in alike]
+            known[key] = mean(finished) if finished else seconds_of(cell, costs)
+            used = "finished cells" if finished else "no timing" if known[key] is None else f"{STEPS} steps of a cell"
+            sources[used] += 1
+        total += known[key] or 0.0
+    told = ", ".join(f"{count} from {source}" for source, count in sources.items() if count)
+    length = timedelta(seconds=round(total / min(workers, len(todo))))
+    left_out = "measuring not counted, a shared stage 1 counted each time"
+    return f"estimate: {length} of training, {left_out} (arms on data sets: {told})"
 
 
 def seconds_of(cell: Cell, costs: Mapping[Key, Cost]) -> float | None:

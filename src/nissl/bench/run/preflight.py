@@ -20,9 +20,7 @@ from nissl.training.protocol import published
 def require_workable(todo: Sequence[Cell], here: bool) -> None:
     """Refuse arms whose network, pre-training or method cannot work with the images of a data set, as one header shows.
 
-    Args:
-        todo: the cells that are to run.
-        here: whether they run on this machine, which then must have the device asked for.
+    Where the cells run here, this machine must have the device that is asked for.
 
     Raises:
         InputError: one cannot work; it names arm and data set.

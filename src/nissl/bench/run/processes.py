@@ -26,11 +26,7 @@ _idle: dict[tuple[Path, int], list["subprocess.Popen[str]"]] = {}
 def probe_worker(token: Path, lock: Path, folders: Sequence[Path]) -> tuple[list[str], dict[str, str]]:
     """List what keeps this machine from making cells of a bench, and the versions that it has.
 
-    Args:
-        token: of the bench.
-        lock: a file that the bench holds a lock on.
-        folders: those of the data.
-
+    The bench holds a lock on the file `lock`; the folders are those of the data.
     """
     if not is_there(token):
         return [f"{token.parent} is not there, or another folder of that name"], versions()
@@ -53,11 +49,7 @@ def versions() -> dict[str, str]:
 def run_cell(request: str, token: Path, threads: int) -> str | None:
     """Have a worker process make a cell, and wait for it; return what became of the process where it was lost.
 
-    Args:
-        request: a line for its stdin (see `nissl.bench.run.cell.main`).
-        token: of the bench, in its folder.
-        threads: of the process.
-
+    The request is a line for its stdin (see `nissl.bench.run.cell.main`).
     """
     idle = _idle.setdefault((token, threads), [])
     while idle and idle[-1].poll() is not None:  # it was killed meanwhile

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,6 +14,7 @@ from nissl.config import Config, from_tree
 from nissl.errors import Caveat, DataError, InputError, NisslError
 from nissl.files import write_whole
 from nissl.metrics.metric import SEGMENTATION
+from nissl.reporting.contents import json_lines
 from nissl.runs.folder import LOG, read_json
 from nissl.runs.format import load_config
 from nissl.tasks.scores import CaseScore, scores_from_csv
@@ -33,7 +33,7 @@ class Tested:
     """Of lengths: mm or px."""
     n_missed: int | None = None
     """Cases (with several classes: cases and classes) that the reference shows and the prediction does not."""
-    n_false_alarm: int | None = None
+    n_false_positive: int | None = None
     """False-positive cases: the other way round."""
     n_cases: int | None = None
     n_groups: int | None = None
@@ -155,11 +155,7 @@ def _measured(run: Path, known: Result) -> Result:
 
 def _log(run: Path) -> list[dict[str, Any]]:
     """Lines of the log; one that a kill cut short is none."""
-    lines = []
-    for line in (run / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
+    return json_lines((run / LOG).read_bytes())[0]
 
 
 def scores_of(out: Path, result: Result) -> list[CaseScore]:

@@ -28,9 +28,7 @@ class Finished:
 class WorkerPool(ABC):
     """Workers that each make one cell at a time; as a context they run inside and have stopped after it.
 
-    Args:
-        out: folder of the bench. A token in it tells the worker processes that the bench runs.
-
+    A token in the folder of the bench tells the worker processes that it runs.
     """
 
     size: int
@@ -76,14 +74,7 @@ def request_of(cell: Cell) -> str:
 
 
 class LocalPool(WorkerPool):
-    """Worker processes on this machine.
-
-    Args:
-        out: folder of the bench.
-        size: how many.
-        threads: of each.
-
-    """
+    """Worker processes on this machine."""
 
     tries = 1
 
