@@ -28,7 +28,7 @@ from nissl.pretrain.settings import NoPretraining
 from nissl.runs.checkpoint import load_checkpoint
 from nissl.runs.folder import WEIGHTS
 from nissl.runs.format import FORMAT, load_config
-from nissl.tasks.scores import scores_from_csv
+from nissl.tasks.scores import COLUMNS
 from nissl.training.loop import Trainer
 
 RUN_FILES = {
@@ -150,7 +150,7 @@ def test_evaluate_says_for_each_class_and_overall_what_papers_report(run, measur
     assert set(tree["classes"]) == {"foreground"} and set(tree["classes"]["foreground"]) >= KEYS
     assert tree["overall"] == tree["classes"]["foreground"]
     assert tree["overall"]["n_cases"] == 2 and tree["overall"]["n_groups"] == 2
-    rows = scores_from_csv((run / "metrics.csv").read_text())
+    rows = COLUMNS.from_csv((run / "metrics.csv").read_text())
     assert [row.case for row in rows] == ["field002", "field005"]
 
 

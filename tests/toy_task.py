@@ -1,19 +1,25 @@
 """A task as somebody else would write it: the picture that belongs to each image, such as itself without noise."""
 
+import io
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from PIL import Image
 from torch.nn import functional
 
 from nissl.data.cases import load_case
 from nissl.data.preprocessing import resize_image
 from nissl.data.targets import Targets
+from nissl.files import data_uri
 from nissl.imageio.formats import read_raster, write_image
 from nissl.members import require, short
 from nissl.metrics.metric import Metric
+from nissl.tasks.rows import Columns
 from nissl.tasks.settings import TASKS, TaskSettings
+from nissl.tasks.task import Task
 
 NAME = "toy-restoration"
 
@@ -52,25 +58,24 @@ class Pictures(Targets):
 
 
 @dataclass(frozen=True)
-class Errors:
-    """The summary of a measurement."""
+class Error:
+    """How far a picture is from what it should be: a line of metrics.csv."""
 
+    case: str
+    group: str
+    label: str
     mae: float
-    caveats: tuple = ()
-
-    def to_tree(self):
-        """What metrics.json holds."""
-        return {"overall": {"mae": self.mae}, "classes": {}, "warnings": [caveat.text for caveat in self.caveats]}
 
 
-class Restored:
+class Restored(Task):
     """The task itself."""
 
     name = NAME
-    metrics = (Metric("mae", higher_is_better=False),)
-
-    def __init__(self, settings):
-        self.settings = settings
+    metrics = (Metric("mae", "mean error", higher_is_better=False),)
+    columns = Columns(
+        {name: attrgetter(name) for name in ("case", "group", "label", "mae")},
+        lambda line: Error(line["case"], line["group"], line["label"], float(line["mae"])),
+    )
 
     @property
     def targets(self):
@@ -81,10 +86,6 @@ class Restored:
         """One."""
         return ("intensity",)
 
-    def values(self, files, label_map, config):
-        """Nothing stands for anything."""
-        return ()
-
     def require_learnable(self, labelled, dataset):
         """Any picture will do."""
         return {"intensity": sum(int(labelled.counts(index).sum()) for index in range(len(labelled)))}
@@ -93,25 +94,19 @@ class Restored:
         """The squared error."""
         return {"squared": functional.mse_loss(outputs[:, 0], targets)}
 
-    def degenerate(self, outputs, targets):
-        """Nothing is trivial."""
-        return ""
-
     def decode(self, outputs):
         """The intensities."""
         return outputs[0]
 
     def rows(self, case, prediction, outputs):
         """The mean absolute error of a case."""
-        return [(case.id, float(np.abs(prediction - case.target).mean()))]
+        return [Error(case.id, case.group or "", *outputs, float(np.abs(prediction - case.target).mean()))]
 
-    def to_csv(self, rows):
-        """A line for each case."""
-        return "".join(f"{name},{error}\n" for name, error in rows)
-
-    def summarise(self, rows, rng, counts, caveats):
-        """The mean over cases."""
-        return Errors(float(np.mean([error for _, error in rows])), tuple(caveats))
+    def picture(self, case, prediction):
+        """What was predicted, as it is."""
+        buffer = io.BytesIO()
+        Image.fromarray((prediction.target * 255).clip(0, 255).astype(np.uint8)).save(buffer, "png")
+        return data_uri(buffer.getvalue(), "image/png")
 
     def write(self, path: Path, pieces, like, values, note):
         """Write intensities as the user's pictures have them."""

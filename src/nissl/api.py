@@ -29,7 +29,7 @@ from nissl.learner import BOOTSTRAP
 from nissl.model import Description, Model
 from nissl.progress import Advance, track, warn
 from nissl.reporting.run_page import write_report
-from nissl.runs.folder import choose_device, find_root, read_json, write_json
+from nissl.runs.folder import choose_device, find_root, read_json, unfinished, write_json
 from nissl.runs.format import load_config
 from nissl.runs.provenance import (
     changes,
@@ -40,7 +40,6 @@ from nissl.runs.provenance import (
     write_provenance,
 )
 from nissl.runs.reuse import has_begun, require_alike
-from nissl.tasks.scores import unfinished
 from nissl.training.distributed import World, joined
 from nissl.training.job import Job
 from nissl.training.memory import keep_freed_memory
@@ -244,7 +243,7 @@ def evaluate(
     known += [*([Caveat("shared-images", copies)] if copies else []), *(protocol.caveats(run) if protocol else [])]
     summary = task.summarise(rows, np.random.default_rng([config.seed, BOOTSTRAP]), counts, known)
     name = "metrics" if on == "test" else f"metrics_{on}"
-    write_whole(run / f"{name}.csv", task.to_csv(rows))
+    write_whole(run / f"{name}.csv", task.columns.to_csv(rows))
     facts = {"split": on, "cases": len(cases), "steps": model.steps, "planned_steps": model.planned_steps}
     write_json(run / f"{name}.json", summary.to_tree() | facts)
     return summary

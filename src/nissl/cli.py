@@ -148,16 +148,18 @@ class Evaluate:
         from nissl import api, several_seeds
         from nissl.evaluation.text import score_text, seeds_text
         from nissl.runs.folder import holds_seeds, read_json
-        from nissl.tasks.scores import Summary
+        from nissl.runs.format import load_config
+        from nissl.tasks.task import task_of
 
         options = (self.run, self.on, self.device, self.data, self.allow_shared_images)
-        if holds_seeds(self.run):
-            whole = several_seeds.evaluate(*options)
-            _print(whole.to_tree() if self.json else seeds_text(whole))
+        several = holds_seeds(self.run)
+        (several_seeds if several else api).evaluate(*options)
+        found = read_json(self.run / ("metrics.json" if self.on == "test" else f"metrics_{self.on}.json"))
+        if self.json:
+            _print(found)
         else:
-            summary = api.evaluate(*options)
-            stored = read_json(self.run / ("metrics.json" if self.on == "test" else f"metrics_{self.on}.json"))
-            _print(score_text(summary) if isinstance(summary, Summary) and not self.json else stored)
+            text = seeds_text if several else score_text
+            _print(text(task_of(load_config(self.run / "config.toml").task), found))
         return 0
 
 
@@ -231,7 +233,7 @@ class Predict:
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import api
-        from nissl.tasks.scores import unfinished
+        from nissl.runs.folder import unfinished
 
         result = api.predict(self.run, self.images, self.out, self.device, self.values)
         for error in result.failed:

@@ -1,5 +1,6 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, their checksums, and files inside pages."""
 
+import base64
 import errno
 import hashlib
 import os
@@ -70,3 +71,8 @@ def whole_file(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Embed a file of a kind (such as image/png) in a page."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

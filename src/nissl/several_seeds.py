@@ -2,7 +2,7 @@
 
 import nissl.several_seeds
 nissl.several_seeds.train("my-images", "runs/five", nissl.Config(), seeds=5)
-print(nissl.several_seeds.evaluate("runs/five").overall.dice_ci_seeds)
+print(nissl.several_seeds.evaluate("runs/five").overall.ci_seeds)
 """
 
 import sys
@@ -22,11 +22,11 @@ from nissl.evaluation.seeds import SeedsSummary, summarise_seeds
 from nissl.files import write_whole
 from nissl.progress import is_first_process
 from nissl.reporting.seeds_page import write_seeds_report
-from nissl.runs.folder import SEEDS, holds_seeds, write_json
+from nissl.runs.folder import SEEDS, holds_seeds, read_json, write_json
 from nissl.runs.format import load_config, stamped
 from nissl.runs.provenance import changed_data, lock_run_folder, stored_tree
 from nissl.runs.seeds import differing_data, is_finished, runs_of, settings_of
-from nissl.tasks.scores import scores_from_csv
+from nissl.tasks.task import task_of
 
 
 def train(
@@ -136,10 +136,14 @@ def evaluate(
         listed = ", ".join(run.name for run in unfinished)
         fix = f"finish it: nissl train DATA --out {out} --resume"
         raise InputError(out, f"{listed} not finished", "finished runs, all of them", fix)
-    summaries = {seed: api.evaluate(run, on, device, data, allow_shared_images) for seed, run in runs.items()}
+    for run in runs.values():
+        api.evaluate(run, on, device, data, allow_shared_images)
+    task = task_of(load_config(out / "config.toml").task)
     name = "metrics" if on == "test" else f"metrics_{on}"
-    rows = {seed: scores_from_csv((run / f"{name}.csv").read_text(encoding="utf-8")) for seed, run in runs.items()}
-    summary = summarise_seeds(summaries, rows, differing_data(runs), np.random.default_rng(0))
+    summaries = {seed: read_json(run / f"{name}.json") for seed, run in runs.items()}
+    tables = {seed: run / f"{name}.csv" for seed, run in runs.items()}
+    rows = {seed: task.columns.from_csv(path.read_text(encoding="utf-8"), str(path)) for seed, path in tables.items()}
+    summary = summarise_seeds(task, summaries, rows, differing_data(runs), np.random.default_rng(0))
     write_json(out / f"{name}.json", summary.to_tree() | {"split": on})
     return summary
 

@@ -10,8 +10,10 @@ from nissl.bench.grid.grid import Cell
 from nissl.bench.run.results import Result, Tested, Training
 from nissl.config import Config
 from nissl.methods import METHODS
+from nissl.metrics.metric import SEGMENTATION
 from nissl.pretrain import PRETRAININGS
 
+METRICS = tuple(metric for metric in SEGMENTATION if not metric.detail)
 BASELINE = "none + supervised"
 
 
@@ -29,7 +31,7 @@ def scores(dice, groups=None):
 
 def result(of, dice=None, masks=5, **changes):
     """A finished run with the Dice of each case, or one of another status; a change is a field of it or of a part."""
-    known = Result(of.data, of.budget, of.arm, of.seed, "missing", f"runs/{of.id}")
+    known = Result(of.data, of.budget, of.arm, of.seed, "missing", f"runs/{of.id}", METRICS)
     if dice is not None:
         mean = float(np.mean(dice))
         known = replace(

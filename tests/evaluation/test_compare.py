@@ -10,6 +10,7 @@ from nissl.evaluation.compare import compare_scores
 from nissl.evaluation.text import verdict_text
 from nissl.metrics.overlap import Overlap
 from nissl.metrics.statistics import paired_difference, smallest_p_value
+from nissl.tasks.segmentation import Segmentation
 
 NAN = float("nan")
 
@@ -32,7 +33,7 @@ def test_the_side_with_more_dice_and_more_false_positives_is_not_called_better(p
     dice = rng.normal(0.7, 0.1, 20)
     better, other = {0: rows(dice + 0.02, positives[0])}, {0: rows(dice, positives[1])}
     sides = (other, better) if turned else (better, other)
-    found = compare_scores(*sides, ("x", "y"), np.random.default_rng(0))
+    found = compare_scores(Segmentation(), *sides, ("x", "y"), np.random.default_rng(0))
     leader, text = "B" if turned else "A", verdict_text(found)
     assert found.verdict == expected.format(leader) and "2.0 Dice points" in text
     if positives == (9, 0):
@@ -44,15 +45,19 @@ def test_the_side_with_more_dice_and_more_false_positives_is_not_called_better(p
 @pytest.mark.parametrize(("count", "least"), [(1, "1"), (2, "0.5"), (4, "0.12"), (5, "0.062")])
 def test_where_no_data_could_show_a_difference_that_is_said_and_no_verdict_given(count, least):
     """Every case of A is better by more than the noise, and still no p-value below 0.05 is possible."""
-    found = compare_scores({0: rows([0.9] * count)}, {0: rows([0.2] * count)}, ("x", "y"), np.random.default_rng(0))
-    assert found.verdict == "too few to tell" and found.overall.dice.n_units == count
+    found = compare_scores(
+        Segmentation(), {0: rows([0.9] * count)}, {0: rows([0.2] * count)}, ("x", "y"), np.random.default_rng(0)
+    )
+    assert found.verdict == "too few to tell" and found.overall.primary.n_units == count
     text = verdict_text(found)
     assert text.startswith("Cannot tell") and f"smallest possible p = {least})" in text and "No difference" not in text
 
 
 def test_the_same_gain_on_six_cases_is_a_difference():
-    found = compare_scores({0: rows([0.9] * 6)}, {0: rows([0.2] * 6)}, ("x", "y"), np.random.default_rng(0))
-    assert found.verdict == "A better" and found.overall.dice.p_value == smallest_p_value(6)
+    found = compare_scores(
+        Segmentation(), {0: rows([0.9] * 6)}, {0: rows([0.2] * 6)}, ("x", "y"), np.random.default_rng(0)
+    )
+    assert found.verdict == "A better" and found.overall.primary.p_value == smallest_p_value(6)
 
 
 @pytest.mark.parametrize("units", range(2, 9))
@@ -68,6 +73,6 @@ def test_groups_count_and_not_their_cases():
         {0: [replace(row, group=f"patient {n % 4}") for n, row in enumerate(rows([d] * 8, empty=0))]}
         for d in (0.8, 0.7)
     ]
-    found = compare_scores(*sides, ("x", "y"), np.random.default_rng(0))
-    assert (found.verdict, found.overall.dice.n_units, found.overall.dice.n_pairs) == ("too few to tell", 4, 8)
+    found = compare_scores(Segmentation(), *sides, ("x", "y"), np.random.default_rng(0))
+    assert (found.verdict, found.overall.primary.n_units, found.overall.primary.n_pairs) == ("too few to tell", 4, 8)
     assert "4 groups" in verdict_text(found) and "0.12)" in verdict_text(found)

@@ -25,7 +25,7 @@ from nissl.metrics.statistics import bootstrap_interval, paired_difference
 from nissl.metrics.surface import SurfaceDistance, surface_distance
 from nissl.runs.checkpoint import load_checkpoint, save_checkpoint
 from nissl.runs.folder import WEIGHTS
-from nissl.tasks.scores import CaseScore, EmptyMasks, score_case, scores_from_csv, scores_to_csv, summarise
+from nissl.tasks.scores import COLUMNS, CaseScore, EmptyMasks, score_case, summarise
 
 NAMES = ("background", "head", "body")
 SHAPE = (5, 6)
@@ -187,7 +187,7 @@ def test_f44_the_table_of_a_run_is_in_mm_where_the_files_state_a_spacing(tmp_pat
     flags = ("--labels", "2", "--size", "16", "--widths", "4", "8", "--net.dropout", "0", "0", "--batch", "2")
     assert command("train", data, "--out", tmp_path / "run", *flags, "--steps", "2") == 0
     assert command("evaluate", tmp_path / "run") == 0
-    (row,) = scores_from_csv((tmp_path / "run" / "metrics.csv").read_text())
+    (row,) = COLUMNS.from_csv((tmp_path / "run" / "metrics.csv").read_text())
     assert row.distance.unit == "mm" and read(tmp_path / "run" / "metrics.json")["overall"]["unit"] == "mm"
     masks = [
         read_raster(tmp_path / "run" / "predictions" / "field002.nii.gz"),
@@ -385,7 +385,7 @@ def write_run(folder, dice, groups=None, label="cell", pixels=1000 * MANY, area=
         )
         for n, value in enumerate(dice)
     ]
-    (folder / "metrics.csv").write_text(scores_to_csv(rows))
+    (folder / "metrics.csv").write_text(COLUMNS.to_csv(rows))
     (folder / "config.toml").write_text("seed = 0\n")
     return folder
 

@@ -15,7 +15,7 @@ from nissl.metrics.statistics import (
     side_by_side,
     sign_flip_test,
 )
-from nissl.tasks.scores import units_of
+from nissl.tasks.rows import units_of
 
 
 def test_groups_of_one_case_are_cases():

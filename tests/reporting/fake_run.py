@@ -10,7 +10,7 @@ from scipy import ndimage
 from nissl.config import Config, DataConfig, to_tree
 from nissl.imageio.formats import read_raster, write_image, write_mask
 from nissl.pretrain.settings import Hebbian
-from nissl.tasks.scores import score_case, scores_to_csv, summarise
+from nissl.tasks.scores import COLUMNS, score_case, summarise
 
 LAYERS = [f"encoder.blocks.{block}.conv{conv}" for block in range(5) for conv in (1, 2)]
 WIDTHS = (16, 32, 64, 128, 256)
@@ -88,7 +88,7 @@ def build_run(run, root, test, classes=("background", "gland"), groups=None):
     resolved = DataConfig(label_map=label_map, sampling="resize", size=(128,) * (pixels.ndim - 1))
     config = Config(data=resolved, pretrain=Hebbian())
     (run / "config.toml").write_text(tomli_w.dumps(to_tree(config)))
-    (run / "metrics.csv").write_text(scores_to_csv(rows))
+    (run / "metrics.csv").write_text(COLUMNS.to_csv(rows))
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged(1000, rng)))
     kernel = (16, len(pixels), *(3,) * (pixels.ndim - 1))
     start = ndimage.gaussian_filter(rng.standard_normal(kernel), (0, 0, *(0.7,) * (len(kernel) - 2)))

@@ -12,7 +12,7 @@ from nissl.errors import InputError
 from nissl.reporting.contents import PARTS, read_run
 from nissl.reporting.gallery import Gallery
 from nissl.reporting.run_page import headline, render, verdict, write_report
-from nissl.tasks.scores import scores_from_csv
+from nissl.tasks.scores import COLUMNS
 
 NAMES = [f"slide {i}" for i in range(26)]
 TEST = NAMES[:20]
@@ -97,7 +97,7 @@ def test_the_page_needs_nothing_from_outside(run):
 
 def test_worst_cases_come_first(run):
     page = Page(write_report(run))
-    dice = {row.case: row.overlap.dice for row in scores_from_csv((run / "metrics.csv").read_text())}
+    dice = {row.case: row.overlap.dice for row in COLUMNS.from_csv((run / "metrics.csv").read_text())}
     order = sorted(dice, key=dice.__getitem__)
     start = "Outlines of reference and prediction on "
     shown = [text.removeprefix(start) for text in page.pictures(start)]
@@ -175,7 +175,7 @@ def test_without_the_data_folder_overlays_are_left_out_and_its_path_is_not_told(
 
 
 def test_an_image_that_changed_size_or_a_prediction_that_is_gone_is_named(run):
-    scores = scores_from_csv((run / "metrics.csv").read_text())
+    scores = COLUMNS.from_csv((run / "metrics.csv").read_text())
     first, second = sorted(scores, key=lambda row: row.overlap.dice)[:2]
     write_images(run / "predictions", ["other"], (10, 12))
     (run / "predictions" / "masks" / "other.png").replace(run / "predictions" / f"{first.case}.png")

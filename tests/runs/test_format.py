@@ -18,7 +18,7 @@ from nissl.runs.format import CONTENT, FORMAT, load_config, upgraded
 from nissl.runs.provenance import flat
 from nissl.runs.reuse import stage_1_settings
 from nissl.runs.seeds import runs_of
-from nissl.tasks.scores import scores_from_csv
+from nissl.tasks.scores import COLUMNS
 
 STORED = ("data.json", "split.json", "env.json", "budget.json", "metrics.json", "pretrain.json", "network.json")
 
@@ -53,7 +53,7 @@ def test_an_old_run_has_a_page_and_is_compared(run, tmp_path):
     page = nissl.report(run, DATA).read_text()
     assert page.count('alt="Outlines of reference and prediction') == 2 and "Not on this page" not in page
     other = old_run(tmp_path / "other")
-    assert nissl.compare(run, other).overall.dice.mean == 0
+    assert nissl.compare(run, other).overall.primary.mean == 0
 
 
 def test_an_old_interrupted_run_is_resumed_and_ends(tmp_path):
@@ -114,7 +114,7 @@ def test_false_positives_were_called_false_alarms(run, old):
     assert found["overall"]["n_false_positive"] == found["classes"]["foreground"]["n_false_positive"] == 3
     row = "false alarms of cells,,foreground,false alarm,0.0,0.0,0.0,0.0,90.5,90.5,px,0,7,0,4096"
     (run / "metrics.csv").write_text("\n".join([*lines, row]))
-    *_, last = scores_from_csv((run / "metrics.csv").read_text())
+    *_, last = COLUMNS.from_csv((run / "metrics.csv").read_text())
     assert (last.case, last.overlap.presence) == ("false alarms of cells", "false positive")
     page = nissl.report(run, DATA).read_text()
     assert "false<br>positives" in page and "alarm" not in page.replace("false alarms of cells", "")

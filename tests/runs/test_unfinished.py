@@ -8,8 +8,7 @@ from tests.old_runs import DATA, old_run
 import nissl
 from nissl import cli
 from nissl.model import Model
-from nissl.runs.folder import measured_steps
-from nissl.tasks.scores import unfinished
+from nissl.runs.folder import measured_steps, unfinished
 
 TOLD = unfinished(12, 40)[0].text
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from nissl.errors import DataError
-from nissl.tasks.scores import score_case, scores_from_csv, scores_to_csv, summarise
+from nissl.tasks.scores import COLUMNS, score_case, summarise
 
 NAMES = ("background", "head", "body")
 SHAPE = (5, 6)
@@ -100,9 +100,9 @@ def test_summary_is_plain_json_without_nan():
 def test_rows_survive_csv():
     none = np.zeros(SHAPE, np.uint8)
     rows = random_rows() + score_case('comma, "quote"\nline', None, none, none, NAMES, None)
-    text = scores_to_csv(rows)
+    text = COLUMNS.to_csv(rows)
     assert "nan" not in text.split("comma")[1]
-    for before, after in zip(rows, scores_from_csv(text), strict=True):
+    for before, after in zip(rows, COLUMNS.from_csv(text), strict=True):
         np.testing.assert_equal(asdict(after), asdict(before))
 
 
@@ -116,7 +116,7 @@ def test_rows_survive_csv():
 )
 def test_a_damaged_csv_is_refused_by_name(damage, found):
     with pytest.raises(DataError) as error:
-        scores_from_csv(scores_to_csv(random_rows()).replace(*damage), "run/metrics.csv")
+        COLUMNS.from_csv(COLUMNS.to_csv(random_rows()).replace(*damage), "run/metrics.csv")
     for part in ("run/metrics.csv", found, "the columns case, group", "nissl evaluate"):
         assert part in str(error.value)
 

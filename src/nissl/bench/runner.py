@@ -32,7 +32,6 @@ from nissl.config import Config, from_tree, to_tree
 from nissl.errors import InputError
 from nissl.evaluation.compare_runs import differing
 from nissl.files import write_whole
-from nissl.metrics.metric import SEGMENTATION
 from nissl.progress import track, warn
 from nissl.runs.folder import read_json, write_json
 from nissl.runs.provenance import LOCK
@@ -211,5 +210,7 @@ class _Bench:
     def _record(self, cell: Cell) -> str:
         result = self.results[cell] = result_of(self.out, cell)
         write_results(self.out, list(self.results.values()))
-        score = result.scores.get(SEGMENTATION[0].name)
-        return f"{cell.id}: " + (f"Dice {score:.3f}" if score is not None else result.status)
+        primary = result.metrics[0]
+        score = result.scores.get(primary.name)
+        unit = result.tested.unit or ""
+        return f"{cell.id}: " + (result.status if score is None else f"{primary.title} {primary.text(score, unit)}")

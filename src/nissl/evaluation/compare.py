@@ -1,6 +1,6 @@
 """Two runs on the same test cases: paired differences with intervals, or a refusal where they are not paired."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nissl.errors import InputError
+from nissl.metrics.metric import Metric
 from nissl.metrics.statistics import (
     Difference,
     mean_over_classes,
@@ -16,14 +17,14 @@ from nissl.metrics.statistics import (
     side_by_side,
     smallest_p_value,
 )
-from nissl.metrics.surface import Unit
-from nissl.tasks.scores import FEW, CaseScore, score_matrix, units_of, without_nan
+from nissl.tasks.rows import FEW, Row, labels_of, units_of, without_nan
+from nissl.tasks.task import Task, unit_of
 
-Scored = Mapping[int, Sequence[CaseScore]]
+Scored = Mapping[int, Sequence[Row]]
 """Rows of metrics.csv by seed; a single run has one."""
 
 Verdict = Literal["A better", "B better", "more false positives", "no difference seen", "too few to tell"]
-"""`more false positives`: one side has more Dice, and more false positives too, which the differences leave out."""
+"""`more false positives`: one side is better, and has more false positives too, which the differences leave out."""
 
 Values = Float[np.ndarray, "seeds cases classes"]
 
@@ -35,16 +36,26 @@ LISTED = 5
 class Compared:
     """One class, or the mean over classes: A beside B, and A - B."""
 
-    dice_a: float
-    """Mean Dice of A (over its seeds, if several), as `evaluate` prints it."""
-    dice_b: float
-    dice: Difference
-    dice_seeds: tuple[float, float]
-    """95 % interval of the difference over seeds, paired by seed; nan for single runs."""
-    iou: Difference
-    hd95: Difference
-    """In `unit`; negative where A is closer to the reference."""
-    unit: Unit
+    values: tuple[float, float]
+    """Mean of the primary metric of A and of B (over their seeds, if several), as `evaluate` prints it."""
+    differences: Mapping[str, Difference]
+    """A - B by metric, the primary one first; those of lengths in `unit`."""
+    over_seeds: tuple[float, float]
+    """95 % interval of the difference of the primary metric over seeds, paired by seed; nan for single runs."""
+    unit: str
+    """Of lengths: mm, px or `mixed`; empty where none are measured."""
+
+    @property
+    def primary(self) -> Difference:
+        """The difference that decides."""
+        return next(iter(self.differences.values()))
+
+    def to_tree(self) -> dict[str, Any]:
+        """Plain values by the names of the metrics, such as `dice_a`, `dice_b` and `dice`."""
+        name = next(iter(self.differences))
+        named = {f"{name}_a": self.values[0], f"{name}_b": self.values[1], f"{name}_seeds": self.over_seeds}
+        differences = {metric: asdict(found) for metric, found in self.differences.items()}
+        return named | differences | ({"unit": self.unit} if self.unit else {})
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class Comparison:
 
     names: tuple[str, str]
     """Of A and of B."""
+    metrics: tuple[Metric, ...]
+    """Those that are compared, the primary one first."""
     seeds: tuple[int, ...]
     """Of each side; empty for two single runs."""
     classes: dict[str, Compared]
@@ -72,11 +85,14 @@ class Comparison:
 
     def to_tree(self) -> dict[str, Any]:
         """Nested dictionaries of plain values for JSON, nan as None."""
-        tree: dict[str, Any] = without_nan(asdict(self))
-        return tree
+        tree = asdict(self)
+        del tree["metrics"]
+        tree["classes"] = {label: found.to_tree() for label, found in self.classes.items()}
+        whole: dict[str, Any] = without_nan(tree | {"overall": self.overall.to_tree()})
+        return whole
 
 
-def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.Generator) -> Comparison:
+def compare_scores(task: Task, a: Scored, b: Scored, names: tuple[str, str], rng: np.random.Generator) -> Comparison:
     """Compare two runs, or two trainings of the same several seeds, case by case.
 
     The difference of a case is A - B, with all seeds; its interval and test are over cases, or over groups
@@ -90,54 +106,56 @@ def compare_scores(a: Scored, b: Scored, names: tuple[str, str], rng: np.random.
     if sorted(a) != sorted(b):
         raise _unpaired(names, f"seeds {_listed(a)} against {_listed(b)}", "the same seeds on both sides")
     for seed in a:
-        require_paired(a[seed], b[seed], names)
-        require_paired(a[seed], a[min(a)], (f"{names[0]}, seed {seed}", f"{names[0]}, seed {min(a)}"))
+        require_paired(task, a[seed], b[seed], names)
+        require_paired(task, a[seed], a[min(a)], (f"{names[0]}, seed {seed}", f"{names[0]}, seed {min(a)}"))
     first = a[min(a)]
-    labels, n_cases = list(dict.fromkeys(row.label for row in first)), len({row.case for row in first})
+    labels, n_cases = labels_of(first), len({row.case for row in first})
     members = units_of(first)
     draws = int(rng.integers(2**63))  # the same for every class
-    overall = _compared(a, b, labels, members, draws)
+
+    overall = _compared(task, a, b, labels, members, draws)
     n_units, several = len(set(members)) if members else n_cases, len(a) > 1
-    false_positives = _false_positives(a), _false_positives(b)
+    false_positives = (sum(map(task.false_positives, a.values())), sum(map(task.false_positives, b.values())))
     return Comparison(
         names=names,
+        metrics=tuple(task.by_case),
         seeds=tuple(sorted(a)) if several else (),
-        classes={label: _compared(a, b, [label], members, draws) for label in labels},
+        classes={label: _compared(task, a, b, [label], members, draws) for label in labels},
         overall=overall,
         n_cases=n_cases,
         n_units=n_units,
         grouped=members is not None,
         false_positives=false_positives,
-        verdict=verdict(overall, false_positives, several),
+        verdict=verdict(task.primary, overall, false_positives, several),
         warnings=tuple(_warnings(n_units, members is not None, several)),
     )
 
 
-def _compared(a: Scored, b: Scored, labels: Sequence[str], members: Sequence[str] | None, draws: int) -> Compared:
-    """Compare over some of the classes."""
-    units = {row.distance.unit for row in a[min(a)]}
-    dice = _paired(a, b, "dice", labels)
-
-    def difference(values: Values) -> Difference:
-        return paired_difference(side_by_side(values), members, np.random.default_rng(draws))
-
-    distance = _paired(a, b, "hd95", labels)
+def _compared(
+    task: Task, a: Scored, b: Scored, labels: Sequence[str], members: Sequence[str] | None, draws: int
+) -> Compared:
+    """Compare over some of the classes; lengths of which some are in mm and some in px have no mean."""
+    tables = {metric: _paired(task, a, b, metric.name, labels) for metric in task.by_case}
+    unit = unit_of(task, a[min(a)])
+    for metric in tables:
+        if metric.unit == "length" and unit == "mixed":
+            tables[metric] = np.full_like(tables[metric], np.nan)
     return Compared(
-        dice_a=_mean_dice(a, labels),
-        dice_b=_mean_dice(b, labels),
-        dice=difference(dice),
-        dice_seeds=seed_interval(np.array([mean_over_classes(one) for one in dice])),
-        iou=difference(_paired(a, b, "iou", labels)),
-        hd95=difference(distance if len(units) == 1 else np.full_like(distance, np.nan)),
-        unit=units.pop() if len(units) == 1 else "mixed",
+        values=(_mean(task, a, labels), _mean(task, b, labels)),
+        differences={
+            metric.name: paired_difference(side_by_side(table), members, np.random.default_rng(draws))
+            for metric, table in tables.items()
+        },
+        over_seeds=seed_interval(np.array([mean_over_classes(one) for one in tables[task.primary]])),
+        unit=unit,
     )
 
 
-def require_paired(a: Sequence[CaseScore], b: Sequence[CaseScore], names: tuple[str, str]) -> None:
+def require_paired(task: Task, a: Sequence[Row], b: Sequence[Row], names: tuple[str, str]) -> None:
     """Refuse two sets of rows that do not measure the same things.
 
     Raises:
-        InputError: other classes, cases, groups, units or references; the message names them.
+        InputError: other classes, cases or groups, or rows that are not `alike`; the message names them.
 
     """
     classes = [{row.label for row in rows} for rows in (a, b)]
@@ -149,33 +167,33 @@ def require_paired(a: Sequence[CaseScore], b: Sequence[CaseScore], names: tuple[
         found = f"{len(alone)} of {len(cases[0] | cases[1])} cases are on one side only: {_listed(alone)}"
         raise _unpaired(names, found, "two runs measured on the same test cases")
     other = {(row.case, row.label): row for row in b}
-    facts: dict[str, Callable[[CaseScore], str]] = {
-        "groups (patients)": lambda row: f"`{row.group}`",
-        "units of distance": lambda row: f"`{row.distance.unit}`",
-        "references": lambda row: f"{row.overlap.reference} of {row.pixels} pixels are {row.label}",
-    }
-    for what, fact in facts.items():
-        if differ := [row for row in a if fact(row) != fact(other[row.case, row.label])]:
-            row = differ[0]
-            shown = f"{fact(row)} against {fact(other[row.case, row.label]).removesuffix(f' pixels are {row.label}')}"
-            found = f"other {what} in {_listed({r.case for r in differ})}: in {row.case}, {shown}"
+
+    def facts(row: Row) -> dict[str, str]:
+        return {"groups (patients)": f"`{row.group}`", **task.alike(row)}
+
+    for what in facts(a[0]):
+        pairs = [(row, facts(row)[what], facts(other[row.case, row.label])[what]) for row in a]
+        if differ := [pair for pair in pairs if pair[1] != pair[2]]:
+            row, one, another = differ[0]
+            found = f"other {what} in {_listed({r.case for r, _, _ in differ})}: in {row.case}, {one} against {another}"
             raise _unpaired(names, found, f"the same {what} on both sides")
 
 
-def verdict(overall: Compared, false_positives: tuple[int, int], several: bool) -> Verdict:
+def verdict(metric: Metric, overall: Compared, false_positives: tuple[int, int], several: bool) -> Verdict:
     """Judge which side is better, if any; where each has several seeds, by the interval over them as well.
 
     The differences leave out the false positives, of A and of B.
     """
-    found = overall.dice
-    intervals = [(found.low, found.high), *([overall.dice_seeds] if several else [])]
+    found = overall.primary
+    intervals = [(found.low, found.high), *([overall.over_seeds] if several else [])]
     if smallest_p_value(found.n_units) >= SIGNIFICANT or np.isnan(intervals).any():
         return "too few to tell"
     if found.p_value >= SIGNIFICANT or any(low * high <= 0 for low, high in intervals):
         return "no difference seen"
-    if (false_positives[0] - false_positives[1]) * found.mean > 0:
+    gain = metric.sign * found.mean
+    if (false_positives[0] - false_positives[1]) * gain > 0:
         return "more false positives"
-    return "A better" if found.mean > 0 else "B better"
+    return "A better" if gain > 0 else "B better"
 
 
 def _warnings(n_units: int, grouped: bool, several: bool) -> list[str]:
@@ -190,19 +208,16 @@ def _warnings(n_units: int, grouped: bool, several: bool) -> list[str]:
     return found if several else [*found, single]
 
 
-def _paired(a: Scored, b: Scored, column: str, labels: Sequence[str]) -> Values:
+def _paired(task: Task, a: Scored, b: Scored, column: str, labels: Sequence[str]) -> Values:
     """A - B of one column; nan where one of the two is not applicable."""
     cases = list(dict.fromkeys(row.case for row in a[min(a)]))
-    both = [[score_matrix(side[seed], column, labels, cases) for side in (a, b)] for seed in sorted(a)]
+    both = [[task.columns.matrix(side[seed], column, labels, cases) for side in (a, b)] for seed in sorted(a)]
     return np.array([one - other for one, other in both])
 
 
-def _mean_dice(side: Scored, labels: Sequence[str]) -> float:
-    return float(np.mean([mean_over_classes(score_matrix(rows, "dice", labels)) for rows in side.values()]))
-
-
-def _false_positives(side: Scored) -> int:
-    return sum(row.overlap.presence == "false positive" for rows in side.values() for row in rows)
+def _mean(task: Task, side: Scored, labels: Sequence[str]) -> float:
+    tables = [task.columns.matrix(rows, task.primary.name, labels) for rows in side.values()]
+    return float(np.mean([mean_over_classes(table) for table in tables]))
 
 
 def _listed(names: Sequence[Any] | Mapping[Any, Any] | set[Any]) -> str:

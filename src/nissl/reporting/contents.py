@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,9 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from nissl.errors import DataError, InputError
+from nissl.config import Config, from_tree
+from nissl.errors import DataError, InputError, NisslError
 from nissl.runs.format import content_of, current_settings
-from nissl.tasks.scores import CaseScore, scores_from_csv
+from nissl.tasks.rows import Row
+from nissl.tasks.segmentation import Segmentation
+from nissl.tasks.task import Task, task_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,7 +54,10 @@ class Contents:
     trees: Mapping[str, Tree]
     """What the JSON files hold, by their names without suffix."""
     log: list[Tree]
-    scores: list[CaseScore]
+    task: Task
+    """By the settings; segmentation, where they cannot be read."""
+    rows: Sequence[Row]
+    """Of metrics.csv."""
     filters: Mapping[str, Filters]
     """By the names of their files without suffix."""
     notes: tuple[str, ...]
@@ -99,10 +105,14 @@ def read_run(run: Path) -> Contents:
         notes.append(f"log.jsonl has {damaged} line(s) that cannot be read; they are left out.")
     names = [Path(name).stem for name in PARTS if name.endswith(".json")]
     trees = {name: empty[name] if name in empty else tree(f"{name}.json") for name in names}
-    scores: list[CaseScore] = part("metrics.csv", lambda content: scores_from_csv(content.decode()), [])
+    try:
+        task = task_of(from_tree(Config, config, "config.toml").task)
+    except NisslError:  # of a package that is not installed here, or damaged
+        task = Segmentation()
+    rows: list[Row] = part("metrics.csv", lambda content: task.columns.from_csv(content.decode()), [])
     read = {name: part(f"{name}.npy", _filters, None) for name in ("filters", "filters_start")}
     filters = {name: array for name, array in read.items() if array is not None}
-    return Contents(run, settings, config, trees, log, scores, filters, tuple(notes))
+    return Contents(run, settings, config, trees, log, task, rows, filters, tuple(notes))
 
 
 def _json(content: bytes) -> Tree:

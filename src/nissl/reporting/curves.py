@@ -1,6 +1,5 @@
 """Plots of a run as data URIs, in vector form: loss, learning rate, change of layers, Dice of each case."""
 
-import base64
 import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from nissl.files import data_uri
+from nissl.metrics.metric import Metric
 from nissl.reporting.contents import Filters, Tree
 
 if TYPE_CHECKING:
@@ -32,11 +33,6 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 SHOWN_FILTERS = 64
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Embed a file in the page."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def plot(draw: Callable[["Axes"], None]) -> str:
@@ -118,9 +114,8 @@ def change_curve(curves: Sequence[Tree]) -> str:
     return plot(draw)
 
 
-def case_plot(dice: Sequence[float], trivial: float | None) -> str:
-    """Dice of every test case, sorted, beside that of predicting foreground everywhere."""
-    values = np.sort(np.array([value for value in dice if not np.isnan(value)], dtype=np.float64))
+def case_plot(metric: Metric, values: Sequence[float], trivial: tuple[str, float] | None, unit: str) -> str:
+    """A metric of every test case, worst first, beside the mean of the trivial prediction where there is one."""
 
     def draw(axes: "Axes") -> None:
         from matplotlib.ticker import MaxNLocator
@@ -129,9 +124,15 @@ def case_plot(dice: Sequence[float], trivial: float | None) -> str:
         axes.vlines(places, 0, values, color="#c9dcea", linewidth=1.2)
         axes.plot(places, values, "o", color=BLUE, markersize=4)
         if trivial is not None:
-            axes.axhline(trivial, color=VERMILION, linestyle="--", linewidth=1.5, label="foreground everywhere (mean)")
+            label, level = f"{trivial[0]} (mean)", trivial[1]
+            axes.axhline(level, color=VERMILION, linestyle="--", linewidth=1.5, label=label)
             axes.legend(loc="lower right", facecolor="white", framealpha=0.9, frameon=True, edgecolor="white")
-        axes.set(xlabel="test case, worst first", ylabel="Dice", ylim=(0, 1.02))
+        unit_shown = f", {metric.unit_in(unit)}" if metric.unit_in(unit) else ""
+        axes.set(
+            xlabel="test case, worst first",
+            ylabel=f"{metric.title}{unit_shown}",
+            ylim=(0, None if metric.unit else 1.02),
+        )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=False, axis="x")
 

@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from nissl.config import Config, DataConfig, from_tree
-from nissl.data.cases import CaseFile, load_case
+from nissl.data.cases import CaseFile
 from nissl.data.discovery import find_cases
 from nissl.errors import DataError, NisslError
-from nissl.imageio.formats import read_raster, stem
+from nissl.imageio.formats import stem
 from nissl.imageio.label_map import LabelMap
 from nissl.model import Description
 from nissl.reporting.contents import Contents
-from nissl.reporting.overlay import Masks, draw_overlay
-from nissl.tasks.scores import CaseScore
+from nissl.tasks.rows import Row
+from nissl.tasks.task import Task
 
 WORST, MIDDLE, BEST = 12, 2, 2
 
@@ -39,21 +40,26 @@ class Gallery:
     """Why overlays are missing, in words that hold no path of this machine."""
 
 
-def ranked(scores: Sequence[CaseScore]) -> dict[str, list[CaseScore]]:
-    """Rows of each case, worst first: by mean Dice over its classes, then by the larger distance.
+def ranked(task: Task, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each case, worst first: by the mean of the primary metric over its classes, then by the worst others.
 
-    Cases in which no class is present have nothing to rank by and are left out.
+    Rows without the primary metric, such as a class that is in neither mask, are left out.
     """
-    rows: dict[str, list[CaseScore]] = {}
-    for row in scores:
-        if not math.isnan(row.overlap.dice):
-            rows.setdefault(row.case, []).append(row)
-    return dict(sorted(rows.items(), key=lambda item: (case_dice(item[1]), -max(row.distance.hd95 for row in item[1]))))
+    applicable = [row for row in rows if not math.isnan(task.columns.values[task.primary.name](row))]
+    found: dict[str, list[Row]] = {}
+    for row in applicable:
+        found.setdefault(row.case, []).append(row)
+
+    def rank(of_case: Sequence[Row]) -> tuple[float, ...]:
+        worst = (min(metric.sign * task.columns.values[metric.name](row) for row in of_case) for metric in task.by_case)
+        return task.primary.sign * case_mean(task, of_case), *worst
+
+    return dict(sorted(found.items(), key=lambda item: rank(item[1])))
 
 
-def case_dice(rows: Sequence[CaseScore]) -> float:
-    """Mean Dice of the applicable classes of one case."""
-    return sum(row.overlap.dice for row in rows) / len(rows)
+def case_mean(task: Task, rows: Sequence[Row]) -> float:
+    """Mean of the primary metric over the applicable classes of one case."""
+    return fmean(task.columns.values[task.primary.name](row) for row in rows)
 
 
 def draw_gallery(contents: Contents, data: Path | None = None) -> Gallery:
@@ -61,7 +67,8 @@ def draw_gallery(contents: Contents, data: Path | None = None) -> Gallery:
 
     `data` is the folder of the data, where data.json does not name it.
     """
-    rows = ranked(contents.scores)
+    task = contents.task
+    rows = ranked(task, contents.rows)
     cases = list(rows)
     middle = len(cases) // 2 - MIDDLE // 2
     chosen = cases if len(cases) <= WORST + MIDDLE + BEST else cases[:WORST]
@@ -85,8 +92,9 @@ def draw_gallery(contents: Contents, data: Path | None = None) -> Gallery:
     def cards(ids: Sequence[str]) -> Iterator[Card]:
         for case in ids:
             try:
-                masks = _load(files.get(case), predictions.get(case), maps, config.data)
-                yield Card(case, _caption(rows[case]), draw_overlay(masks))
+                drawn = _draw(task, files.get(case), predictions.get(case), maps, config.data)
+                if drawn:
+                    yield Card(case, _caption(task, rows[case]), drawn)
             except DataError as error:
                 without.setdefault(error.found, []).append(case)
 
@@ -94,28 +102,33 @@ def draw_gallery(contents: Contents, data: Path | None = None) -> Gallery:
     return Gallery(worst, others, tuple(f"No overlay of {', '.join(ids)}: {why}." for why, ids in without.items()))
 
 
-def _load(file: CaseFile | None, prediction: Path | None, maps: tuple[LabelMap, LabelMap], config: DataConfig) -> Masks:
-    """Read one case and its prediction, each by its map; a DataError says what is not at hand or does not fit."""
+def _draw(
+    task: Task, file: CaseFile | None, prediction: Path | None, maps: tuple[LabelMap, LabelMap], config: DataConfig
+) -> str:
+    """Draw one case with its prediction, each read by its map; a DataError says what is not at hand or does not fit."""
     if file is None or file.target is None:
         raise _absent("the image or its mask is not in the data folder any more")
     if prediction is None:
         raise _absent("no prediction in the run folder")
-    case, raster = load_case(file, maps[0], config), read_raster(prediction, config.limit_gib)
-    predicted = maps[1].apply(raster, prediction)
-    if case.target is None or predicted.shape != case.target.shape:
-        raise _absent(f"the prediction is {predicted.shape}, but the image is now {case.image.shape[1:]}")
-    return Masks(case.image, case.target, predicted, case.spacing, turned=raster.affine is not None)
+    case = task.targets.read(file, maps[0], config)
+    alone = CaseFile(file.id, prediction, prediction)  # it need not state its place as the image does
+    predicted = task.targets.read(alone, maps[1], replace(config, axes=""))
+    if case.target is None or predicted.target is None or predicted.target.shape != case.target.shape:
+        raise _absent(f"the prediction is {predicted.image.shape[1:]}, but the image is now {case.image.shape[1:]}")
+    return task.picture(case, predicted)
 
 
 def _absent(found: str) -> DataError:
     return DataError("overlay", found, "image, mask and prediction of the same shape", "evaluate the run again")
 
 
-def _caption(rows: Sequence[CaseScore]) -> str:
-    def line(row: CaseScore) -> str:
+def _caption(task: Task, rows: Sequence[Row]) -> str:
+    shown = [metric for metric in task.by_case if not metric.detail]
+
+    def line(row: Row) -> str:
         name = f"{row.label}: " if len(rows) > 1 else ""
-        overlap, distance = row.overlap, row.distance
-        state = f" ({overlap.presence})" if overlap.presence != "both" else ""
-        return f"{name}Dice {overlap.dice:.3f} · HD95 {distance.hd95:.1f} {distance.unit}{state}"
+        values = (f"{one.title} {one.text(task.columns.values[one.name](row), task.unit(row))}" for one in shown)
+        remark = task.remark(row)
+        return f"{name}{' · '.join(values)}{f' ({remark})' if remark else ''}"
 
     return "\n".join(map(line, rows))

@@ -1,19 +1,19 @@
 """The page of a run: one HTML file that needs nothing else and can be read without a network."""
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from nissl.data.split import caveats
 from nissl.files import write_whole
-from nissl.metrics.overlap import EMPTY_POLICY
+from nissl.metrics.metric import Metric
 from nissl.reporting import curves
 from nissl.reporting.contents import Contents, Tree, read_run
-from nissl.reporting.gallery import Gallery, case_dice, draw_gallery, ranked
-from nissl.reporting.overlay import colour_of
-from nissl.runs.folder import measured_steps
-from nissl.tasks.scores import unfinished
+from nissl.reporting.gallery import Gallery, case_mean, draw_gallery, ranked
+from nissl.runs.folder import measured_steps, unfinished
+from nissl.tasks.task import Task
 from nissl.training.protocol import published
 
 if TYPE_CHECKING:
@@ -67,9 +67,10 @@ def render(contents: Contents, gallery: Gallery) -> str:
         warnings=warnings(contents),
         notes=(*contents.notes, *gallery.notes),
         gallery=gallery,
-        legend=[(name, colour_of(n)) for n, name in enumerate(contents["data"].get("classes", [])) if n],
-        rows=_rows(contents["metrics"]),
-        policy=contents["metrics"].get("policy", EMPTY_POLICY),
+        legend=contents.task.legend(contents["data"].get("classes", [])),
+        results=results_table(contents.task, contents["metrics"]),
+        task=contents.task,
+        policy=contents["metrics"].get("policy", contents.task.policy),
         plots=_plots(contents),
         surroundings=surroundings(contents),
         verdict=verdict(contents["pretrain"].get("layers", [])),
@@ -87,10 +88,22 @@ def headline(contents: Contents) -> str:
         text += f" and {unlabelled} without masks" if _uses_unlabelled(contents) else ""
     if not overall:
         return f"{text}; not measured yet."
-    low, high = overall["dice_ci"]
-    interval = "" if low is None else f" [{fixed(low, 2)}, {fixed(high, 2)}]"
-    measured = f"Dice {fixed(overall['dice'], 2)}{interval} on {counted(overall['n_cases'], 'test image')}"
-    return f"{text}: {measured}, trivial {fixed(overall['trivial_dice'], 2)}."
+    return f"{text}: {measured(contents.task, overall)}."
+
+
+def measured(task: Task, overall: Tree) -> str:
+    """Say in half a sentence how well a run does."""
+    primary, unit = task.primary, overall.get("unit", "")
+    low, high = overall[f"{primary.name}_ci"]
+    value = short(primary, overall[primary.name], unit)
+    interval = "" if low is None else f" [{short(primary, low)}, {short(primary, high)}]"
+    trivial = f", trivial {short(primary, overall[f'trivial_{primary.name}'], unit)}" if task.trivial else ""
+    return f"{primary.title} {value}{interval} on {counted(overall['n_cases'], 'test image')}{trivial}"
+
+
+def short(metric: Metric, value: float | None, unit: str = "") -> str:
+    """A value of a metric as it stands in a sentence, with two digits at most."""
+    return replace(metric, digits=min(metric.digits, 2)).text(value, unit)
 
 
 def _name(contents: Contents) -> str:
@@ -111,9 +124,10 @@ def warnings(contents: Contents) -> list[str]:
     protocol = published(contents.config.get("protocol", ""))
     of_protocol = protocol.caveats(contents.run) if protocol else []
     found = [one.text for one in (*unfinished(*measured_steps(contents.run)), *of_split, *of_protocol)]
-    dice, trivial = overall.get("dice"), overall.get("trivial_dice")
-    if dice is not None and trivial is not None and dice <= trivial:
-        found.append("The network is no better than calling every pixel foreground.")
+    primary = contents.task.primary
+    value, trivial = overall.get(primary.name), overall.get(f"trivial_{primary.name}")
+    if value is not None and trivial is not None and primary.sign * (value - trivial) <= 0:
+        found.append(f"The network is no better than {contents.task.trivial}.")
     found += contents["metrics"].get("warnings", [])
     found += _course(contents)
     unused = len(split.get("unlabelled", []))
@@ -151,10 +165,36 @@ def surroundings(contents: Contents) -> Tree:
     return facts | ({"exactness": exactness} if "exact" in known else {})
 
 
-def _rows(metrics: Tree) -> list[tuple[str, Tree]]:
-    """Scores of every class and, where there are several, the mean over classes."""
-    classes = metrics.get("classes", {})
-    return [*classes.items(), *([("mean over classes", metrics["overall"])] if len(classes) > 1 else [])]
+@dataclass(frozen=True)
+class ResultsTable:
+    """The results of a run, as texts."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    """Of every class and of the mean over classes, each followed by one of kind `trivial` where there is any."""
+
+
+def results_table(task: Task, metrics: Tree) -> ResultsTable | None:
+    """Lay out the scores of a run; None where it was not measured."""
+    if not metrics:
+        return None
+    classes, primary, missing = metrics.get("classes", {}), task.primary, metrics.get("not_trained", [])
+    named = {f"{name} (not trained)" if name in missing else name: scores for name, scores in classes.items()}
+    if len(classes) != 1:
+        named["mean over classes"] = metrics["overall"]
+    units = [metric.unit_in(metrics["overall"].get("unit", "")) for metric in task.metrics]
+    titles = [
+        f"{metric.title}, {unit}" if unit else metric.title for metric, unit in zip(task.metrics, units, strict=True)
+    ]
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    for name, scores in named.items():
+        values = [fixed(scores[metric.name], metric.digits) for metric in task.metrics]
+        interval = " – ".join(fixed(end) for end in scores[f"{primary.name}_ci"])
+        rows.append(("", (name, values[0], interval, *values[1:], *(str(scores[key]) for key in task.counted))))
+        if task.trivial:
+            trivial = [fixed(scores[key]) if (key := f"trivial_{m.name}") in scores else "" for m in task.metrics]
+            rows.append(("trivial", (f"trivial: {name}", trivial[0], "", *trivial[1:], *("" for _ in task.counted))))
+    return ResultsTable(("class", titles[0], "95 % interval", *titles[1:], *task.counted.values()), tuple(rows))
 
 
 def verdict(layers: list[Tree]) -> str:
@@ -192,9 +232,12 @@ def _plots(contents: Contents) -> dict[str, str]:
         plots["change"] = curves.change_curve(course)
     elif course:
         plots["pretrain_loss"] = curves.loss_curve(course)
-    if contents.scores:
-        dice = [case_dice(rows) for rows in ranked(contents.scores).values()]
-        plots["cases"] = curves.case_plot(dice, contents["metrics"].get("overall", {}).get("trivial_dice"))
+    if contents.rows:
+        task, overall = contents.task, contents["metrics"].get("overall", {})
+        values = [case_mean(task, rows) for rows in ranked(task, contents.rows).values()]
+        level = overall.get(f"trivial_{task.primary.name}")
+        trivial = None if level is None else (task.trivial, level)
+        plots["cases"] = curves.case_plot(task.primary, values, trivial, overall.get("unit", ""))
     return plots | {name: curves.filter_grid(filters) for name, filters in contents.filters.items()}
 
 

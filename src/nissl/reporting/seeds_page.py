@@ -1,14 +1,14 @@
 """The page of several seeds: the mean with its two intervals, and every run; none is singled out."""
 
 from pathlib import Path
-from typing import Any
 
 from nissl.files import write_whole
-from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.reporting.contents import read_run
-from nissl.reporting.run_page import PAGE, counted, environment, fixed, warnings
+from nissl.reporting.run_page import PAGE, ResultsTable, counted, environment, fixed, short, warnings
 from nissl.runs.folder import read_json
+from nissl.runs.format import Tree, load_config
 from nissl.runs.seeds import runs_of
+from nissl.tasks.task import Task, task_of
 
 
 def write_seeds_report(folder: Path) -> Path:
@@ -21,16 +21,19 @@ def write_seeds_report(folder: Path) -> Path:
     """
     runs = runs_of(folder)
     metrics = read_json(folder / "metrics.json")
+    task = task_of(load_config(folder / "config.toml").task)
     measured = {int(seed): dice for seed, dice in metrics["runs"].items()}
     facts = {seed: read_json(run / "split.json") for seed, run in runs.items()}
     of_runs = [text for run in runs.values() for text in warnings(read_run(run))]
     template = environment().get_template("seeds.html.j2")
     page = template.render(
         title=folder.resolve().name,
-        headline=seeds_headline(metrics),
+        headline=seeds_headline(task, metrics),
+        task=task,
+        results=_table(task, metrics),
         metrics=metrics,
         warnings=list(dict.fromkeys([*metrics["warnings"], *of_runs])),
-        policy=metrics.get("policy", EMPTY_POLICY),
+        policy=metrics.get("policy", task.policy),
         rows=[(seed, run.name, measured.get(seed), facts[seed]) for seed, run in runs.items()],
         settings=(folder / "config.toml").read_text(encoding="utf-8"),
     )
@@ -38,12 +41,39 @@ def write_seeds_report(folder: Path) -> Path:
     return folder / PAGE
 
 
-def seeds_headline(metrics: dict[str, Any]) -> str:
+def seeds_headline(task: Task, metrics: Tree) -> str:
     """Say in one sentence how well the training does over its seeds."""
-    overall, count = metrics["overall"], len(metrics["runs"])
-    ends = (overall["dice_ci_seeds"], overall["dice_ci_cases"])
-    over_seeds, over_cases = ("no interval" if a is None else f"{fixed(a, 2)} to {fixed(b, 2)}" for a, b in ends)
-    return (
-        f"Dice {fixed(overall['dice'], 2)}, mean over {counted(count, 'seed')}: 95 % interval {over_seeds} over seeds, "
-        f"{over_cases} over {counted(metrics['n_cases'], 'test image')}; trivial {fixed(overall['trivial_dice'], 2)}."
+    overall, primary, count = metrics["overall"], task.primary, len(metrics["runs"])
+    ends = (overall[f"{primary.name}_ci_{what}"] for what in ("seeds", "cases"))
+    over_seeds, over_cases = (
+        "no interval" if low is None else f"{short(primary, low)} to {short(primary, high)}" for low, high in ends
     )
+    text = f"{primary.title} {short(primary, overall[primary.name], overall.get('unit', ''))}"
+    text += f", mean over {counted(count, 'seed')}: 95 % interval {over_seeds} over seeds"
+    text += f", {over_cases} over {counted(metrics['n_cases'], 'test image')}"
+    return text + (f"; trivial {short(primary, overall[f'trivial_{primary.name}'])}." if task.trivial else ".")
+
+
+def _table(task: Task, metrics: Tree) -> ResultsTable:
+    """Scores of every class and, where there are several, the mean over classes."""
+    primary, others, classes = task.primary, task.metrics[1:], metrics["classes"]
+    named = {**classes, **({"mean over classes": metrics["overall"]} if len(classes) != 1 else {})}
+    unit = metrics["overall"].get("unit", "")
+    shown = [metric for metric in others if not metric.detail]
+    titles = [", ".join(filter(None, (metric.title, metric.unit_in(unit)))) for metric in shown]
+    where = "images" if metrics["n_groups"] is None else "groups"
+    head = ("class", f"{primary.title}, mean", "95 % interval over seeds", f"95 % interval over {where}")
+    trivial = f"trivial_{primary.name}"
+    rows = [
+        (
+            *(name, fixed(scores[primary.name])),
+            *(" – ".join(fixed(end) for end in scores[f"{primary.name}_ci_{what}"]) for what in ("seeds", "cases")),
+            fixed(scores[f"{primary.name}_sd"]),
+            *(fixed(scores.get(metric.name), metric.digits) for metric in shown),
+            *([fixed(scores[trivial])] if task.trivial else []),
+            *(str(scores[key]) for key in task.counted),
+        )
+        for name, scores in named.items()
+    ]
+    more = ("standard deviation of the seeds", *titles, *(["trivial"] if task.trivial else []), *task.counted.values())
+    return ResultsTable((*head, *more), tuple(("", row) for row in rows))

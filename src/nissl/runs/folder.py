@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nissl.errors import DataError, InputError, NisslError
+from nissl.errors import Caveat, DataError, InputError, NisslError
 from nissl.files import write_whole
 from nissl.runs.format import Tree, content_of, load_config, stamped
 
@@ -83,6 +83,14 @@ def measured_steps(run: Path) -> tuple[int | None, int | None]:
         lines = (run / "log.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         return int(json.loads(lines[-1])["step"]), load_config(run / "config.toml").train.steps
     return None, None
+
+
+def unfinished(steps: int | None, planned_steps: int | None) -> list[Caveat]:
+    """Say that a run has steps left; nothing where it has none, or where that is not known."""
+    if steps is None or planned_steps is None or steps >= planned_steps:
+        return []
+    text = f"The run is unfinished: {steps:,} of {planned_steps:,} steps. Finish it with --resume."
+    return [Caveat("unfinished", text)]
 
 
 def find_root(run: Path, facts: Tree, given: Path | str | None) -> Path:

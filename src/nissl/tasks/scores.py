@@ -1,22 +1,21 @@
 """The table of results: one row per case and class, and its summary per class and overall."""
 
-import csv
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
-from nissl.errors import Caveat, DataError
+from nissl.errors import Caveat
 from nissl.metrics.overlap import EMPTY_POLICY, Overlap, overlap, pooled
 from nissl.metrics.statistics import bootstrap_interval, mean_over_classes
 from nissl.metrics.surface import SurfaceDistance, Unit, surface_distance
+from nissl.tasks.rows import Columns, labels_of, units_of, without_nan
+from nissl.tasks.summary import few_units
 
-FEW = 10
 FIELDS = (
     *("case", "group", "label"),
     *("overlap.presence", "overlap.dice", "overlap.iou", "overlap.precision", "overlap.recall"),
@@ -24,7 +23,6 @@ FIELDS = (
     *("overlap.tp", "overlap.fp", "overlap.fn", "pixels"),
 )
 """The columns of metrics.csv: where their values stand in a `CaseScore`; the last part is the name."""
-COLUMNS = {path.split(".")[-1]: attrgetter(path) for path in FIELDS}
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,16 @@ class CaseScore:
     distance: SurfaceDistance
     pixels: int
     """Pixels of the image."""
+
+
+def _row(line: Mapping[str, str]) -> CaseScore:
+    counts = Overlap(int(line["tp"]), int(line["fp"]), int(line["fn"]))
+    distance = SurfaceDistance(float(line["hd95"] or "nan"), float(line["asd"] or "nan"), cast(Unit, line["unit"]))
+    return CaseScore(line["case"], line["group"], line["label"], counts, distance, int(line["pixels"]))
+
+
+COLUMNS = Columns({path.split(".")[-1]: attrgetter(path) for path in FIELDS}, _row)
+"""Of metrics.csv; what follows from the counts of a line is computed anew when it is read."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +116,6 @@ def _flat(scores: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def unfinished(steps: int | None, planned_steps: int | None) -> list[Caveat]:
-    """Say that a run has steps left; nothing where it has none, or where that is not known."""
-    if steps is None or planned_steps is None or steps >= planned_steps:
-        return []
-    text = f"The run is unfinished: {steps:,} of {planned_steps:,} steps. Finish it with --resume."
-    return [Caveat("unfinished", text)]
-
-
 def score_case(
     case_id: str,
     group: str | None,
@@ -155,7 +155,7 @@ def summarise(
     """
     if not rows:
         raise ValueError("no case was measured")
-    labels = list(dict.fromkeys(row.label for row in rows))
+    labels = labels_of(rows)
     seed = int(rng.integers(2**63))  # the same draws for every class: with one class, `overall` is that class
     classes = {label: _scores(rows, [label], np.random.default_rng(seed)) for label in labels}
     overall = _scores(rows, labels, np.random.default_rng(seed))
@@ -171,9 +171,9 @@ def _scores(rows: Sequence[CaseScore], labels: Sequence[str], rng: np.random.Gen
     """Means over the cases, then over the labels."""
     chosen = [row for row in rows if row.label in labels]
     members, units = units_of(chosen), {row.distance.unit for row in chosen}
-    dice = score_matrix(chosen, "dice", labels)
+    dice = COLUMNS.matrix(chosen, "dice", labels)
     means = ("iou", "precision", "recall", "hd95", "asd")
-    iou, precision, recall, hd95, asd = (mean_over_classes(score_matrix(chosen, name, labels)) for name in means)
+    iou, precision, recall, hd95, asd = (mean_over_classes(COLUMNS.matrix(chosen, name, labels)) for name in means)
     unit: Unit = units.pop() if len(units) == 1 else "mixed"
     if unit == "mixed":
         hd95 = asd = math.nan
@@ -196,32 +196,9 @@ def _scores(rows: Sequence[CaseScore], labels: Sequence[str], rng: np.random.Gen
     )
 
 
-def units_of(rows: Sequence[CaseScore]) -> list[str] | None:
-    """What is independent, for each case in order: its group or, where it has none, the case itself.
-
-    None where no case has a group.
-    """
-    groups = {row.case: row.group for row in rows}
-    if not any(groups.values()):
-        return None
-    return [f"group {group}" if group else f"case {case}" for case, group in groups.items()]
-
-
 def _everywhere(row: CaseScore) -> Overlap:
     """Counts of the prediction that calls every pixel this class."""
     return Overlap(row.overlap.reference, row.pixels - row.overlap.reference, 0)
-
-
-def score_matrix(
-    rows: Sequence[CaseScore], column: str, labels: Sequence[str], cases: Sequence[str] | None = None
-) -> Float[np.ndarray, "cases classes"]:
-    """One of the `COLUMNS` of the rows by case, in the order of `cases` or else of the rows, and class."""
-    places = {case: index for index, case in enumerate(cases or dict.fromkeys(row.case for row in rows))}
-    matrix = np.full((len(places), len(labels)), np.nan)
-    for row in rows:
-        if row.label in labels:
-            matrix[places[row.case], labels.index(row.label)] = COLUMNS[column](row)
-    return matrix
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -229,54 +206,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _warnings(overall: Scores) -> list[Caveat]:
-    warnings = []
-    units, kind = (overall.n_cases, "cases") if overall.n_groups is None else (overall.n_groups, "groups")
-    if units < FEW:
-        text = f"Only {units} test {kind}: the interval over them is itself uncertain. Below {FEW}, take it as a hint."
-        warnings.append(Caveat("few-units", text))
+    warnings = few_units(overall.n_cases, overall.n_groups)
     if overall.distance.unit == "mixed":
         text = "Some images state their spacing and some do not: distances in mm and px have no common mean."
         warnings.append(Caveat("mixed-units", text))
     return warnings
-
-
-def without_nan(value: Any) -> Any:
-    """Nested plain values with None in the place of nan, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def scores_to_csv(rows: Sequence[CaseScore]) -> str:
-    """Write the rows as metrics.csv; nan becomes an empty field."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(without_nan([value(row) for value in COLUMNS.values()]) for row in rows)
-    return text.getvalue()
-
-
-def scores_from_csv(text: str, where: str = "metrics.csv") -> list[CaseScore]:
-    """Read the rows of a metrics.csv; what follows from its counts is computed anew.
-
-    Raises:
-        DataError: a column is missing or a value is of the wrong kind.
-
-    """
-    expected, fix = f"the columns {', '.join(COLUMNS)}", "run `nissl evaluate` again"
-    lines = csv.DictReader(io.StringIO(text))
-    try:
-        absent = [name for name in COLUMNS if name not in (lines.fieldnames or ())]
-        if absent:
-            raise DataError(where, f"no column {', '.join(absent)}", expected, fix)
-        return [_row(line) for line in lines]
-    except (ValueError, TypeError, csv.Error) as error:
-        raise DataError(where, f"line {lines.line_num}: {error}", expected, fix) from error
-
-
-def _row(line: dict[str, Any]) -> CaseScore:
-    counts = Overlap(int(line["tp"]), int(line["fp"]), int(line["fn"]))
-    distance = SurfaceDistance(float(line["hd95"] or "nan"), float(line["asd"] or "nan"), line["unit"])
-    return CaseScore(line["case"], line["group"], line["label"], counts, distance, int(line["pixels"]))

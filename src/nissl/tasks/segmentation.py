@@ -20,16 +20,27 @@ from nissl.imageio.mask_values import MaskValues
 from nissl.imageio.tiff_regions import write_mask_tiff
 from nissl.losses import segmentation_losses
 from nissl.metrics.metric import SEGMENTATION, Metric
+from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.progress import warn
 from nissl.tasks import settings
-from nissl.tasks.scores import CaseScore, Summary, score_case, scores_to_csv, summarise
+from nissl.tasks.overlay import Masks, colour_of, draw_overlay
+from nissl.tasks.scores import COLUMNS, CaseScore, Summary, score_case, summarise
+from nissl.tasks.task import Task
 
 
-class Segmentation:
+class Segmentation(Task):
     """Targets are masks, outputs logits of the classes, the first of which is the background."""
 
     name: ClassVar[str] = "segmentation"
     metrics: ClassVar[tuple[Metric, ...]] = SEGMENTATION
+    columns = COLUMNS
+    counted: ClassVar[Mapping[str, str]] = {
+        "n_missed": "missed",
+        "n_false_positive": "false positive",
+        "n_both_empty": "both empty",
+    }
+    trivial = "foreground in every pixel"
+    policy = EMPTY_POLICY
     targets = MASKS
 
     def __init__(self, options: settings.Segmentation | None = None) -> None:
@@ -91,15 +102,40 @@ class Segmentation:
         assert case.target is not None
         return score_case(case.id, case.group, prediction, case.target, outputs, case.spacing)
 
-    def to_csv(self, rows: Sequence[Any]) -> str:
-        """A line for each case and class."""
-        return scores_to_csv(rows)
-
     def summarise(
         self, rows: Sequence[Any], rng: np.random.Generator, counts: Mapping[str, int], caveats: Sequence[Caveat]
     ) -> Summary:
         """Means over cases, then over classes, with intervals."""
         return summarise(rows, rng, [name for name, count in counts.items() if count == 0], caveats)
+
+    def alike(self, row: CaseScore) -> Mapping[str, str]:
+        """Units and reference."""
+        return {
+            "units of distance": f"`{row.distance.unit}`",
+            "references": f"{row.overlap.reference} of {row.pixels} pixels are {row.label}",
+        }
+
+    def unit(self, row: CaseScore) -> str:
+        """That of distances."""
+        return row.distance.unit
+
+    def false_positives(self, rows: Sequence[CaseScore]) -> int:
+        """Classes in a prediction that are not in the mask: against an empty one, there is no Dice."""
+        return sum(row.overlap.presence == "false positive" for row in rows)
+
+    def remark(self, row: CaseScore) -> str:
+        """In which mask the class is missing."""
+        return "" if row.overlap.presence == "both" else row.overlap.presence
+
+    def picture(self, case: Case, prediction: Case) -> str:
+        """Outlines of both masks on the image."""
+        assert case.target is not None and prediction.target is not None
+        turned = bool(prediction.direction)  # a file that states its place has the axes of NIfTI
+        return draw_overlay(Masks(case.image, case.target, prediction.target, case.spacing, turned))
+
+    def legend(self, outputs: Sequence[str]) -> list[tuple[str, str]]:
+        """Colours of the classes."""
+        return [(name, colour_of(label)) for label, name in enumerate(outputs) if label]
 
     def write(
         self, path: Path, pieces: Iterator[np.ndarray], like: Raster, values: Sequence[int | str], note: str

@@ -42,9 +42,9 @@ def test_a_gain_is_the_mean_over_tables_of_each_seed():
     for arm, gain in found.items():
         by_table = np.array([(table[arm] - table[BASELINE]).mean(axis=1) for table in dice])
         by_seed = by_table.mean(axis=0)
-        assert gain.dice == pytest.approx(by_table.mean()) and gain.seeds == 5
+        assert gain.difference == pytest.approx(by_table.mean()) and gain.seeds == 5
         assert gain.over_seeds == pytest.approx(stats.t.interval(0.95, 4, by_seed.mean(), stats.sem(by_seed)))
-        assert [one.dice for one in gain.versus] == pytest.approx(by_table.mean(axis=1))
+        assert [one.difference for one in gain.versus] == pytest.approx(by_table.mean(axis=1))
         raw[arm] = stats.ttest_1samp(by_seed, 0).pvalue
     small, large = sorted(raw, key=raw.get)
     assert found[small].p_seeds == pytest.approx(min(1, 2 * raw[small]))
@@ -57,7 +57,7 @@ def test_a_seed_counts_only_where_every_table_has_it():
     found = {gain.arm: gain for gain in gains_of(tables(dice, [("10%", "none + cps", 3)]))}
     kept = [0, 1, 2, 4]
     by_table = [(table["none + cps"] - table[BASELINE]).mean(axis=1)[kept] for table in dice]
-    assert found["none + cps"].seeds == 4 and found["none + cps"].dice == pytest.approx(np.mean(by_table))
+    assert found["none + cps"].seeds == 4 and found["none + cps"].difference == pytest.approx(np.mean(by_table))
     assert found["none + bcp"].seeds == 5
 
 
@@ -65,7 +65,7 @@ def test_without_a_common_seed_nothing_is_said():
     dice = [drawn(np.random.default_rng(2), seeds=2) for _ in BUDGETS]
     gaps = [("5%", "none + cps", 0), ("10%", "none + cps", 1)]
     found = {gain.arm: gain for gain in gains_of(tables(dice, gaps))}["none + cps"]
-    assert found.seeds == 0 and np.isnan(found.dice) and found.verdict == "not compared"
+    assert found.seeds == 0 and np.isnan(found.difference) and found.verdict == "not compared"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_row_has_the_mean_and_both_intervals():
     found = {row.arm: row for row in table(dice).rows}
     for arm, values in dice.items():
         row, means = found[arm], values.mean(axis=1)
-        assert row.dice == pytest.approx(values.mean()) and row.others["pooled_dice"].mean == pytest.approx(
+        assert row.value == pytest.approx(values.mean()) and row.others["pooled_dice"].mean == pytest.approx(
             values.mean() + 0.01
         )
         expected = stats.t.interval(0.95, 4, means.mean(), stats.sem(means))
@@ -66,7 +66,7 @@ def test_differences_are_paired_by_seed_and_corrected_over_the_arms():
         gaps = dice[arm] - dice[BASELINE]
         raw["p_seeds"][arm] = stats.ttest_rel(dice[arm].mean(axis=1), dice[BASELINE].mean(axis=1)).pvalue
         raw["p_cases"][arm] = by_hand(gaps.mean(axis=0))
-        assert (found[arm].seeds, found[arm].dice) == (5, pytest.approx(gaps.mean()))
+        assert (found[arm].seeds, found[arm].difference) == (5, pytest.approx(gaps.mean()))
         assert found[arm].over_seeds[0] < gaps.mean() < found[arm].over_seeds[1]
     for name, values in raw.items():
         small, large = sorted(values, key=values.get)
@@ -90,7 +90,7 @@ def test_an_arm_that_lacks_a_seed_is_compared_on_those_of_both_and_every_cell_is
     rows = tables_of(made, results, by_run, {})[0].rows
     assert [(len(row.done), row.count("failed"), row.count("missing")) for row in rows] == [(4, 0, 1), (4, 1, 0)]
     gaps = (dice["none + cps"] - dice[BASELINE])[[0, 2, 4]]
-    assert rows[1].versus.seeds == 3 and rows[1].versus.dice == pytest.approx(gaps.mean())
+    assert rows[1].versus.seeds == 3 and rows[1].versus.difference == pytest.approx(gaps.mean())
 
 
 def test_arms_without_a_finished_run_stay_in_the_table():
@@ -98,7 +98,7 @@ def test_arms_without_a_finished_run_stay_in_the_table():
     made += [cell("none + cps", seed=seed) for seed in range(5)]
     results += [result(one) for one in made[5:]]
     row = tables_of(made, results, by_run, {})[0].rows[1]
-    assert (row.arm, row.count("missing"), row.versus) == ("none + cps", 5, None) and np.isnan(row.dice)
+    assert (row.arm, row.count("missing"), row.versus) == ("none + cps", 5, None) and np.isnan(row.value)
     empty = tables_of(made[5:], results[5:], {}, {})[0]
     assert [row.arm for row in empty.rows] == ["none + cps"] and empty.baseline == "none + cps"
 
@@ -207,7 +207,7 @@ def test_more_dice_with_more_false_positives_has_not_helped():
     dice = drawn({BASELINE: 0.0, "none + cps": 0.03}, seeds=6)
     more = with_false_positives(dice, {}.fromkeys([("none + cps", seed) for seed in range(6)], 10))
     rows = tables_of(*more, {})[0].rows
-    assert rows[1].versus.dice > 0.02 and max(rows[1].versus.p_seeds, rows[1].versus.p_cases) < 0.05
+    assert rows[1].versus.difference > 0.02 and max(rows[1].versus.p_seeds, rows[1].versus.p_cases) < 0.05
     assert (rows[1].versus.verdict, rows[1].versus.false_positives, rows[1].equivalent) == ("unclear", (60, 0), None)
     assert [row.false_positives for row in rows] == [0, 60]
     fewer = with_false_positives(dice, {}.fromkeys([(BASELINE, seed) for seed in range(6)], 10))
@@ -218,8 +218,8 @@ def test_a_false_positive_of_one_seed_weighs_in_the_interval_as_in_the_mean():
     dice = {BASELINE: np.full((6, 20), 0.75) + np.random.default_rng(0).normal(0, 0.03, (6, 20))}
     made, results, by_run = with_false_positives(dice, {(BASELINE, 0): 12})
     row = tables_of(made, results, by_run, {})[0].rows[0]
-    assert row.over_cases[0] < row.dice < row.over_cases[1]
-    assert row.dice == pytest.approx(np.mean([dice[BASELINE][0].sum() / 32, *dice[BASELINE][1:].mean(axis=1)]))
+    assert row.over_cases[0] < row.value < row.over_cases[1]
+    assert row.value == pytest.approx(np.mean([dice[BASELINE][0].sum() / 32, *dice[BASELINE][1:].mean(axis=1)]))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_missing_seed_is_no_gain_in_masks():
     results[3] = result(made[3])
     more = made_up({BASELINE: dice + 0.1, "none + cps": dice + 0.1}, "10%", 10)
     row = tables_of(made + more[0], results + more[1], scores | more[2], {})[0].rows[1]
-    assert row.dice > 0.7 and row.equivalent == ("", 5)
+    assert row.value > 0.7 and row.equivalent == ("", 5)
 
 
 def test_unequal_steps_or_images_are_found():

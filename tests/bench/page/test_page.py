@@ -14,7 +14,7 @@ from tests.tiny_data import write_tiny
 
 from nissl import cli
 from nissl.bench.page.page import report_bench
-from nissl.bench.page.printed import DIFFERENCE, PUBLISHED
+from nissl.bench.page.printed import PUBLISHED
 from nissl.bench.page.text import PUBLISHED as WARNING_OF_TABLES
 from nissl.bench.protocols.ciampi2024 import CHOSEN, WARNING
 from nissl.bench.runner import bench
@@ -128,9 +128,9 @@ def test_the_numbers_are_those_of_the_runs(out):
         assert float(row[head.index("HD95, px")]) == pytest.approx(sum(r["hd95"] for r in runs) / 2, abs=0.051)
         assert float(trivial[3]) == pytest.approx(100 * runs[0]["trivial_dice"], abs=0.051)
     gain = sum(a["dice"] - b["dice"] for a, b in zip(*reversed(overall), strict=True)) / 2
-    shown = arm[head.index(DIFFERENCE)]
+    shown = arm[head.index("difference, percentage points")]
     assert float(shown.replace("−", "-")) == pytest.approx(100 * gain, abs=0.051)
-    other = tables(out)["tiny, 1 (1 mask)"][2][head.index(DIFFERENCE)]
+    other = tables(out)["tiny, 1 (1 mask)"][2][head.index("difference, percentage points")]
     assert tables(out)["All tables together"][1][1:3] == [other, shown]
     costs = tables(out)["Cost of each arm"]
     assert [row[1:5] for row in costs[1:]] == [["0", "0", "3", "6"], ["2", "4", "3", "6"]]

@@ -31,7 +31,7 @@ def tables(budgets=(("5%", 5), ("20%", 20)), seeds=3):
 def test_the_baseline_is_first_and_the_others_from_the_best_on():
     found = curves_of(tables())
     assert [curve.arm for curve in found] == [BASELINE, *reversed(ARMS[1:])]
-    assert found[0].masks.tolist() == [5, 20] and (found[0].low < found[0].dice).all()
+    assert found[0].masks.tolist() == [5, 20] and (found[0].low < found[0].values).all()
 
 
 def test_the_pictures_need_neither_several_budgets_nor_several_seeds():
@@ -54,7 +54,7 @@ def test_the_overview_has_each_arm_in_its_place_with_dots_mean_and_interval():
     for asked, known in ((gains, len(gains)), (unknown, len(gains) - 1)):
         drawn = svg(overview_picture(asked, made))
         assert [drawn.count(f"<!-- {gain.arm} -->") for gain in asked] == [1] * len(asked)
-        ordered = sorted(asked, key=lambda gain: -np.inf if np.isnan(gain.dice) else gain.dice)
+        ordered = sorted(asked, key=lambda gain: -np.inf if np.isnan(gain.gain) else gain.gain)
         places = [drawn.index(f"<!-- {gain.arm} -->") for gain in ordered]
         assert places == sorted(places)  # from the axis upwards: the best on top
         markers = [part.count("<use ") for part in re.findall(r'<g id="line2d_\d+">(.*?)</g>\s*</g>', drawn, re.S)]
@@ -65,7 +65,7 @@ def test_the_overview_has_each_arm_in_its_place_with_dots_mean_and_interval():
 def test_one_budget_shows_each_arm_in_a_row_of_its_own_the_best_on_top():
     made = tables((("5%", 5),))
     (drawn,) = map(svg, dataset_pictures(made))
-    ordered = [row.arm for row in sorted(made[0].rows, key=lambda row: row.dice)]
+    ordered = [row.arm for row in sorted(made[0].rows, key=lambda row: row.value)]
     places = [drawn.index(f"<!-- {arm} -->") for arm in ordered]
     assert places == sorted(places) and "masks (logarithmic)" not in drawn
     markers = [part.count("<use ") for part in re.findall(r'<g id="line2d_\d+">(.*?)</g>\s*</g>', drawn, re.S)]

@@ -10,10 +10,10 @@ from jaxtyping import Float
 
 from nissl.bench.grid.grid import Cell
 from nissl.bench.run.cost import Cost, Key
-from nissl.bench.run.results import TRIVIAL, Result
+from nissl.bench.run.results import Result
 from nissl.config import Config
 from nissl.evaluation.compare import SIGNIFICANT
-from nissl.metrics.metric import SEGMENTATION
+from nissl.metrics.metric import Metric
 from nissl.metrics.statistics import (
     bootstrap_interval,
     holm,
@@ -23,27 +23,29 @@ from nissl.metrics.statistics import (
     seed_interval,
     side_by_side,
 )
-from nissl.tasks.scores import CaseScore, score_matrix, units_of
+from nissl.tasks.rows import Row, labels_of, units_of
+from nissl.tasks.task import Task, task_of
 
 NAN = float("nan")
 NOTHING = 5e-4
-"""A gain below this, in Dice, is printed as 0.0 percentage points; its annotation equivalent would be noise."""
+"""A gain below this is printed as 0.0 (percentage points); its annotation equivalent would be noise."""
 ROUNDING = 1e-5
 """A mean difference below this comes from a few pixels that the order of sums decides, and counts as none."""
 Interval = tuple[float, float]
 Verdict = Literal["helped", "hurt", "unclear", "no difference", "not compared"]
 Equivalent = tuple[Literal["", ">", "<"], float]
 """Annotation equivalent: labels the baseline needs to match an arm, or the bound that its budgets give."""
-Scores = Mapping[str, Sequence[CaseScore]]
+Scores = Mapping[str, Sequence[Row]]
 """Rows of metrics.csv of each run that is done, by `Result.run`."""
 
 
 @dataclass(frozen=True)
 class Versus:
-    """An arm minus the baseline, on the seeds that both have finished; in Dice."""
+    """An arm minus the baseline in the primary metric, on the seeds that both have finished."""
 
+    metric: Metric
     seeds: int
-    dice: float
+    difference: float
     """Mean over cases, then seeds."""
     over_seeds: Interval
     """95 % interval of the mean over seeds."""
@@ -59,20 +61,25 @@ class Versus:
     """Each of these seeds with its mean difference over cases."""
 
     @property
+    def gain(self) -> float:
+        """The difference, positive where the arm is better."""
+        return self.metric.sign * self.difference
+
+    @property
     def verdict(self) -> Verdict:
         """Helped or hurt only by both tests; unclear where the false-positive cases contradict them."""
-        return verdict_of((self.p_seeds, self.p_cases), self.dice, self.false_positives)
+        return verdict_of((self.p_seeds, self.p_cases), self.gain, self.false_positives)
 
 
-def verdict_of(p_values: Sequence[float], dice: float, false_positives: tuple[int, int]) -> Verdict:
-    """What corrected p-values, a difference and the false-positive cases of arm and baseline come to."""
+def verdict_of(p_values: Sequence[float], gain: float, false_positives: tuple[int, int]) -> Verdict:
+    """What corrected p-values, a gain and the false-positive cases of arm and baseline come to."""
     if np.isnan(p_values).any():
         return "not compared"
-    if max(p_values) >= SIGNIFICANT or dice == 0:
+    if max(p_values) >= SIGNIFICANT or gain == 0:
         return "no difference"
-    if (false_positives[0] - false_positives[1]) * dice > 0:
+    if (false_positives[0] - false_positives[1]) * gain > 0:
         return "unclear"
-    return "helped" if dice > 0 else "hurt"
+    return "helped" if gain > 0 else "hurt"
 
 
 @dataclass(frozen=True)
@@ -92,14 +99,14 @@ class ArmRow:
     """Of all its seeds, whatever came of them."""
     masks: float
     """Masks seen, mean over the runs."""
-    dice: float
-    """Mean over cases, then seeds."""
+    value: float
+    """The primary metric: mean over cases, then seeds."""
     over_seeds: Interval
     """95 % interval of the mean over seeds."""
     over_cases: Interval
     """95 % interval over cases (groups where known), each with what all its seeds reach on it."""
     others: Mapping[str, Spread]
-    """The metrics beside Dice by name, and `published`: pooled Dice by the published protocol."""
+    """The other metrics by name, and `published`: pooled Dice by the published protocol."""
     false_positives: int
     """False-positive cases of all its runs together."""
     cost: Cost | None
@@ -138,10 +145,20 @@ class Table:
         return [run for row in self.rows for run in row.done]
 
     @property
-    def trivial(self) -> tuple[float, float]:
-        """Mean and pooled Dice of calling every pixel foreground."""
-        dice, pooled = (_spread([run.trivial.get(name) for run in self.done]).mean for name in TRIVIAL)
-        return dice, pooled
+    def task(self) -> Task:
+        """Of all runs."""
+        return task_of(self.config.task)
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Those that the tables show, the primary one first."""
+        return [metric for metric in self.task.metrics if not metric.detail]
+
+    @property
+    def trivial(self) -> dict[str, float]:
+        """What the trivial prediction reaches, by metric; empty where the task has none."""
+        known = {name for run in self.done for name in run.trivial}
+        return {name: _spread([run.trivial.get(name) for run in self.done]).mean for name in known}
 
 
 def baseline_of(configs: Mapping[str, Config]) -> str:
@@ -166,7 +183,7 @@ def tables_of(
     tables = []
     for place, arms in grouped.items():
         baseline = baseline_of(configs[place])
-        rows = _rows(place[0], baseline, arms, scores, costs)
+        rows = _rows(task_of(configs[place][baseline].task), place[0], baseline, arms, scores, costs)
         tables.append(Table(*place, baseline, rows, configs[place][baseline]))
     return tuple(_with_equivalents(table, [other for other in tables if other.data == table.data]) for table in tables)
 
@@ -176,39 +193,48 @@ Matrix = Float[np.ndarray, "cases classes"]
 
 @dataclass(frozen=True)
 class _Measured:
-    """The Dice of a run, and its false-positive cases."""
+    """The primary metric of a run, and its false-positive cases."""
 
-    dice: Matrix
+    values: Matrix
     false_positives: int
 
 
 def _rows(
-    data: str, baseline: str, arms: Mapping[str, Sequence[Result]], scores: Scores, costs: Mapping[Key, Cost]
+    task: Task,
+    data: str,
+    baseline: str,
+    arms: Mapping[str, Sequence[Result]],
+    scores: Scores,
+    costs: Mapping[Key, Cost],
 ) -> tuple[ArmRow, ...]:
     known = [run for runs in arms.values() for run in runs if run.status == "done" and run.run in scores]
-    tested = {run.run: tuple(_tested_on(row) for row in scores[run.run]) for run in known}
+    tested = {run.run: tuple(_tested_on(task, row) for row in scores[run.run]) for run in known}
     usual = max(tested.values(), key=Counter(tested.values()).__getitem__, default=())
     first = next((scores[run] for run, cases in tested.items() if cases == usual), ())
-    labels = list(dict.fromkeys(row.label for row in first))
+    labels = labels_of(first)
     members = units_of(first)
-    found = {run: _measured(scores[run], labels) for run, cases in tested.items() if cases == usual}
+    found = {run: _measured(task, scores[run], labels) for run, cases in tested.items() if cases == usual}
     checked = {arm: tuple(_checked(run, found) for run in runs) for arm, runs in arms.items()}
-    rows = [_row(arm, runs, found, members, costs.get((data, arm))) for arm, runs in checked.items()]
+    rows = [_row(task, arm, runs, found, members, costs.get((data, arm))) for arm, runs in checked.items()]
     others = {arm: runs for arm, runs in checked.items() if arm != baseline}
-    versus = {arm: one for arm, runs in others.items() if (one := _versus(runs, checked[baseline], found, members))}
+    versus = {
+        arm: one
+        for arm, runs in others.items()
+        if (one := _versus(task.primary, runs, checked[baseline], found, members))
+    }
     p_seeds, p_cases = ([getattr(one, name) for one in versus.values()] for name in ("p_seeds", "p_cases"))
     corrected = zip(versus.items(), holm(p_seeds), holm(p_cases), strict=True)
     versus = {arm: replace(one, p_seeds=seeds, p_cases=cases) for (arm, one), seeds, cases in corrected}
     return tuple(replace(row, versus=versus.get(row.arm)) for row in rows)
 
 
-def _measured(rows: Sequence[CaseScore], labels: Sequence[str]) -> _Measured:
-    return _Measured(score_matrix(rows, "dice", labels), sum(row.overlap.presence == "false positive" for row in rows))
+def _measured(task: Task, rows: Sequence[Row], labels: Sequence[str]) -> _Measured:
+    return _Measured(task.columns.matrix(rows, task.primary.name, labels), task.false_positives(rows))
 
 
-def _tested_on(row: CaseScore) -> tuple[str, str, str, str, int, int]:
-    """What two runs must have in common in a row: their scores are then of the same pixels of the same case."""
-    return row.case, row.label, row.group, row.distance.unit, row.overlap.reference, row.pixels
+def _tested_on(task: Task, row: Row) -> tuple[str, ...]:
+    """What two runs must have in common in a row: their scores are then of the same target of the same case."""
+    return row.case, row.label, row.group, *task.alike(row).values()
 
 
 def _checked(run: Result, found: Mapping[str, _Measured]) -> Result:
@@ -219,6 +245,7 @@ def _checked(run: Result, found: Mapping[str, _Measured]) -> Result:
 
 
 def _row(
+    task: Task,
     arm: str,
     runs: tuple[Result, ...],
     found: Mapping[str, _Measured],
@@ -226,18 +253,18 @@ def _row(
     cost: Cost | None,
 ) -> ArmRow:
     done = [run for run in runs if run.status == "done"]
-    means = np.array([mean_over_classes(found[run.run].dice) for run in done])
+    means = np.array([mean_over_classes(found[run.run].values) for run in done])
     interval = (NAN, NAN)
     if done:
-        together = side_by_side(np.stack([found[run.run].dice for run in done]))
+        together = side_by_side(np.stack([found[run.run].values for run in done]))
         interval = bootstrap_interval(together, members, np.random.default_rng(0))
-    others = {one.name: _spread([run.scores.get(one.name) for run in done]) for one in SEGMENTATION[1:]}
+    others = {one.name: _spread([run.scores.get(one.name) for run in done]) for one in task.metrics[1:]}
     others["published"] = _spread([run.published.pooled_dice for run in done if run.published])
     return ArmRow(
         arm=arm,
         runs=runs,
         masks=_spread([run.training.masks_seen for run in done]).mean,
-        dice=_spread(means.tolist()).mean,
+        value=_spread(means.tolist()).mean,
         over_seeds=seed_interval(means),
         over_cases=interval,
         others=others,
@@ -247,7 +274,11 @@ def _row(
 
 
 def _versus(
-    runs: Sequence[Result], others: Sequence[Result], found: Mapping[str, _Measured], members: Sequence[str] | None
+    metric: Metric,
+    runs: Sequence[Result],
+    others: Sequence[Result],
+    found: Mapping[str, _Measured],
+    members: Sequence[str] | None,
 ) -> Versus | None:
     """Compare an arm with the baseline, seed by seed; the p-values are not corrected yet."""
     other = {run.seed: run for run in others if run.status == "done"}
@@ -255,13 +286,14 @@ def _versus(
     pairs = [(found[run.run], found[other[run.seed].run]) for run in done]
     if not pairs:
         return None
-    differences = np.stack([own.dice - twin.dice for own, twin in pairs])
+    differences = np.stack([own.values - twin.values for own, twin in pairs])
     by_seed = np.array([mean_over_classes(one) for one in differences])
     by_seed[np.abs(by_seed) < ROUNDING] = 0  # else arms that are one but for the order of sums could be told apart
     cases = paired_difference(side_by_side(differences), members, np.random.default_rng(0))
     return Versus(
+        metric=metric,
         seeds=len(pairs),
-        dice=float(by_seed.mean()),
+        difference=float(by_seed.mean()),
         over_seeds=seed_interval(by_seed),
         over_cases=(cases.low, cases.high),
         p_seeds=paired_t_test(by_seed),
@@ -279,7 +311,8 @@ def _with_equivalents(table: Table, of_data: Sequence[Table]) -> Table:
     none.
     """
     baseline = [row for other in of_data for row in other.rows if row.arm == other.baseline]
-    curve = [(row.masks, row.dice) for row in baseline if len(row.done) == len(row.runs)]
+    sign = table.task.primary.sign
+    curve = [(row.masks, sign * row.value) for row in baseline if len(row.done) == len(row.runs)]
     here = next(row.masks for row in table.rows if row.arm == table.baseline)
     if here not in dict(curve) or len(dict(curve)) < 2:
         return table
@@ -287,17 +320,17 @@ def _with_equivalents(table: Table, of_data: Sequence[Table]) -> Table:
     def extended(row: ArmRow) -> ArmRow:
         """Add the labels for the gain of a row, and for the ends of its interval."""
         one = row.versus
-        if not one or one.verdict == "unclear" or np.isnan(one.dice):
+        if not one or one.verdict == "unclear" or np.isnan(one.gain):
             return row
-        low, high = one.over_seeds
+        low, high = sorted(sign * end for end in one.over_seeds)
         ends = None if np.isnan(low) else (equivalent_of(curve, here, low), equivalent_of(curve, here, high))
-        return replace(row, equivalent=equivalent_of(curve, here, one.dice), equivalent_span=ends)
+        return replace(row, equivalent=equivalent_of(curve, here, one.gain), equivalent_span=ends)
 
     return replace(table, rows=tuple(extended(row) for row in table.rows))
 
 
 def equivalent_of(curve: Sequence[tuple[float, float]], here: float, gain: float) -> Equivalent:
-    """How many labels the baseline needs for its Dice at a budget plus a gain, by its own curve.
+    """How many labels the baseline needs for its metric at a budget plus a gain, by its own curve.
 
     The curve is first made one that never falls (isotonic regression), then read linearly in the logarithm of the
     number of masks; beyond its ends there is only a bound. The gain is that over the baseline's own runs, so that an
@@ -312,16 +345,16 @@ def equivalent_of(curve: Sequence[tuple[float, float]], here: float, gain: float
     rising = isotonic_regression(reached).x
     if abs(gain) < NOTHING:
         return "", here
-    dice = rising[np.searchsorted(masks, here)] + gain
-    if dice > rising[-1]:
+    wanted = rising[np.searchsorted(masks, here)] + gain
+    if wanted > rising[-1]:
         return ">", float(masks[-1])
-    if dice < rising[0]:
+    if wanted < rising[0]:
         return "<", float(masks[0])
-    place = int(np.searchsorted(rising, dice))  # the first point that is as good
+    place = int(np.searchsorted(rising, wanted))  # the first point that is as good
     if place == 0:
         return "", float(masks[0])
     (low, high), ends = np.log(masks[place - 1 : place + 1]), rising[place - 1 : place + 1]
-    return "", float(np.exp(low + (high - low) * (dice - ends[0]) / (ends[1] - ends[0])))
+    return "", float(np.exp(low + (high - low) * (wanted - ends[0]) / (ends[1] - ends[0])))
 
 
 def unequal_lengths(table: Table) -> dict[str, dict[str, list[str]]]:

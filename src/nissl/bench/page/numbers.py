@@ -4,25 +4,38 @@ import math
 from collections.abc import Callable, Iterable
 
 from nissl.bench.analysis.tables import Equivalent, Interval, Spread
+from nissl.bench.run.results import Result
+from nissl.metrics.metric import Metric
 from nissl.reporting.run_page import fixed
 
 UNKNOWN = "–"
 
 
-def percent(value: float) -> str:
-    """A fraction in percent, with one decimal."""
-    return fixed(100 * value, 1).replace("-", "−")
+def amount(metric: Metric, value: float) -> str:
+    """A value with one decimal: a fraction in percent."""
+    return fixed(metric.scale * value, 1).replace("-", "−")
 
 
-def with_deviation(spread: Spread) -> str:
-    """A fraction and, where there is one, its standard deviation, in percent."""
-    return percent(spread.mean) + ("" if math.isnan(spread.deviation) else f" ({percent(spread.deviation)})")
+def with_deviation(metric: Metric, spread: Spread) -> str:
+    """A value and, where there is one, its standard deviation."""
+    more = "" if math.isnan(spread.deviation) else f" ({amount(metric, spread.deviation)})"
+    return amount(metric, spread.mean) + more
 
 
-def points(difference: float) -> str:
-    """A difference of Dice in percentage points, with its sign."""
-    rounded = round(100 * difference, 1) + 0.0  # what rounds to nothing has no minus
+def change(metric: Metric, difference: float) -> str:
+    """A difference with its sign: of fractions in percentage points."""
+    rounded = round(metric.scale * difference, 1) + 0.0  # what rounds to nothing has no minus
     return UNKNOWN if math.isnan(difference) else f"{rounded:+.1f}".replace("-", "−")
+
+
+def unit(metric: Metric, runs: Iterable[Result]) -> str:
+    """The unit in which values of runs are printed."""
+    return metric.unit_in(either(run.tested.unit for run in runs)) or "%"
+
+
+def steps(metric: Metric, runs: Iterable[Result]) -> str:
+    """What differences are counted in."""
+    return "percentage points" if not metric.unit else unit(metric, runs)
 
 
 def span(interval: Interval, text: Callable[[float], str]) -> str:

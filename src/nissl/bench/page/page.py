@@ -15,10 +15,9 @@ from nissl.bench.page import text
 from nissl.bench.page.pictures import Picture, dataset_pictures, overview_picture
 from nissl.bench.page.printed import PrintedRow, PrintedTable, cost_table, overview_table, results_table
 from nissl.bench.run.cost import read_costs
-from nissl.bench.run.results import Result, caveats_of, read_results, scores_of, stored_cells
+from nissl.bench.run.results import Result, caveats_of, read_results, rows_of, stored_cells
 from nissl.errors import Caveat, NisslError
 from nissl.files import write_whole
-from nissl.metrics.overlap import EMPTY_POLICY
 from nissl.reporting.run_page import environment
 
 PAGE, MARKDOWN = "report.html", "tables.md"
@@ -61,7 +60,7 @@ def write_page(out: Path, cells: Sequence[Cell], results: Sequence[Result]) -> P
     for result in results:
         with suppress(NisslError):  # a run without its scores counts as failed
             if result.status == "done":
-                scores[result.run] = scores_of(out, result)
+                scores[result.run] = rows_of(out, result)
                 caveats[result.run] = caveats_of(out, result)
     tables = tables_of(cells, results, scores, read_costs(out))
     sections = sections_of(tables, gains_of(tables), caveats)
@@ -95,7 +94,7 @@ def legend(tables: Sequence[Table]) -> tuple[str, ...]:
     """Explain what is on the page of these tables, and nothing else: a paragraph each."""
     equivalent = any(row.equivalent for table in tables for row in table.rows)
     template = environment().get_template("bench_legend.txt.j2")
-    text = template.render(policy=EMPTY_POLICY, several=len(tables) > 1, equivalent=equivalent)
+    text = template.render(task=tables[0].task, several=len(tables) > 1, equivalent=equivalent)
     return tuple(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a bench: what each arm gains over all tables, and curves of Dice against the number of masks."""
+"""Pictures of a bench: what each arm gains over all tables, and curves of the metric against the number of masks."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from nissl.bench.analysis.overview import Gain
 from nissl.bench.analysis.tables import ArmRow, Table
+from nissl.bench.page.numbers import steps, unit
 from nissl.reporting.curves import BLUE, GREEN, GREY, PURPLE, VERMILION, picture
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Curve:
-    """One arm: Dice in percent against masks, at the budgets where a run is done."""
+    """One arm: the primary metric (fractions in percent) against masks, at the budgets where a run is done."""
 
     arm: str
     masks: Float[np.ndarray, "budgets"]
-    dice: Float[np.ndarray, "budgets"]
+    values: Float[np.ndarray, "budgets"]
     low: Float[np.ndarray, "budgets"]
     high: Float[np.ndarray, "budgets"]
     """95 % interval over seeds; nan where there is none."""
@@ -62,15 +63,16 @@ def curves_of(tables: Sequence[Table]) -> list[Curve]:
                 rows.setdefault(row.arm, []).append(row)
 
     def gain(arm: str) -> float:
-        gains = [row.versus.dice for row in rows[arm] if row.versus]
+        gains = [row.versus.gain for row in rows[arm] if row.versus]
         return float(np.mean(gains)) if gains else -np.inf
 
+    scale = tables[0].task.primary.scale
     order = sorted(rows, key=lambda arm: (arm != tables[0].baseline, -gain(arm)))
     made = []
     for arm in order:
-        ends = sorted((row.masks, row.dice, *row.over_seeds) for row in rows[arm])
+        ends = sorted((row.masks, row.value, *row.over_seeds) for row in rows[arm])
         masks, *fractions = np.array(ends, dtype=np.float64).T
-        made.append(Curve(arm, masks, *(100 * fraction for fraction in fractions)))
+        made.append(Curve(arm, masks, *(scale * fraction for fraction in fractions)))
     return made
 
 
@@ -79,27 +81,31 @@ def dataset_pictures(tables: Sequence[Table]) -> tuple[Picture, ...]:
 
     Without a finished run there is none; with one budget, or no other arm than the baseline, the second is missing.
     """
-    curves, first = curves_of(tables), tables[0].baseline
+    curves, first, metric = curves_of(tables), tables[0].baseline, tables[0].task.primary
     if not curves:
         return ()
+    title, axis = metric.title, f"{metric.title}, {unit(metric, [run for table in tables for run in table.done])}"
     if len(tables) == 1:
-        caption = "Mean Dice of each arm, best on top. Black: the baseline; bars: 95 % intervals over seeds."
-        return (Picture(_side_by_side(curves, first), "Dice of all arms", caption),)
+        caption = f"Mean {title} of each arm, best on top. Black: the baseline; bars: 95 % intervals over seeds."
+        return (Picture(_side_by_side(curves, first, axis, metric.sign), f"{title} of all arms", caption),)
     caption = (
-        "Mean Dice against the number of masks (arms in colour a little aside, to be told apart). Black: the baseline; "
-        "in colour: the best arms over all budgets; bars: 95 % intervals over seeds."
+        f"Mean {title} against the number of masks (arms in colour a little aside, to be told apart). Black: the "
+        "baseline; in colour: the best arms over all budgets; bars: 95 % intervals over seeds."
     )
-    together = Picture(_overview(curves, first), "Dice against masks, all arms", caption)
+    together = Picture(_overview(curves, first, axis), f"{title} against masks, all arms", caption)
     if all(curve.arm == first for curve in curves):
         return (together,)
     caption = "Blue: the arm; grey: the baseline; shaded: 95 % intervals over seeds."
     summary = "Each arm beside the baseline"
-    return together, Picture(_beside(curves, first), f"Dice against masks: {summary.lower()}", caption, summary)
+    beside = Picture(_beside(curves, first, axis), f"{title} against masks: {summary.lower()}", caption, summary)
+    return together, beside
 
 
 def overview_picture(gains: Sequence[Gain], tables: Sequence[Table]) -> Picture:
     """The mean difference of each arm over all tables with its interval, best on top, and that of each table."""
-    ordered = sorted(gains, key=lambda gain: -np.inf if np.isnan(gain.dice) else gain.dice)
+    ordered = sorted(gains, key=lambda one: -np.inf if np.isnan(one.gain) else one.gain)
+    metric = tables[0].task.primary
+    counted = f"{steps(metric, [run for table in tables for run in table.done])} of {metric.title}"
     names = list(dict.fromkeys(table.data for table in tables))
 
     def draw(axes: "Axes") -> None:
@@ -107,7 +113,7 @@ def overview_picture(gains: Sequence[Gain], tables: Sequence[Table]) -> Picture:
         axes.axvline(0, color=INK, linewidth=1)
         for name, colour in zip(names, [*HIGHLIGHTS, *[GREY] * len(names)], strict=False):
             dots = [
-                (100 * one.dice, place)
+                (metric.scale * one.difference, place)
                 for place, gain in enumerate(ordered)
                 for one, table in zip(gain.versus, tables, strict=True)
                 if one and table.data == name
@@ -115,32 +121,32 @@ def overview_picture(gains: Sequence[Gain], tables: Sequence[Table]) -> Picture:
             across, up = np.array(dots).reshape(-1, 2).T
             drawn += axes.plot(across, up, "o", color=colour, alpha=0.55, markersize=4.5)
         places = range(len(ordered))
-        low, high = 100 * np.array([gain.over_seeds for gain in ordered]).T
+        low, high = metric.scale * np.array([gain.over_seeds for gain in ordered]).T
         axes.hlines(places, low, high, color=INK, linewidth=1.6)
-        drawn += axes.plot([100 * gain.dice for gain in ordered], places, "D", color=INK, markersize=5.5)
-        axes.set_xlabel(f"percentage points of Dice against {tables[0].baseline}")
+        drawn += axes.plot([metric.scale * gain.difference for gain in ordered], places, "D", color=INK, markersize=5.5)
+        axes.set_xlabel(f"{counted} against {tables[0].baseline}")
         axes.legend(drawn, [*names, "mean"], loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
     caption = (
-        "Difference to the baseline in percentage points of Dice. Diamonds: mean over all tables, with its 95 % "
-        "interval over seeds; dots: each table."
+        f"Difference to the baseline in {counted}. Diamonds: mean over all tables, with its 95 % interval over seeds; "
+        "dots: each table."
     )
     drawing = _rows([gain.arm for gain in ordered], draw)
     return Picture(drawing, "Difference to the baseline of each arm in all tables", caption)
 
 
-def _side_by_side(curves: Sequence[Curve], first: str) -> str:
-    """Dice of each arm at one budget with its interval, the best on top; the baseline black, with a line."""
-    ordered = sorted(curves, key=lambda curve: float(curve.dice[0]))
+def _side_by_side(curves: Sequence[Curve], first: str, axis: str, sign: int) -> str:
+    """The metric of each arm at one budget with its interval, the best on top; the baseline black, with a line."""
+    ordered = sorted(curves, key=lambda curve: sign * float(curve.values[0]))
 
     def draw(axes: "Axes") -> None:
         for place, curve in enumerate(ordered):
             colour = INK if curve.arm == first else BLUE
             axes.hlines(place, curve.low, curve.high, color=colour, linewidth=1.6)
-            axes.plot(curve.dice, [place], "D", color=colour, markersize=5.5)
+            axes.plot(curve.values, [place], "D", color=colour, markersize=5.5)
             if curve.arm == first:
-                axes.axvline(float(curve.dice[0]), color=THIN, linewidth=1, zorder=0)
-        axes.set_xlabel("Dice, %")
+                axes.axvline(float(curve.values[0]), color=THIN, linewidth=1, zorder=0)
+        axes.set_xlabel(axis)
 
     return _rows([curve.arm for curve in ordered], draw)
 
@@ -157,7 +163,7 @@ def _rows(arms: Sequence[str], draw: Callable[["Axes"], None]) -> str:
     return picture(whole, (9.0, 1.2 + 0.27 * len(arms)))
 
 
-def _overview(curves: Sequence[Curve], first: str) -> str:
+def _overview(curves: Sequence[Curve], first: str, axis: str) -> str:
     """The baseline black, the best in colour, the others thin."""
     colours = {first: INK} | dict(zip((c.arm for c in curves if c.arm != first), HIGHLIGHTS, strict=False))
 
@@ -168,17 +174,17 @@ def _overview(curves: Sequence[Curve], first: str) -> str:
             # Beside each other, so that the intervals can be told apart.
             shift = 1 + SHIFT * list(colours).index(curve.arm) if strong else 1.0
             colour, width = colours.get(curve.arm, THIN), 2.0 if strong else 0.8
-            axes.plot(shift * curve.masks, curve.dice, "o-", color=colour, linewidth=width, markersize=4 + strong)
+            axes.plot(shift * curve.masks, curve.values, "o-", color=colour, linewidth=width, markersize=4 + strong)
             if strong:
                 axes.vlines(shift * curve.masks, curve.low, curve.high, color=colour, linewidth=1.2)
         _masks_axis(axes, curves)
-        axes.set(xlabel="masks (logarithmic)", ylabel="Dice, %")
+        axes.set(xlabel="masks (logarithmic)", ylabel=axis)
         _names(axes, curves, colours)
 
     return picture(draw, (9.0, 2.6 + 0.16 * max(len(curves), 10)))
 
 
-def _beside(curves: Sequence[Curve], first: str) -> str:
+def _beside(curves: Sequence[Curve], first: str, axis: str) -> str:
     """A small picture for each arm, with the baseline in grey; all have the same axes."""
     baseline = [curve for curve in curves if curve.arm == first]
     others = [curve for curve in curves if curve.arm != first]
@@ -195,13 +201,13 @@ def _beside(curves: Sequence[Curve], first: str) -> str:
                     continue
                 for curve, colour in [*((one, GREY) for one in baseline), (others[place], BLUE)]:
                     axes.fill_between(curve.masks, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-                    axes.plot(curve.masks, curve.dice, "o-", color=colour, linewidth=1.6, markersize=3.5)
+                    axes.plot(curve.masks, curve.values, "o-", color=colour, linewidth=1.6, markersize=3.5)
                     axes.vlines(curve.masks, curve.low, curve.high, color=colour, linewidth=0.8)
                 axes.set_title(textwrap.fill(others[place].arm, TITLE), fontsize=9, loc="left")
                 _masks_axis(axes, curves)
                 axes.tick_params(labelbottom=place + COLUMNS >= len(others))
             figure.supxlabel("masks (logarithmic)", fontsize=9)
-            figure.supylabel("Dice, %", fontsize=9)
+            figure.supylabel(axis, fontsize=9)
 
     return picture(draw, (11.0, 0.5 + 1.9 * rows))
 
@@ -222,7 +228,7 @@ def _masks_axis(axes: "Axes", curves: Sequence[Curve]) -> None:
 def _names(axes: "Axes", curves: Sequence[Curve], colours: dict[str, str]) -> None:
     """Write the name of each arm right of the end of its line, none over another."""
     low, high = axes.get_ylim()
-    ends = sorted((float(curve.dice[-1]), curve.arm) for curve in curves)
+    ends = sorted((float(curve.values[-1]), curve.arm) for curve in curves)
     places = spread([end for end, _ in ends], APART * (high - low), (low, high))
     right = max(float(curve.masks[-1]) for curve in curves) * (1 + SHIFT * len(colours))
     axes.set_xlim(axes.get_xlim()[0], right * 1.02)

@@ -5,16 +5,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nissl.bench.analysis.overview import Gain
-from nissl.bench.analysis.tables import ArmRow, Table, Versus
-from nissl.bench.page.numbers import UNKNOWN, either, labels, p_value, percent, points, span, times, with_deviation
+from nissl.bench.analysis.tables import ArmRow, Interval, Table, Versus
+from nissl.bench.page.numbers import (
+    UNKNOWN,
+    amount,
+    change,
+    either,
+    labels,
+    p_value,
+    span,
+    steps,
+    times,
+    unit,
+    with_deviation,
+)
 from nissl.bench.run.cost import Cost
+from nissl.bench.run.results import Result
+from nissl.metrics.metric import Metric
 from nissl.reporting.run_page import fixed, thousands
 
-TRIVIAL_ROW = "foreground everywhere"
-DIFFERENCE, FALSE_POSITIVES = "difference, percentage points", "false-positive cases"
-EQUIVALENT = "annotation equivalent"
+FALSE_POSITIVES, EQUIVALENT = "false-positive cases", "annotation equivalent"
+PUBLISHED = "published protocol: pooled Dice, % (sd)"
 LENGTHS = ("steps_stage_1", "images_stage_1", "steps", "images_stage_2")
-DICE, POOLED, PUBLISHED = "Dice, %", "pooled Dice, % (sd)", "published protocol: pooled Dice, % (sd)"
+
+
+Column = Callable[[ArmRow], str]
+"""The text of a row."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +51,32 @@ class PrintedTable:
 
 
 def results_table(table: Table) -> PrintedTable:
-    """How well the arms do, a row each and the trivial score last."""
-    done = table.done
+    """How well the arms do, a row each and the trivial prediction last."""
+    done, (primary, *others) = table.done, table.metrics
     units = "patients" if done and done[0].tested.n_groups else "cases"
     reference = next(_passes(row) for row in table.rows if row.arm == table.baseline)
 
-    def versus(text: Callable[[Versus], str]) -> Callable[[ArmRow], str]:
+    def value(number: float) -> str:
+        return amount(primary, number)
+
+    def versus(text: Callable[[Versus], str]) -> Column:
         return lambda row: text(row.versus) if row.versus else ""
 
-    columns: list[tuple[str, Callable[[ArmRow], str]]] = [
+    def size(one: Versus, ends: Interval) -> str:
+        return span(ends, lambda end: change(one.metric, end))
+
+    columns: list[tuple[str, Column]] = [
         ("arm", lambda row: _name(row.arm, table.baseline)),
         ("runs", _runs),
         ("masks", lambda row: fixed(row.masks, 0)),
-        (DICE, lambda row: percent(row.dice)),
-        ("95 % over seeds", lambda row: span(row.over_seeds, percent)),
-        (f"95 % over {units}", lambda row: span(row.over_cases, percent)),
-        (POOLED, lambda row: with_deviation(row.others["pooled_dice"])),
-        (PUBLISHED, lambda row: with_deviation(row.others["published"])),
-        (f"HD95, {either(run.tested.unit for run in done)}", lambda row: fixed(row.others["hd95"].mean, 1)),
-        (DIFFERENCE, versus(lambda one: points(one.dice))),
-        ("95 % over seeds", versus(lambda one: span(one.over_seeds, points))),
-        (f"95 % over {units}", versus(lambda one: span(one.over_cases, points))),
+        (_title(primary, done), lambda row: value(row.value)),
+        ("95 % over seeds", lambda row: span(row.over_seeds, value)),
+        (f"95 % over {units}", lambda row: span(row.over_cases, value)),
+        *((_title(metric, done), _other(metric)) for metric in others),
+        (PUBLISHED, lambda row: with_deviation(primary, row.others["published"])),
+        (f"difference, {steps(primary, done)}", versus(lambda one: change(primary, one.difference))),
+        ("95 % over seeds", versus(lambda one: size(one, one.over_seeds))),
+        (f"95 % over {units}", versus(lambda one: size(one, one.over_cases))),
         ("p over seeds", versus(lambda one: p_value(one.p_seeds))),
         (f"p over {units}", versus(lambda one: p_value(one.p_cases))),
         (FALSE_POSITIVES, lambda row: str(row.false_positives)),
@@ -69,9 +90,23 @@ def results_table(table: Table) -> PrintedTable:
     }
     shown = [(head, text) for head, text in columns if needed.get(head, True)]
     rows = [PrintedRow(tuple(text(row) for _, text in shown), _kind(row, table)) for row in table.rows]
-    trivial = {"arm": TRIVIAL_ROW, DICE: percent(table.trivial[0]), POOLED: percent(table.trivial[1])}
-    last = PrintedRow(tuple(trivial.get(head, "") for head, _ in shown), "trivial")
-    return PrintedTable(tuple(head for head, _ in shown), (*rows, last))
+    if table.task.trivial:
+        known = {_title(one, done): amount(one, table.trivial.get(one.name, math.nan)) for one in table.metrics}
+        texts = {"arm": table.task.trivial} | {head: text for head, text in known.items() if text != UNKNOWN}
+        rows.append(PrintedRow(tuple(texts.get(head, "") for head, _ in shown), "trivial"))
+    return PrintedTable(tuple(head for head, _ in shown), tuple(rows))
+
+
+def _title(metric: Metric, runs: Sequence[Result]) -> str:
+    """The heading of a metric: one of all cases together has no interval over them, but a deviation over seeds."""
+    return f"{metric.title}, {unit(metric, runs)}{'' if metric.by_case else ' (sd)'}"
+
+
+def _other(metric: Metric) -> Column:
+    """How a metric beside the primary one is printed."""
+    if metric.by_case:
+        return lambda row: amount(metric, row.others[metric.name].mean)
+    return lambda row: with_deviation(metric, row.others[metric.name])
 
 
 def _passes(row: ArmRow) -> float | None:
@@ -95,16 +130,19 @@ def _runs(row: ArmRow) -> str:
 
 def overview_table(gains: Sequence[Gain], tables: Sequence[Table]) -> PrintedTable:
     """The difference of each arm in every table and on average, best first; a star where a table shows it."""
-    ordered = sorted(gains, key=lambda gain: -math.inf if math.isnan(gain.dice) else gain.dice, reverse=True)
+    ordered = sorted(gains, key=lambda one: -math.inf if math.isnan(one.gain) else one.gain, reverse=True)
     places = [f"{table.data}, {table.budget}" for table in tables]
     head = ("arm", *places, "mean", "95 % over seeds", "p over seeds", "seeds")
     return PrintedTable(head, tuple(_overview_row(gain) for gain in ordered))
 
 
 def _overview_row(gain: Gain) -> PrintedRow:
+    def size(difference: float) -> str:
+        return change(gain.metric, difference)
+
     stars = [one and "*" * (one.verdict in ("helped", "hurt")) for one in gain.versus]
-    cells = [f"{points(one.dice)}{star}" if one else UNKNOWN for one, star in zip(gain.versus, stars, strict=True)]
-    average = (points(gain.dice), span(gain.over_seeds, points), p_value(gain.p_seeds), str(gain.seeds))
+    cells = [f"{size(one.difference)}{star}" if one else UNKNOWN for one, star in zip(gain.versus, stars, strict=True)]
+    average = (size(gain.difference), span(gain.over_seeds, size), p_value(gain.p_seeds), str(gain.seeds))
     return PrintedRow((gain.arm, *cells, *average), gain.verdict)
 
 

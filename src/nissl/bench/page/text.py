@@ -5,19 +5,20 @@ from collections.abc import Mapping, Sequence
 
 from nissl.bench.analysis.overview import Gain
 from nissl.bench.analysis.tables import Table, Verdict, Versus, unequal_lengths
-from nissl.bench.page.numbers import UNKNOWN, either, points, span
+from nissl.bench.page.numbers import UNKNOWN, change, either, span
 from nissl.bench.run.cost import STEPS
 from nissl.errors import Caveat
 from nissl.evaluation.compare import SIGNIFICANT
 from nissl.nets.settings import UNet
 from nissl.reporting.run_page import PRINTED_NAMES, counted, thousands
-from nissl.tasks.scores import FEW
+from nissl.tasks.rows import FEW
 
 PUBLISHED = Caveat(
     "published-protocol",
     "Published protocol: the checkpoint and the threshold were chosen on the test images, whose masks are not counted "
     "among those of the budget; for comparison only.",
 )
+SHOWN = ("helped", "hurt")
 MANY_ERRORS = 4.0
 """Standard errors from which on a test is called weak; a single comparison of many seeds takes two."""
 
@@ -33,7 +34,7 @@ def verdicts(compared: Mapping[str, Versus | Gain | None], baseline: str) -> str
     meaning: dict[Verdict, str] = {
         "helped": f"Better than {baseline}",
         "hurt": f"Worse than {baseline}",
-        "unclear": "Neither better nor worse, as Dice and false-positive cases contradict each other",
+        "unclear": "Neither better nor worse, as the false-positive cases contradict the difference",
         "no difference": f"No difference shown by {shown_by}",
         "not compared": "Not compared, for too few finished runs",
     }
@@ -43,11 +44,12 @@ def verdicts(compared: Mapping[str, Versus | Gain | None], baseline: str) -> str
 
 def _size(one: Versus | Gain) -> str:
     """The difference with its interval, or what contradicts it."""
+    size = change(one.metric, one.difference)
     if one.verdict == "unclear":
         mine, others = one.false_positives
-        return f" ({points(one.dice)}, false-positive cases {mine} against {others})"
-    interval = "" if math.isnan(one.over_seeds[0]) else f"; {span(one.over_seeds, points)}"
-    return f" ({points(one.dice)}{interval})" if one.verdict in ("helped", "hurt") else ""
+        return f" ({size}, false-positive cases {mine} against {others})"
+    interval = span(one.over_seeds, lambda end: change(one.metric, end))
+    return f" ({size}{'' if math.isnan(one.over_seeds[0]) else f'; {interval}'})" if one.verdict in SHOWN else ""
 
 
 def warnings(table: Table) -> list[Caveat]:
@@ -59,8 +61,10 @@ def warnings(table: Table) -> list[Caveat]:
         whole = sum(len(row.runs) for row in table.rows)
         counts = f"{len(lacking)} of {whole} runs have no result ({failed} failed, {len(lacking) - failed} missing)"
         found.append(Caveat("incomplete", f"{counts}: means are over those that are done."))
-    if poor := [row.arm for row in table.rows if row.dice <= table.trivial[0]]:
-        found.append(Caveat("trivial", f"No better than calling every pixel foreground: {', '.join(poor)}."))
+    primary, trivial = table.task.primary, table.trivial
+    poor = [row.arm for row in table.rows if primary.sign * (row.value - trivial.get(primary.name, math.nan)) <= 0]
+    if poor:
+        found.append(Caveat("trivial", f"No better than {table.task.trivial}: {', '.join(poor)}."))
     if table.done and max(len(row.done) for row in table.rows) < 3:
         found.append(Caveat("few-seeds", "Fewer than three seeds: the intervals and tests over them say little."))
     return found + _weakness(table)

@@ -13,16 +13,15 @@ from nissl.bench.protocols import ciampi2024
 from nissl.config import Config, from_tree
 from nissl.errors import Caveat, DataError, InputError, NisslError
 from nissl.files import write_whole
-from nissl.metrics.metric import SEGMENTATION
+from nissl.metrics.metric import Metric
 from nissl.reporting.contents import json_lines
 from nissl.runs.folder import LOG, read_json
 from nissl.runs.format import load_config
-from nissl.tasks.scores import CaseScore, scores_from_csv
+from nissl.tasks.rows import Row
+from nissl.tasks.task import task_of
 
 CELLS, RUNS, RESULTS, FAILED, PARITY = "cells.json", "runs", "results.csv", "failed.json", "parity.json"
 Status = Literal["done", "failed", "missing"]
-TRIVIAL = ("dice", "pooled_dice")
-"""Metrics that metrics.json gives for calling every pixel foreground as well."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,12 @@ class Result:
     status: Status
     run: str = ""
     """Folder of the run, in that of the bench."""
+    metrics: tuple[Metric, ...] = ()
+    """Those of the task that tables show, the primary one first."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """By the name of a metric of `SEGMENTATION`: means over test cases, then over classes."""
+    """By the name of a metric: means over test cases, then over classes."""
     trivial: Mapping[str, float] = field(default_factory=dict)
-    """The same of calling every pixel foreground."""
+    """The same of the trivial prediction, of the metrics that it has."""
     tested: Tested = Tested()
     training: Training = Training()
     published: Published | None = None
@@ -112,7 +113,8 @@ def is_done(out: Path, cell: Cell) -> bool:
 def result_of(out: Path, cell: Cell) -> Result:
     """Read what came of a cell; one whose files are damaged counts as failed, with the reason."""
     run = folder_of(out, cell)
-    known = Result(cell.data, cell.budget, cell.arm, cell.seed, "missing", f"{RUNS}/{cell.id}")
+    metrics = tuple(metric for metric in task_of(cell.config.task).metrics if not metric.detail)
+    known = Result(cell.data, cell.budget, cell.arm, cell.seed, "missing", f"{RUNS}/{cell.id}", metrics)
     try:
         if is_done(out, cell):
             return _measured(run, known)
@@ -133,9 +135,9 @@ def _measured(run: Path, known: Result) -> Result:
     return replace(
         known,
         status="done",
-        scores={one.name: scores[one.name] for one in SEGMENTATION if scores[one.name] is not None},
-        trivial={name: scores[f"trivial_{name}"] for name in TRIVIAL},
-        tested=Tested(**{one.name: scores[one.name] for one in fields(Tested)}),
+        scores={one.name: scores[one.name] for one in known.metrics if scores[one.name] is not None},
+        trivial={one.name: scores[key] for one in known.metrics if (key := f"trivial_{one.name}") in scores},
+        tested=Tested(**{one.name: scores.get(one.name) for one in fields(Tested)}),
         training=Training(
             masks_seen=len(read_json(run / "budget.json")["masks_seen"]),
             input="x".join(map(str, network["input"])),
@@ -158,7 +160,7 @@ def _log(run: Path) -> list[dict[str, Any]]:
     return json_lines((run / LOG).read_bytes())[0]
 
 
-def scores_of(out: Path, result: Result) -> list[CaseScore]:
+def rows_of(out: Path, result: Result) -> list[Row]:
     """Rows of metrics.csv of a run that is done.
 
     Raises:
@@ -166,8 +168,9 @@ def scores_of(out: Path, result: Result) -> list[CaseScore]:
 
     """
     path = out / result.run / "metrics.csv"
+    task = task_of(load_config(path.with_name("config.toml")).task)
     try:
-        return scores_from_csv(path.read_text(encoding="utf-8"), str(path))
+        return task.columns.from_csv(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         fix = f"run `nissl evaluate {path.parent}`"
         raise DataError(path, f"cannot be read ({error})", "the scores of each case", fix) from error
@@ -241,9 +244,9 @@ def _columns(result: Result) -> dict[str, object]:
     protocol = "" if result.status != "done" else "parity" if result.published else "nissl"
     return {
         **{name: getattr(result, name) for name in ("data", "budget", "arm", "seed", "status")},
-        **{metric.name: result.scores.get(metric.name) for metric in SEGMENTATION},
+        **{metric.name: result.scores.get(metric.name) for metric in result.metrics},
         **asdict(result.tested),
-        **{f"trivial_{name}": result.trivial.get(name) for name in TRIVIAL},
+        **{f"trivial_{one.name}": result.trivial.get(one.name) for one in result.metrics if not one.unit},
         **asdict(result.training),
         "protocol": protocol,
         "parity_pooled_dice": result.published and result.published.pooled_dice,

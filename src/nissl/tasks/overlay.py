@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 
-from nissl.reporting.curves import data_uri
+from nissl.files import data_uri
 
 COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#F0E442", "#009E73", "#D55E00", "#FFFFFF")
 """Of the classes in turn, after Okabe and Ito (2008): colour-blind readers can tell them apart."""

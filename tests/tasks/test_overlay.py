@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nissl.reporting.overlay import COLOURS, Masks, colour_of, displayed, draw_overlay
+from nissl.tasks.overlay import COLOURS, Masks, colour_of, displayed, draw_overlay
 
 FIRST = colour_of(1)
 
