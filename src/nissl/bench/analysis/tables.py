@@ -219,11 +219,7 @@ def _checked(run: Result, found: Mapping[str, _Measured]) -> Result:
 
 
 def _row(
-    arm: str,
-    runs: tuple[Result, ...],
-    found: Mapping[str, _Measured],
-    members: Sequence[str] | None,
-    cost: Cost | None,
+    arm: str, runs: tuple[Result, ...], found: Mapping[str, _Measured], members: Sequence[str] | None, cost: Cost | None
 ) -> ArmRow:
     done = [run for run in runs if run.status == "done"]
     means = np.array([mean_over_classes(found[run.run].dice) for run in done])

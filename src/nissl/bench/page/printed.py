@@ -102,8 +102,8 @@ def overview_table(gains: Sequence[Gain], tables: Sequence[Table]) -> PrintedTab
 
 
 def _overview_row(gain: Gain) -> PrintedRow:
-    stars = [one and "*" * (one.verdict in ("helped", "hurt")) for one in gain.versus]
-    cells = [f"{points(one.dice)}{star}" if one else UNKNOWN for one, star in zip(gain.versus, stars, strict=True)]
+    shown = ("helped", "hurt")
+    cells = [points(one.dice) + "*" * (one.verdict in shown) if one else UNKNOWN for one in gain.versus]
     average = (points(gain.dice), span(gain.over_seeds, points), p_value(gain.p_seeds), str(gain.seeds))
     return PrintedRow((gain.arm, *cells, *average), gain.verdict)
 
