@@ -51,10 +51,7 @@ def side_by_side(values: Float[np.ndarray, "seeds cases classes"]) -> Float[np.n
 
 
 def bootstrap_interval(
-    values: Values,
-    groups: Sequence[str] | None,
-    rng: np.random.Generator,
-    resamples: int = 2000,
+    values: Values, groups: Sequence[str] | None, rng: np.random.Generator, resamples: int = 2000
 ) -> tuple[float, float]:
     """Interval of `mean_over_classes` by resampling cases, or whole groups with all their cases (cluster bootstrap).
 

@@ -98,13 +98,12 @@ def read_run(run: Path) -> Contents:
     settings = part("config.toml", bytes.decode, "")
     config: Tree = part("config.toml", settings_in, {}) if settings else {}
     # Only a run with a stage 1 says anything of it.
-    empty = {} if config.get("pretrain", {}).get("name", "none") != "none" else {"pretrain": Tree()}
+    absent = "pretrain.json" if config.get("pretrain", {}).get("name", "none") == "none" else ""
     nothing: tuple[list[Tree], int] = [], 0
     log, damaged = part("log.jsonl", json_lines, nothing)
     if damaged:
         notes.append(f"log.jsonl has {damaged} line(s) that cannot be read; they are left out.")
-    names = [Path(name).stem for name in PARTS if name.endswith(".json")]
-    trees = {name: empty[name] if name in empty else tree(f"{name}.json") for name in names}
+    trees = {Path(name).stem: {} if name == absent else tree(name) for name in PARTS if name.endswith(".json")}
     try:
         task = task_of(from_tree(Config, config, "config.toml").task)
     except NisslError:  # of a package that is not installed here, or damaged

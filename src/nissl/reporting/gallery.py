@@ -34,9 +34,9 @@ class Card:
 class Gallery:
     """Overlays of the worst test cases, worst first, and of some in the middle and the best."""
 
-    worst: tuple[Card, ...]
-    others: tuple[Card, ...]
-    notes: tuple[str, ...]
+    worst: tuple[Card, ...] = ()
+    others: tuple[Card, ...] = ()
+    notes: tuple[str, ...] = ()
     """Why overlays are missing, in words that hold no path of this machine."""
 
 
@@ -74,17 +74,17 @@ def draw_gallery(contents: Contents, data: Path | None = None) -> Gallery:
     chosen = cases if len(cases) <= WORST + MIDDLE + BEST else cases[:WORST]
     rest = [] if chosen is cases else [*cases[max(middle, WORST) :][:MIDDLE], *cases[-BEST:]]
     if not cases:
-        return Gallery((), (), ())
+        return Gallery()
     known = data or contents["data"].get("root")
     if not known or not Path(known).is_dir():
         why = "The data folder is not where it was, or not stored: there are no overlays without --data DIR."
-        return Gallery((), (), (why,))
+        return Gallery(notes=(why,))
     try:
         config = from_tree(Config, contents.config, "config.toml")
         dataset = find_cases(Path(known), config.data)
         maps = dataset.label_map, LabelMap.reading(dataset.label_map.names, Description.load(contents.run).values)
     except NisslError as error:
-        return Gallery((), (), (f"{error.where} cannot be read ({error.found}): overlays are left out.",))
+        return Gallery(notes=(f"{error.where} cannot be read ({error.found}): overlays are left out.",))
     files = {file.id: file for file in dataset.cases}
     predictions = {stem(path): path for path in (contents.run / "predictions").glob("*")}
     without: dict[str, list[str]] = {}

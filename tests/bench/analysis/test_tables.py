@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 from tests.bench.made_up import BASELINE, cell, changed, made_up, result, scores
 
-from nissl.bench.analysis.tables import Versus, baseline_of, equivalent_of, tables_of, unequal_lengths
+from nissl.bench.analysis.tables import Versus, baseline_of, equivalent_of, tables_of
+from nissl.bench.page.text import unequal
 from nissl.bench.run.cost import Cost
 from nissl.config import Config
 from nissl.methods.settings import CPS
@@ -263,10 +264,10 @@ def test_a_missing_seed_is_no_gain_in_masks():
 
 def test_unequal_steps_or_images_are_found():
     made, results, by_run = made_up(drawn({BASELINE: 0.0, "none + cps": 0.03}))
-    assert unequal_lengths(tables_of(made, results, by_run, {})[0]) == {}
+    assert unequal(tables_of(made, results, by_run, {})[0]) == []
     results = [changed(one, images_stage_2=4800) if one.arm == "none + cps" else one for one in results]
-    found = unequal_lengths(tables_of(made, results, by_run, {})[0])
-    assert found == {"images": {"2400": [BASELINE], "4800": ["none + cps"]}}
+    (found,) = unequal(tables_of(made, results, by_run, {})[0])
+    assert found.code == "unequal-images" and f"(2400: {BASELINE}; 4800: none + cps)" in found.text
 
 
 def test_costs_go_to_their_arm_and_data_set():

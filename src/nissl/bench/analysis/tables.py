@@ -357,19 +357,6 @@ def equivalent_of(curve: Sequence[tuple[float, float]], here: float, gain: float
     return "", float(np.exp(low + (high - low) * (wanted - ends[0]) / (ends[1] - ends[0])))
 
 
-def unequal_lengths(table: Table) -> dict[str, dict[str, list[str]]]:
-    """What differs between the arms of a table and should not: steps or images of stage 2, each value with its arms."""
-    found = {}
-    for what, field in (("steps", "steps"), ("images", "images_stage_2")):
-        values: dict[str, list[str]] = {}
-        for row in table.rows:
-            for value in sorted({getattr(run.training, field) for run in row.done}):
-                values.setdefault(str(value), []).append(row.arm)
-        if len(values) > 1:
-            found[what] = values
-    return found
-
-
 def _spread(values: Sequence[float | int | None]) -> Spread:
     """Mean of what is there, and its standard deviation where there are two or more."""
     present = [value for value in values if value is not None and not np.isnan(value)]

@@ -140,8 +140,8 @@ def _overview_row(gain: Gain) -> PrintedRow:
     def size(difference: float) -> str:
         return change(gain.metric, difference)
 
-    stars = [one and "*" * (one.verdict in ("helped", "hurt")) for one in gain.versus]
-    cells = [f"{size(one.difference)}{star}" if one else UNKNOWN for one, star in zip(gain.versus, stars, strict=True)]
+    shown = ("helped", "hurt")
+    cells = [size(one.difference) + "*" * (one.verdict in shown) if one else UNKNOWN for one in gain.versus]
     average = (size(gain.difference), span(gain.over_seeds, size), p_value(gain.p_seeds), str(gain.seeds))
     return PrintedRow((gain.arm, *cells, *average), gain.verdict)
 

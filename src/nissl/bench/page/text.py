@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from nissl.bench.analysis.overview import Gain
-from nissl.bench.analysis.tables import Table, Verdict, Versus, unequal_lengths
+from nissl.bench.analysis.tables import Table, Verdict, Versus
 from nissl.bench.page.numbers import UNKNOWN, change, either, span
 from nissl.bench.run.cost import STEPS
 from nissl.errors import Caveat
@@ -71,12 +71,17 @@ def warnings(table: Table) -> list[Caveat]:
 
 
 def unequal(table: Table) -> list[Caveat]:
-    """Warn where the arms did not learn from the masks for as long."""
+    """Warn where the arms did not learn from the masks for as long: other steps or images of stage 2."""
     found = []
-    for what, values in unequal_lengths(table).items():
-        listed = "; ".join(f"{value}: {', '.join(arms)}" for value, arms in values.items())
-        text = f"The arms do not have the same number of {what} in stage 2 ({listed}): they cannot be compared."
-        found.append(Caveat(f"unequal-{what}", text))
+    for what, field in (("steps", "steps"), ("images", "images_stage_2")):
+        arms: dict[int | None, list[str]] = {}
+        for row in table.rows:
+            for value in sorted({getattr(run.training, field) for run in row.done}):
+                arms.setdefault(value, []).append(row.arm)
+        if len(arms) > 1:
+            listed = "; ".join(f"{value}: {', '.join(names)}" for value, names in arms.items())
+            text = f"The arms do not have the same number of {what} in stage 2 ({listed}): they cannot be compared."
+            found.append(Caveat(f"unequal-{what}", text))
     return found
 
 
