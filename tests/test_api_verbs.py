@@ -395,7 +395,7 @@ def test_a_run_with_folders_of_other_names_works_from_another_place_and_with_mov
     moved = shutil.move(tmp_path / "work" / "data", tmp_path / "moved" / "data")
     shutil.move(tmp_path / "work" / "drawn", tmp_path / "moved" / "drawn")
     assert api.evaluate(run, device="cpu", data=moved).overall.dice == found
-    assert api.report(run, moved).read_text().count('alt="Outlines of reference and prediction') == 2
+    assert api.report(run, moved).read_text().count('alt="Reference and prediction') == 2
     api.train(moved, run, resume=True)
     assert read(run / "env.json")["continued"][0]["changed"] == []
 

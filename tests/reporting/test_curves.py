@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from tests.reporting.fake_run import logged, pretraining
 
+from nissl.metrics.metric import SEGMENTATION, Metric
 from nissl.reporting.curves import case_plot, change_curve, filter_grid, loss_curve, rate_curve, smooth
 
 
@@ -33,7 +34,8 @@ def test_plots_are_svg_without_links_to_elsewhere():
         rate_curve(log),
         change_curve(stage["curves"]),
         change_curve([{"step": 1, "change": [0.1]}]),
-        case_plot([0.3, 0.5, float("nan"), 0.9], 0.4),
+        case_plot(SEGMENTATION[0], [0.3, 0.5, 0.9], ("foreground everywhere", 0.4), "px"),
+        case_plot(Metric("error", "error", higher_is_better=False, unit="mm"), [8.0, 2.0], None, ""),
     ):
         kind, content = decoded(uri)
         assert kind == "image/svg+xml"

@@ -99,7 +99,7 @@ def test_worst_cases_come_first(run):
     page = Page(write_report(run))
     dice = {row.case: row.overlap.dice for row in COLUMNS.from_csv((run / "metrics.csv").read_text())}
     order = sorted(dice, key=dice.__getitem__)
-    start = "Outlines of reference and prediction on "
+    start = "Reference and prediction of "
     shown = [text.removeprefix(start) for text in page.pictures(start)]
     assert shown == order[:12] + shown[12:14] + order[-2:]
     assert set(shown[12:14]) <= set(order[12:18])
@@ -169,7 +169,7 @@ def test_half_a_line_in_the_log_of_a_killed_run_costs_only_that_line(run):
 def test_without_the_data_folder_overlays_are_left_out_and_its_path_is_not_told(run):
     change(run, "data.json", root="/secret/patients")
     page = Page(write_report(run))
-    assert page.pictures("Outlines") == []
+    assert page.pictures("Reference and") == []
     assert "The data folder is not where it was" in page.text
     assert "/secret" not in page.text
 
@@ -211,7 +211,7 @@ def test_warnings_stand_above_the_pictures(run):
 def test_a_network_no_better_than_trivial_is_called_so(run):
     overall = json.loads((run / "metrics.json").read_text())["overall"]
     change(run, "metrics.json", overall=overall | {"dice": overall["trivial_dice"]})
-    assert "no better than calling every pixel foreground" in page_without_overlays(run).text
+    assert "no better than the trivial prediction" in page_without_overlays(run).text
 
 
 def test_volumes_with_several_classes_are_shown(tmp_path):
@@ -219,8 +219,8 @@ def test_volumes_with_several_classes_are_shown(tmp_path):
     run = build_run(tmp_path / "run", tmp_path / "data", ["scan 0", "scan 1"], ("background", "head", "body"))
     page = Page(write_report(run))
     assert "Not on this page" not in page.text
-    assert len(page.pictures("Outlines")) == 2
-    for part in ("mean over classes", "trivial: head everywhere", "Distances in mm", "the slice with the largest"):
+    assert len(page.pictures("Reference and")) == 2
+    for part in ("mean over classes", "trivial: head", "Distances in mm", "the slice with the largest"):
         assert part in page.text
 
 

@@ -51,7 +51,7 @@ def test_an_old_run_predicts(run, tmp_path):
 
 def test_an_old_run_has_a_page_and_is_compared(run, tmp_path):
     page = nissl.report(run, DATA).read_text()
-    assert page.count('alt="Outlines of reference and prediction') == 2 and "Not on this page" not in page
+    assert page.count('alt="Reference and prediction') == 2 and "Not on this page" not in page
     other = old_run(tmp_path / "other")
     assert nissl.compare(run, other).overall.primary.mean == 0
 

@@ -127,7 +127,7 @@ def warnings(contents: Contents) -> list[str]:
     primary = contents.task.primary
     value, trivial = overall.get(primary.name), overall.get(f"trivial_{primary.name}")
     if value is not None and trivial is not None and primary.sign * (value - trivial) <= 0:
-        found.append(f"The network is no better than {contents.task.trivial}.")
+        found.append(f"The network is no better than the trivial prediction: {contents.task.trivial}.")
     found += contents["metrics"].get("warnings", [])
     found += _course(contents)
     unused = len(split.get("unlabelled", []))

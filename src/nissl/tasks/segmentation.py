@@ -39,7 +39,7 @@ class Segmentation(Task):
         "n_false_positive": "false positive",
         "n_both_empty": "both empty",
     }
-    trivial = "foreground in every pixel"
+    trivial = "foreground everywhere"
     policy = EMPTY_POLICY
     targets = MASKS
 

@@ -7,6 +7,7 @@ from tests.bench.made_up import BASELINE, made_up
 
 from nissl.bench.analysis.overview import Gain, gains_of
 from nissl.bench.analysis.tables import Versus, tables_of
+from nissl.metrics.metric import SEGMENTATION
 
 NAN = float("nan")
 ARMS = {BASELINE: 0.0, "none + cps": 0.03, "none + bcp": 0.004}
@@ -79,15 +80,15 @@ def test_without_a_common_seed_nothing_is_said():
     ],
 )
 def test_an_arm_has_helped_where_the_corrected_test_says_so(dice, p, outcome):
-    assert Gain("a", (), 6, dice, (0.0, 0.1), p).verdict == outcome
+    assert Gain("a", SEGMENTATION[0], (), 6, dice, (0.0, 0.1), p).verdict == outcome
 
 
 def test_false_positive_cases_that_contradict_it_make_it_unclear():
     def versus(mine, others):
-        return Versus(6, 0.03, (NAN, NAN), (NAN, NAN), 0.01, 0.01, (mine, others))
+        return Versus(SEGMENTATION[0], 6, 0.03, (NAN, NAN), (NAN, NAN), 0.01, 0.01, (mine, others))
 
     def gain(*versus):
-        return Gain("a", versus, 6, 0.03, (0.0, 0.1), 0.01)
+        return Gain("a", SEGMENTATION[0], versus, 6, 0.03, (0.0, 0.1), 0.01)
 
     assert gain(versus(20, 0), None, versus(0, 3)).verdict == "unclear"
     assert gain(versus(2, 0), None, versus(0, 3)).verdict == "helped"

@@ -13,6 +13,7 @@ from nissl.bench.page.text import unequal
 from nissl.bench.run.cost import Cost
 from nissl.config import Config
 from nissl.methods.settings import CPS
+from nissl.metrics.metric import SEGMENTATION
 from nissl.metrics.overlap import Overlap
 from nissl.metrics.statistics import bootstrap_interval
 from nissl.metrics.surface import SurfaceDistance
@@ -129,7 +130,7 @@ def test_the_baseline_is_plain_training_or_the_first_arm():
     ],
 )
 def test_an_arm_helped_or_hurt_only_where_both_tests_say_so(p_seeds, p_cases, dice, outcome):
-    assert Versus(6, dice, (0.0, 0.1), (0.0, 0.1), p_seeds, p_cases).verdict == outcome
+    assert Versus(SEGMENTATION[0], 6, dice, (0.0, 0.1), (0.0, 0.1), p_seeds, p_cases).verdict == outcome
 
 
 def test_annotation_equivalents_are_read_off_a_rising_curve():

@@ -50,7 +50,7 @@ def svg(picture):
 def test_the_overview_has_each_arm_in_its_place_with_dots_mean_and_interval():
     made = tables()
     gains = gains_of(made)
-    unknown = [replace(gains[0], arm="$a^$", versus=(None, None), dice=float("nan")), *gains[1:]]
+    unknown = [replace(gains[0], arm="$a^$", versus=(None, None), difference=float("nan")), *gains[1:]]
     for asked, known in ((gains, len(gains)), (unknown, len(gains) - 1)):
         drawn = svg(overview_picture(asked, made))
         assert [drawn.count(f"<!-- {gain.arm} -->") for gain in asked] == [1] * len(asked)

@@ -13,8 +13,10 @@ from nissl.bench.page import numbers, printed, text
 from nissl.bench.run.cost import Cost
 from nissl.bench.run.results import Published
 from nissl.config import Config
+from nissl.metrics.metric import SEGMENTATION
 
 NAN = float("nan")
+DICE = SEGMENTATION[0]
 NOWHERE = (NAN, NAN)
 
 
@@ -24,7 +26,7 @@ def row(arm, versus=None):
 
 
 def versus(dice, p, seeds=6):
-    return Versus(seeds, dice, NOWHERE, NOWHERE, p, p)
+    return Versus(DICE, seeds, dice, NOWHERE, NOWHERE, p, p)
 
 
 def table(*rows):
@@ -77,9 +79,9 @@ def test_seeds_that_differ_are_given_as_a_range():
 def test_the_tables_together_are_listed_best_first():
     tables = (table(), replace(table(), budget="10%"))
     gains = (
-        Gain("a", (versus(-0.02, 0.001), None), 0),
-        Gain("b", (versus(0.001, 0.9), versus(0.003, 0.9)), 6, 0.002, (-0.01, 0.014), 0.9),
-        Gain("c", (versus(0.04, 0.01), versus(0.02, 0.3)), 6, 0.03, (0.02, 0.04), 0.01),
+        Gain("a", DICE, (versus(-0.02, 0.001), None), 0),
+        Gain("b", DICE, (versus(0.001, 0.9), versus(0.003, 0.9)), 6, 0.002, (-0.01, 0.014), 0.9),
+        Gain("c", DICE, (versus(0.04, 0.01), versus(0.02, 0.3)), 6, 0.03, (0.02, 0.04), 0.01),
     )
     found = printed.overview_table(gains, tables)
     assert found.head == ("arm", "glas, 5%", "glas, 10%", "mean", "95 % over seeds", "p over seeds", "seeds")
@@ -146,7 +148,7 @@ def test_the_published_protocol_stands_beside_the_honest_number_with_its_warning
     marked = finished(lambda one: replace(one, published=Published(0.8123, 0.5)) if "cps" in one.arm else one)
     assert text.warnings(marked) == text.published([marked]) == [text.PUBLISHED]
     found = printed.results_table(marked)
-    assert found.head[found.head.index(printed.PUBLISHED) - 1] == printed.POOLED
+    assert found.head[found.head.index(printed.PUBLISHED) - 1] == "HD95, px"
     assert column(found, printed.PUBLISHED) == ["–", "81.2 (0.0)", ""]
 
 
@@ -154,10 +156,10 @@ def test_every_row_has_a_text_for_every_column_and_the_trivial_score_is_the_last
     for one in (finished(), finished(lambda r: replace(r, status="missing"))):
         found = printed.results_table(one)
         assert {len(row.texts) for row in found.rows} == {len(found.head)}
-        assert column(found, "arm") == [f"{BASELINE} (baseline)", "none + cps", printed.TRIVIAL_ROW]
+        assert column(found, "arm") == [f"{BASELINE} (baseline)", "none + cps", "foreground everywhere"]
         costs = printed.cost_table([one])
         assert {len(row.texts) for row in costs.rows} == {len(costs.head)} and len(costs.rows) == 2
-    assert column(printed.results_table(finished()), printed.DICE)[-1] == "40.0"
+    assert column(printed.results_table(finished()), "Dice, %")[-1] == "40.0"
 
 
 def test_runs_that_are_not_done_are_counted():
@@ -218,4 +220,4 @@ def test_p_is_never_nought():
     [(-0.0004, "+0.0"), (-0.0006, "−0.1"), (0.0312, "+3.1"), (-0.0312, "−3.1"), (NAN, "–")],
 )
 def test_a_difference_has_its_sign_unless_it_rounds_to_nothing(difference, shown):
-    assert numbers.points(difference) == shown
+    assert numbers.change(DICE, difference) == shown
