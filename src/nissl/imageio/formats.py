@@ -35,8 +35,17 @@ NIFTI = (".nii", ".nii.gz")
 
 def suffix(path: Path) -> str:
     """The known suffix of a file in lower case (`.nii.gz` is one suffix); empty where it is not known."""
-    name = path.name.lower()
-    return next((known for known in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(known)), "")
+    return next((known for known in SUFFIXES if path.name.lower().endswith(known)), "")
+
+
+def kind_of(path: Path) -> str:
+    """The known suffix of a file, or `.dcm` for a folder of DICOM slices; empty where it is not known."""
+    return ".dcm" if dicom.is_series(path) else suffix(path)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a path is a DICOM file or a series of them, by names alone."""
+    return kind_of(path) in dicom.SUFFIXES
 
 
 def stem(path: Path) -> str:
@@ -121,26 +130,24 @@ def _require_below(limit_gib: float, where: Path | str, header: Header, asked: t
 
 def _called(path: Path, alias: str | None) -> Path | str:
     """What errors call a file; the name of a DICOM file is never shown, whoever reads it."""
-    return alias or ("a DICOM file" if suffix(path) in dicom.SUFFIXES or dicom.is_series(path) else path)
+    return alias or ("a DICOM file" if is_dicom(path) else path)
 
 
 def _open(path: Path, axes: str) -> AbstractContextManager[Opened]:
-    if suffix(path) in TIFF and axes:
-        return open_tiff(path, axes)
-    return OPENERS[".dcm" if dicom.is_series(path) else suffix(path)](path)
+    kind = kind_of(path)
+    return open_tiff(path, axes) if axes and kind in TIFF else OPENERS[kind](path)
 
 
 @contextmanager
 def _faults_named(path: Path, alias: str | None) -> Iterator[None]:
     """Turn every fault of the decoder of a file into a DataError."""
-    where, series = _called(path, alias), dicom.is_series(path)
-    known = ".dcm" if series else suffix(path)
+    where, known = _called(path, alias), kind_of(path)
     if not known:
         found = "a file of another kind" if alias else f"a file of kind `{path.suffix}`"
         raise DataError(where, found, " ".join(SUFFIXES), "convert it to one of these")
     kind = "DICOM" if known in dicom.SUFFIXES else known[1:].upper()
     expected, fix = f"a readable {kind} file", "write the file again from its source, or remove it"
-    if path.exists() and not (path.is_file() or series):  # a pipe would be waited for without end
+    if path.exists() and not (path.is_file() or dicom.is_series(path)):  # a pipe would be waited for without end
         raise DataError(where, "not an ordinary file", expected, "remove it")
     try:
         yield
@@ -176,14 +183,13 @@ def mask_suffix(image: Path) -> str:
     The mask of a DICOM volume is NIfTI where the volume has a place in space, and a TIFF stack where it has none, which
     the header says.
     """
-    kind = ".dcm" if dicom.is_series(image) else suffix(image)
-    if kind in dicom.SUFFIXES:
+    if is_dicom(image):
         try:
             header = read_header(image)
         except DataError:
             return ".nii.gz" if dicom.is_series(image) else ".png"
         return ".nii.gz" if header.placed else ".tif" if len(header.shape) > 2 else ".png"
-    return kind if kind in TIFF + NIFTI else ".png"
+    return suffix(image) if suffix(image) in TIFF + NIFTI else ".png"
 
 
 def write_mask(

@@ -4,8 +4,9 @@ import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
@@ -115,6 +116,14 @@ def upright(pixels: Num[np.ndarray, "*rest rows columns"], orientation: int) -> 
 def plain(pixels: np.ndarray) -> Num[np.ndarray, "channels *space"]:
     """A contiguous array in native byte order that owns its memory, of 0 and 1 for booleans; raises as `type_name`."""
     return np.array(pixels, dtype=np.dtype(type_name(pixels.dtype)), order="C")
+
+
+def picture(kind: str, file: BinaryIO) -> Any:
+    """Open a picture by the reader that pillow has for a kind: Bmp, Jpeg, Jpeg2K, Png or WebP.
+
+    Image.open has a bound of pixels of its own, which would warn or refuse before ours.
+    """
+    return getattr(import_module(f"PIL.{kind}ImagePlugin"), f"{kind}ImageFile")(file)
 
 
 class BoundedFile(io.BufferedReader):

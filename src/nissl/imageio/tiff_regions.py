@@ -6,10 +6,10 @@ many as a band of the image has.
 """
 
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import blake2b
 from itertools import product
 from math import prod
@@ -45,11 +45,6 @@ class Pixels(Protocol):
         """Type of the values, in native byte order."""
         ...
 
-    @property
-    def ndim(self) -> int:
-        """Axes of space, and one."""
-        ...
-
     def __getitem__(self, box: Box, /) -> np.ndarray: ...
 
 
@@ -74,7 +69,7 @@ def recoloured(raster: Raster, channels: int, convert: Convert, dtype: Any = Non
 
 class _Recoloured:
     def __init__(self, source: Pixels, channels: int, convert: Convert, dtype: Any) -> None:
-        self.shape, self.dtype, self.ndim = (channels, *source.shape[1:]), np.dtype(dtype or source.dtype), source.ndim
+        self.shape, self.dtype = (channels, *source.shape[1:]), np.dtype(dtype or source.dtype)
         self._source, self._convert = source, convert
 
     def __getitem__(self, box: Box) -> np.ndarray:
@@ -129,15 +124,13 @@ class TiffRegions:
         self._axes = axes
         self.shape = (axes.count, *(int(series.shape[axis]) for axis in axes.space))
         self.dtype = np.dtype("uint8" if series.dtype.kind == "b" else series.dtype.newbyteorder("="))
-        self.ndim = len(self.shape)
         self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         """What each reading is done in, to name the file where it fails."""
         self._size = tuple(int(size) for size in self._page.shaped)
         self._in_place = bool(self._page.is_final)
         self._part = self._segment_shape()
         self._count = tuple(-(-size // part) for size, part in zip(self._size[1:4], self._part[:3], strict=True))
-        self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._used = 0
+        self._kept: dict[tuple[int, int], np.ndarray] = {}
         self._pages: list[Any] | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -147,7 +140,7 @@ class TiffRegions:
         with self.guard():
             return self._read(box)
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         """The segments as they cost memory."""
         segment = prod(self._part) * self.dtype.itemsize
@@ -215,16 +208,11 @@ class TiffRegions:
 
     def _segment(self, number: int, index: int) -> np.ndarray:
         """A decoded segment, kept until others need its memory."""
-        key = (number, index)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        segment = self._decoded(number, index)
-        self._kept[key] = segment
-        self._used += segment.nbytes
-        most = self.grid.held(self.lines)
-        while self._used > most and len(self._kept) > 1:
-            self._used -= self._kept.popitem(last=False)[1].nbytes
+        segment = self._kept.pop((number, index), None)
+        segment = self._decoded(number, index) if segment is None else segment
+        self._kept[number, index] = segment  # as the last of them
+        while len(self._kept) > self.grid.held(self.lines) // self.grid.segment:
+            del self._kept[next(iter(self._kept))]
         return segment
 
     def _decoded(self, number: int, index: int) -> np.ndarray:

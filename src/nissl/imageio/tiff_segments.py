@@ -8,15 +8,15 @@ import io
 from math import prod
 from typing import Any
 
-from nissl.imageio.raster import UnusableError
+from nissl.imageio.raster import UnusableError, picture
 
 BOUNDED = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000)
 """TIFF compressions without a size of their own: none, CCITT, LZW, deflate, PackBits, LZMA, Zstandard."""
 PICTURES = {
-    **dict.fromkeys((6, 7, 33007, 34892), "JPEG"),
-    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG2000"),
-    **dict.fromkeys((34927, 50001), "WEBP"),
-    34933: "PNG",
+    **dict.fromkeys((6, 7, 33007, 34892), "Jpeg"),
+    **dict.fromkeys((33003, 33004, 33005, 34712), "Jpeg2K"),
+    **dict.fromkeys((34927, 50001), "WebP"),
+    34933: "Png",
 }
 """TIFF compressions whose segments state their size, and the kind of picture that they are."""
 
@@ -64,17 +64,6 @@ def require_fit(page: Any, segment: bytes) -> None:
 
 
 def picture_size(content: bytes, kind: str) -> tuple[int, int]:
-    """Columns and rows that a compressed picture states.
-
-    The reader's class is called rather than Image.open, whose own bound of pixels would warn or refuse before ours.
-    """
-    from PIL import Jpeg2KImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
-
-    readers: dict[str, Any] = {
-        "JPEG": JpegImagePlugin.JpegImageFile,
-        "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
-        "PNG": PngImagePlugin.PngImageFile,
-        "WEBP": WebPImagePlugin.WebPImageFile,
-    }
-    columns, rows = readers[kind](io.BytesIO(content)).size
+    """Columns and rows that a compressed picture states."""
+    columns, rows = picture(kind, io.BytesIO(content)).size
     return columns, rows
