@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, Num
+from jaxtyping import Float32, Num
 from torch import Tensor
 
 from nissl.data.batches import CHANNELS_LAST
@@ -102,9 +102,10 @@ def require_fit(model: Model, image: Pixels, where: Path | str = "image") -> Non
 
     """
     fix = "convert it to the kind of the training images, or train on images of this kind"
-    if image.ndim - 1 != model.dims:
-        raise DataError(where, f"a {image.ndim - 1}-D image", f"{model.dims}-D, as the training images", fix)
-    if (channels := image.shape[0]) != model.channels:
+    channels, *space = image.shape
+    if len(space) != model.dims:
+        raise DataError(where, f"a {len(space)}-D image", f"{model.dims}-D, as the training images", fix)
+    if channels != model.channels:
         found, expected = f"{channels} channel{'s' * (channels > 1)}", f"{model.channels}, as the training images"
         raise DataError(where, found, expected, fix)
 
@@ -153,8 +154,9 @@ class _Tiling:
     def pixels(self, window: Place) -> Float32[np.ndarray, "channels *window"]:
         """Normalised pixels of a window of the padded image, mirrored at the borders of the image."""
         box, picks = [], []
-        for part, shift, size in zip(window, self.before, self.image.shape[1:], strict=True):
-            seen = _mirrored(np.arange(part.start, part.stop) - shift, size)
+        for part, before, size, padded in zip(window, self.before, self.image.shape[1:], self.padded, strict=True):
+            # The padded image itself would be a copy: only the positions along its axes are padded.
+            seen = np.pad(np.arange(size), (before, padded - size - before), "symmetric")[part]
             box.append(slice(int(seen.min()), int(seen.max()) + 1))
             picks.append(seen - box[-1].start)
         region = self.image[(slice(None), *box)]
@@ -186,14 +188,11 @@ def _pieces(tiling: _Tiling, tile: Tile, fallback: MemoryFallback) -> Iterator[P
         place = tiling.place(part.core)
         if not all(span.start < span.stop for span in place):
             continue
-        if fallback.core != core:  # an earlier part ran out of memory
-            yield from _pieces(tiling, part, fallback)
-            continue
-        kept = tuple(
-            slice(at.start + shift - seen.start, at.stop + shift - seen.start)
-            for at, shift, seen in zip(place, tiling.before, part.window, strict=True)
-        )
-        logits = _attempt(fallback, partial(tiling.pixels, part.window), kept)
+        logits = None
+        if fallback.core == core:  # else an earlier part ran out of memory
+            shifts = [before - seen.start for before, seen in zip(tiling.before, part.window, strict=True)]
+            kept = tuple(slice(at.start + by, at.stop + by) for at, by in zip(place, shifts, strict=True))
+            logits = _attempt(fallback, partial(tiling.pixels, part.window), kept)
         if logits is None:
             yield from _pieces(tiling, part, fallback)
         else:
@@ -231,13 +230,6 @@ def _attempt(
             raise
     fallback.next_attempt()  # not inside the handler: the error holds on to the tensors of the failed attempt
     return None
-
-
-def _mirrored(positions: Int[np.ndarray, "n"], size: int) -> Int[np.ndarray, "n"]:
-    """Positions inside an axis for those beyond its ends, as `np.pad` does by `symmetric`, without a padded copy."""
-    positions = positions % (2 * size)
-    inside: Int[np.ndarray, "n"] = np.minimum(positions, 2 * size - 1 - positions)
-    return inside
 
 
 def _resized(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
