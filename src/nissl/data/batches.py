@@ -23,7 +23,7 @@ from nissl.config import AugmentConfig, DataConfig
 from nissl.data import augmentation
 from nissl.data.cases import Case, CaseFile
 from nissl.data.orientation import Place
-from nissl.data.preprocessing import Preprocessing, Statistics
+from nissl.data.preprocessing import Preprocessing, Statistics, moments
 from nissl.data.resizing import Kept, kept
 from nissl.data.targets import MASKS, Targets
 from nissl.errors import DataError, InputError, NisslError, ResourceError
@@ -68,21 +68,10 @@ class Batch:
 
     def parts(self, count: int) -> "list[Batch]":
         """Cut it into equal parts; `count` divides the number of images, and that of unlabelled images."""
-        if count == 1:
-            return [self]
-        size = len(self.images) // count
         unlabelled = [None] * count if self.unlabelled is None else self.unlabelled.chunk(count)
-        cuts = [slice(start, start + size) for start in range(0, len(self.images), size)]
-        return [
-            dataclasses.replace(
-                self,
-                images=self.images[cut],
-                targets=self.targets[cut],
-                unlabelled=images,
-                first=self.first + cut.start,
-            )
-            for cut, images in zip(cuts, unlabelled, strict=True)
-        ]
+        tensors = zip(self.images.chunk(count), self.targets.chunk(count), unlabelled, strict=True)
+        firsts = range(self.first, self.first + len(self.images), len(self.images) // count)
+        return [Batch(*part, self.ids, self.step, first) for first, part in zip(firsts, tensors, strict=True)]
 
 
 def more_parts(parts: int, batch: int) -> int:
@@ -194,12 +183,9 @@ class Store:
         kind = (case.image.ndim - 1, len(case.image))
         self._kind = self._kind or (len(self.config.size), kind[1])
         if kind != self._kind:
-            raise DataError(
-                self.files[index].image_name,
-                f"{kind[0]}-D with {kind[1]} channels",
-                f"{self._kind[0]}-D with {self._kind[1]} channels, as the other images",
-                "run `nissl check` to list all such images, and add --colour rgb or --colour gray if that is all",
-            )
+            found, usual = (f"{dims}-D with {channels} channels" for dims, channels in (kind, self._kind))
+            fix = "run `nissl check` to list all such images, and add --colour rgb or --colour gray if that is all"
+            raise DataError(self.files[index].image_name, found, f"{usual}, as the other images", fix)
         return case
 
     def moments(self, index: int) -> Statistics:
@@ -223,7 +209,7 @@ class Store:
         else:
             self.places[case.id] = case.spacing, case.direction
         image = self.preprocessing.resized(image)
-        self._moments[index] = self.preprocessing.statistics(image)
+        self._moments[index] = moments(image)
         short = [max(0, want - have) for want, have in zip(self.config.size, image.shape[1:], strict=True)]
         if any(short):
             around = [(lack // 2, lack - lack // 2) for lack in short]

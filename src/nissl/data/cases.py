@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -151,18 +152,12 @@ def _in_colour(raster: Raster, config: DataConfig) -> Raster:
     wanted = channels_in(config, image.pixels.shape[0])
     if wanted == image.pixels.shape[0]:
         return image
-    return recoloured(image, wanted, _gray if wanted == 1 else _rgb)
+    return recoloured(image, wanted, _gray if wanted == 1 else partial(np.repeat, repeats=3, axis=0))
 
 
 def _gray(pixels: Num[np.ndarray, "3 *space"]) -> Num[np.ndarray, "1 *space"]:
     gray = np.tensordot(LUMA, pixels.astype(np.float64), axes=1)[None]
-    whole = np.issubdtype(pixels.dtype, np.integer)
-    converted: Num[np.ndarray, "1 *space"] = (np.rint(gray) if whole else gray).astype(pixels.dtype)
-    return converted
-
-
-def _rgb(pixels: Num[np.ndarray, "1 *space"]) -> Num[np.ndarray, "3 *space"]:
-    return np.repeat(pixels, 3, axis=0)
+    return np.asarray(np.rint(gray) if pixels.dtype.kind in "iu" else gray, pixels.dtype)
 
 
 def channels_in(config: DataConfig, channels: int) -> int:

@@ -173,11 +173,10 @@ def _by_id(files: Listing, findings: list[Finding]) -> dict[str, Path]:
         same[files.id(path).casefold().strip()].append(path)
     for twins in same.values():
         if len(twins) > 1:
-            found = (
-                f"the same id in {', '.join(files.position(path) if files.private else path.name for path in twins)}"
-            )
+            names = ", ".join(files.position(path) if files.private else path.name for path in twins)
             where = files.alias(twins[1]) or str(twins[1])
             expected = "one file for each id (upper and lower case count as equal, spaces at its ends do not count)"
+            found = f"the same id in {names}"
             findings.append(Finding("error", where, found, expected, "rename or remove all but one"))
     return {key: twins[0] for key, twins in same.items()}
 

@@ -69,8 +69,7 @@ def small_picture(image: Num[np.ndarray, "channels *space"]) -> Float32[np.ndarr
     length = float(np.linalg.norm(values))
     if not 0 < length < np.inf:  # a constant image, NaN or infinity
         return np.zeros_like(values)
-    unit: Float32[np.ndarray, "values"] = values / length
-    return unit
+    return np.asarray(values / length)
 
 
 def nearest(
