@@ -149,21 +149,19 @@ def _find(images: Path) -> Listing:
 
 
 def _require_free(out: Path) -> None:
-    if not out.exists() and not out.is_symlink():
-        return
-    if not out.is_dir():
-        raise InputError(out, "a file", "an empty or new folder", "choose another folder for --out")
-    names = sorted(path.name for path in out.iterdir())
-    if not names:
-        return
-    found = f"{len(names)} files or folders, such as {names[0]}"
+    expected, fix = "an empty or new folder", "choose another folder for --out"
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
+        raise InputError(out, "a file", expected, fix)
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    found = f"{len(names)} files or folders, such as {names[0]}" if names else ""
     if RECORD in names:
         try:
             record = json.loads((out / RECORD).read_text(encoding="utf-8"))
             found = f"masks of run {record['run']} (weights {record['weights'][:12]})"
         except (OSError, ValueError, LookupError, TypeError):
             found = f"masks of an older run, with a damaged {RECORD}"
-    raise InputError(out, found, "an empty or new folder", "choose another folder for --out; nothing is overwritten")
+    if found:
+        raise InputError(out, found, expected, f"{fix}; nothing is overwritten")
 
 
 def _record(run: Path, model: Model) -> dict[str, Any]:
@@ -200,9 +198,8 @@ class _Work:
             header = read_header(path, axes=self.model.reading.axes)
         except DataError:
             return 0
-        if len(header.shape) != self.model.dims:
-            return 0
-        return total_bytes(self.model, header, suffix(path) in TIFF, self.per_pixel)
+        fits = len(header.shape) == self.model.dims
+        return total_bytes(self.model, header, suffix(path) in TIFF, self.per_pixel) if fits else 0
 
     def bound(self, paths: Sequence[Path]) -> int:
         """Most memory of this process, in bytes: what it held so far, and what the image that needs most takes."""

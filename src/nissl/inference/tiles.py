@@ -40,10 +40,7 @@ def predict_mask(
 ) -> np.ndarray:
     """Return the prediction for each pixel, such as its class, in the image's own geometry.
 
-    Args:
-        model: the model.
-        image: `(channels, *space)`.
-        fallback: what is given up where memory runs out; one for many images says each once.
+    `fallback` is what is given up where memory runs out; one for many images says each once.
 
     Raises:
         DataError: the image has other channels or dimensions than the network was trained on.
@@ -73,12 +70,7 @@ def pieces(model: Model, image: Pixels, fallback: MemoryFallback | None = None) 
     strip by strip. In `patches` sampling it is cut into tiles that see a halo around what is kept: where the halo is at
     least the radius of the network's receptive field, the result is that of the whole image at once. (Networks that
     normalise by statistics of their input, such as InstanceNorm, have an unbounded receptive field.) Where memory runs
-    out, a tile is cut into smaller ones with the same halo.
-
-    Raises:
-        DataError: the image has other channels or dimensions than the network was trained on.
-        ResourceError: too little memory even for the smallest tile.
-
+    out, a tile is cut into smaller ones with the same halo. Errors are those of `predict_mask`.
     """
     for _, served in _served(model, image, fallback or MemoryFallback(model)):
         yield from served
@@ -95,12 +87,7 @@ def _served(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[t
 
 
 def require_fit(model: Model, image: Pixels, where: Path | str = "image") -> None:
-    """Refuse an image that the network was not made for.
-
-    Raises:
-        DataError: other channels or dimensions than in training.
-
-    """
+    """Refuse, by a DataError, an image of other channels or dimensions than in training."""
     fix = "convert it to the kind of the training images, or train on images of this kind"
     channels, *space = image.shape
     if len(space) != model.dims:
@@ -202,14 +189,12 @@ def _pieces(tiling: _Tiling, tile: Tile, fallback: MemoryFallback) -> Iterator[P
 def _parts(tile: Tile, fallback: MemoryFallback, padded: Sequence[int]) -> Iterator[Tile]:
     """The tile, or smaller ones with the same halo that cover its core."""
     core, halo = tile_size(fallback.model)
-    if fallback.core is None or fallback.core == core:
+    step = fallback.core or core
+    if step == core:
         yield tile
         return
-    cores = (
-        [slice(at, min(at + fallback.core, part.stop)) for at in range(part.start, part.stop, fallback.core)]
-        for part in tile.core
-    )
-    for spans in product(*cores):
+    cuts = ([slice(at, min(at + step, part.stop)) for at in range(part.start, part.stop, step)] for part in tile.core)
+    for spans in product(*cuts):
         ends = zip(spans, padded, strict=True)
         yield Tile(tuple(slice(max(0, at.start - halo), min(total, at.stop + halo)) for at, total in ends), spans)
 
@@ -217,12 +202,7 @@ def _parts(tile: Tile, fallback: MemoryFallback, padded: Sequence[int]) -> Itera
 def _attempt(
     fallback: MemoryFallback, pixels: Callable[[], Float32[np.ndarray, "channels *window"]], kept: Place
 ) -> Float32[np.ndarray, "classes *core"] | None:
-    """Logits of what is kept of a window with these pixels; None where memory ran out and less is tried next.
-
-    Raises:
-        ResourceError: there is no less.
-
-    """
+    """Logits of what is kept of a window; None where memory ran out and less is tried next, if there is less."""
     try:
         return _logits(fallback.active_model, pixels(), kept)
     except (MemoryError, RuntimeError, OSError) as error:
