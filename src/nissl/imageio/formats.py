@@ -62,12 +62,7 @@ def plain_name(name: str) -> str:
 
 
 def read_header(path: Path, alias: str | None = None, axes: str = "") -> Header:
-    """Read the shape, type and spacing of a file without decoding its pixels; arguments as of `read_raster`.
-
-    Raises:
-        DataError: the file cannot be read.
-
-    """
+    """Read shape, type and spacing of a file, but no pixels; arguments and errors as of `read_raster`."""
     with _faults_named(path, alias), _open(path, axes) as (header, _):
         return header
 
@@ -101,10 +96,7 @@ def open_raster(
     """Open a file whose pixels are read where they are asked for, if it is a TIFF in parts; else as `read_raster`.
 
     The limit is for what must be decoded at once: one strip or tile. `lines` of the first axis of space stay decoded.
-
-    Raises:
-        DataError: the file cannot be read, here or where a region is read, or a part of it is larger than the limit.
-
+    A DataError may come here or where a region is read.
     """
     with ExitStack() as stack:
         with _faults_named(path, alias):

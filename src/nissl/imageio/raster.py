@@ -93,12 +93,7 @@ def known_spacing(lengths: Iterable[float]) -> tuple[float, ...] | None:
 
 
 def type_name(dtype: np.dtype[Any]) -> str:
-    """Name of the type that `plain` gives.
-
-    Raises:
-        UnusableError: the pixels are neither integers nor real numbers.
-
-    """
+    """Name of the type that `plain` gives; raises UnusableError for what is neither integers nor real numbers."""
     if dtype.kind not in "buif":
         raise UnusableError(f"pixels of type {dtype}, where integers or real numbers can be used")
     return "uint8" if dtype.kind == "b" else dtype.newbyteorder("=").name

@@ -49,13 +49,7 @@ class Pixels(Protocol):
 
 
 def row_strips(shape: Sequence[int], values: int = STRIP) -> list[slice]:
-    """Cut the first axis of space so that each strip has at most so many values, or is one line.
-
-    Args:
-        shape: channels, then space.
-        values: most values in a strip, in all channels.
-
-    """
+    """Cut the first axis of space, after that of channels, into strips of so many values at most, or of one line."""
     lines = max(1, values // max(1, shape[0] * prod(shape[2:])))
     return [slice(start, min(shape[1], start + lines)) for start in range(0, shape[1], lines)]
 
@@ -107,14 +101,8 @@ class TiffRegions:
     """The pixels `(channels, *space)` of a TIFF series, read where they are asked for.
 
     `lines` of the first axis of space are kept decoded, so that neighbouring regions decode a segment once.
-    `numpy.asarray` reads all at once.
-
-    Args:
-        series: of an open tifffile.TiffFile, for which `readable` is true.
-        axes: what its axes are.
-        whole: reads all pixels.
-        finished: what is done to the pixels of a region, value by value.
-
+    `numpy.asarray` reads all at once, by `whole`. The series is of an open tifffile.TiffFile, and `readable` is true
+    for it; `finished` is done to the pixels of a region, value by value.
     """
 
     lines = 1024
@@ -236,14 +224,11 @@ class TiffRegions:
 
     def _mapped(self, number: int) -> np.ndarray:
         """An uncompressed page as it lies in the file, of which only what is copied is read."""
-        series, page = self._series, self._page
-        if series.dataoffset is not None:  # also where only the first page is listed, as in large ImageJ stacks
-            start = series.dataoffset + number * page.nbytes
-        else:
-            start = series[number].dataoffsets[0]
+        page, first = self._page, self._series.dataoffset
+        # In one piece with the first: of large ImageJ stacks no other page is listed.
+        start = self._series[number].dataoffsets[0] if first is None else first + number * page.nbytes
         dtype = page.dtype.newbyteorder(page.parent.byteorder)
-        mapped: np.ndarray = page.parent.filehandle.memmap_array(dtype, page.shape, start, mode="r")
-        return mapped
+        return np.asarray(page.parent.filehandle.memmap_array(dtype, page.shape, start, mode="r"))
 
 
 def readable(series: Any) -> bool:
@@ -297,9 +282,7 @@ def write_mask_tiff(
             yield plain
 
     axes, dtype, palette = "ZYX"[-len(shape) :], values.dtype, values.palette
-    colormap = np.zeros((3, 256), np.uint16)
-    if palette is not None:
-        colormap[:, : len(palette)] = palette.T * np.uint16(257)
+    unused = 256 - len(palette if palette is not None else ())
     blank = str(uuid.UUID(int=0))
     metadata = {"axes": axes, **spacing_metadata(axes, spacing)} | ({"Description": note} if note else {})
     if spacing is not None:
@@ -314,7 +297,7 @@ def write_mask_tiff(
             bigtiff=prod(shape) * dtype.itemsize > 2**32 - 2**25,
             ome=spacing is not None,
             photometric="minisblack" if palette is None else "palette",
-            colormap=None if palette is None else colormap,
+            colormap=None if palette is None else np.pad(palette.T * np.uint16(257), ((0, 0), (0, unused))),
             compression="zlib",
             metadata=metadata,
             maxworkers=1,

@@ -21,20 +21,8 @@ PICTURES = {
 """TIFF compressions whose segments state their size, and the kind of picture that they are."""
 
 
-def largest_segment(series: Any) -> int:
-    """Bytes of one strip or tile of a TIFF series once it is decoded; a tile may be larger than the image."""
-    page = series.keyframe
-    return int(prod(int(size) for size in page.chunks)) * int(page.dtype.itemsize)
-
-
 def require_bounded(series: Any) -> None:
-    """Refuse a series of which a segment would unpack to more than its part of the image.
-
-    Raises:
-        UnusableError: it cannot be known from the segment.
-        ValueError: a segment states another size than the file.
-
-    """
+    """Refuse a series of which a segment would unpack to more than its part of the image, as `require_fit` does."""
     handle = series.keyframe.parent.filehandle
     for page in series.pages if int(series.keyframe.compression) not in BOUNDED else ():
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
