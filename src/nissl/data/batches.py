@@ -90,9 +90,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.batch % self.world:
-            raise InputError(
-                "batch", str(self.batch), f"a multiple of the {self.world} processes", "change it, or the processes"
-            )
+            expected = f"a multiple of the {self.world} processes"
+            raise InputError("batch", str(self.batch), expected, "change it, or the processes")
 
 
 class Cache:
@@ -121,16 +120,8 @@ class Store:
     """Cases in memory, ready to be cut: resized in `resize` sampling, padded to a patch at least in `patches`.
 
     Pixels are kept in the integer type of their file (others, and resized ones, as float32) until the cache is full; a
-    case that does not fit is read from disk again at each access.
-
-    Args:
-        files: the cases.
-        label_map: mask values to classes.
-        config: as `resolve` gives it.
-        with_masks: whether masks are read; without, no mask file is ever opened.
-        cache: that of other stores, which then have the pixels of a case in common.
-        targets: how targets are read and cut.
-
+    case that does not fit is read from disk again at each access. Stores with one cache have the pixels of a case in
+    common. The settings are as `resolve` gives them. Without masks, no mask file is ever opened.
     """
 
     def __init__(
@@ -291,12 +282,8 @@ class _Samples:
 class Stream(torch_data.Dataset[Batch]):
     """Batches of labelled images, with as many unlabelled ones where there are any: `stream[step]`.
 
-    Args:
-        labelled: cases with masks; None for a learner that sees images only, which are then those of `unlabelled`.
-        unlabelled: cases without; their own order and draws.
-        augment: how much an image may change, or None for not at all.
-        schedule: seed, batch and processes.
-
+    Unlabelled cases have their own order and draws. A learner that sees images only has these alone. Without `augment`
+    no image is changed.
     """
 
     def __init__(
@@ -384,12 +371,10 @@ def loader(stream: Steps[T], start: int, stop: int, workers: int) -> Iterator[T]
                 if not workers or not gone or "in DataLoader worker process" in str(error):  # raised by what it ran
                     raise
                 at_hand = range(step, min(stop, step + AHEAD * workers + 1))
-                raise ResourceError(
-                    f"cases {', '.join(sorted({name for each in at_hand for name in stream.ids(each)}))}",
-                    "a process that prepares batches was killed, most often for lack of memory",
-                    "it lives as long as the training",
-                    "set data.workers to 0, or data.cache_gib lower, and resume",
-                ) from error
+                names = ", ".join(sorted({name for each in at_hand for name in stream.ids(each)}))
+                found = "a process that prepares batches was killed, most often for lack of memory"
+                expected, fix = "it lives as long as the training", "set data.workers to 0, or data.cache_gib lower"
+                raise ResourceError(f"cases {names}", found, expected, f"{fix}, and resume") from error
             if isinstance(batch, NisslError):
                 raise batch
             yield batch

@@ -126,23 +126,13 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def read_image(path: Path, config: DataConfig, alias: str | None = None) -> Raster:
-    """Read an image, brought to one or to three channels where the settings ask for it; `alias` as of `read_raster`.
-
-    Raises:
-        DataError: it cannot be read.
-
-    """
+    """`read_raster` of an image, brought to one or to three channels where the settings ask for it."""
     return _in_colour(read_raster(path, config.limit_gib, alias, config.axes), config)
 
 
 @contextmanager
 def open_image(path: Path, config: DataConfig, lines: int, alias: str | None = None) -> Iterator[Raster]:
-    """`read_image` for pixels that are read where they are asked for (see `nissl.imageio.formats.open_raster`).
-
-    Raises:
-        DataError: it cannot be read, here or later.
-
-    """
+    """`open_raster` of an image, brought to one or to three channels as by `read_image`."""
     with open_raster(path, config.limit_gib, lines, alias, config.axes) as raster:
         yield _in_colour(raster, config)
 

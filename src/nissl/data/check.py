@@ -76,11 +76,7 @@ def check(
 ) -> Report:
     """Read every file of a data set once and list all its faults; none of them stops the pass.
 
-    Args:
-        root: the folder.
-        config: where the files are and what their values mean.
-        progress: called after each case with the number done and the number of cases.
-        accepted: faults of the split that are warnings only.
+    `progress` is called after each case with the number done and the number of cases.
 
     Raises:
         InputError: the folder holds no data set at all, or the label map cannot be read.

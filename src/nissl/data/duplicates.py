@@ -80,15 +80,11 @@ def nearest(
 ) -> list[tuple[int, int, float]]:
     """For each image that can be tested, the one most like it that can be trained on, if it is a near copy.
 
-    Args:
-        pictures: small picture of each image.
-        together: number of what a split keeps together; images of one number are not compared.
-        tested: whether the image can be a test image.
-        centred: what all images share is away from the pictures.
+    Images of which `together` is one number are kept together by a split, and not compared. Where the copies are more
+    than `FEW` and a tenth of all, what all images share (a frame, the illumination) is taken away first.
 
     Returns:
-        Index of the tested image, of the other one, and their correlation; no pair twice. Where these are more than
-        `FEW` and a tenth of all, what all images share (a frame, the illumination) is taken away first.
+        Index of the tested image, of the other one, and their correlation; no pair twice.
 
     """
     found: dict[frozenset[int], tuple[int, int, float]] = {}
@@ -111,10 +107,7 @@ def nearest(
 def name_copies(test: Sequence[CaseFile], cases: Sequence[Mapping[str, Any]]) -> str:
     """Say which test images are also training images, by the hash of their files; empty where there are none.
 
-    Args:
-        test: the test cases; their image files are read.
-        cases: `cases` of data.json; only images that the training opened have a hash there.
-
+    Of `cases`, those of data.json, only images that the training opened have a hash.
     """
     own = {file.id for file in test}  # a transductive training opened the test images themselves
     trained = {case["image_sha256"]: case["id"] for case in cases if case["image_sha256"] and case["id"] not in own}

@@ -79,9 +79,7 @@ class Listing:
 
     def alias(self, path: Path) -> str | None:
         """What errors call a file in place of its path; None where the path may be shown."""
-        if not self.private:
-            return None
-        return f"{self.id(path)} ({self.position(path)})"
+        return f"{self.id(path)} ({self.position(path)})" if self.private else None
 
     def position(self, path: Path) -> str:
         """Place of a file among those of its folder."""

@@ -124,8 +124,7 @@ def moments_in_strips(image: Pixels) -> Statistics:
     """
     axes = tuple(range(1, len(image.shape)))
     count, mean, squares = 0, np.zeros((image.shape[0], *(1,) * len(axes))), np.zeros(1)
-    lowest: np.ndarray | None = None
-    highest: np.ndarray | None = None
+    lowest, highest = np.array(np.inf), np.array(-np.inf)
     for rows in row_strips(image.shape, STRIP):
         part = kept_type(image[:, rows])
         here, more = part.mean(axis=axes, dtype=np.float64, keepdims=True), prod(part.shape[1:])
@@ -133,9 +132,8 @@ def moments_in_strips(image: Pixels) -> Statistics:
         spread = np.square(part - here).sum(axis=axes, keepdims=True)
         squares = squares + spread + off**2 * (count * more / (count + more))
         count, mean = count + more, mean + off * (more / (count + more))
-        low, high = part.min(axis=axes, keepdims=True), part.max(axis=axes, keepdims=True)
-        lowest = low if lowest is None else np.minimum(lowest, low)
-        highest = high if highest is None else np.maximum(highest, high)
+        lowest = np.minimum(lowest, part.min(axis=axes, keepdims=True))
+        highest = np.maximum(highest, part.max(axis=axes, keepdims=True))
     return np.stack([mean, np.where(lowest != highest, np.sqrt(squares / count), 1)]).astype(np.float32)
 
 

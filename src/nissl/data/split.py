@@ -52,12 +52,7 @@ class Split:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], where: Path | str = "split.json") -> "Split":
-        """Make a split of what split.json holds.
-
-        Raises:
-            DataError: it is something else.
-
-        """
+        """Make a split of what split.json holds; raises DataError where it is something else."""
         values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in tree.items()}
         try:
             return cls(**values)

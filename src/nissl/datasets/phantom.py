@@ -165,14 +165,7 @@ def write_phantoms(folder: Path, count: int, config: PhantomConfig, seed: int, m
     """Write a data set: images/, masks/ and cases.csv, with a test side of other slides.
 
     Every five images come from one slide, which has its own stain, background, lamp and exposure; each fourth slide
-    is for testing.
-
-    Args:
-        folder: made where it is missing; it must be empty.
-        count: number of images.
-        config: what is simulated.
-        seed: everything follows from it.
-        masks: how many training images have a mask; None for all. Test images always have one.
+    is for testing. `masks` is how many training images have a mask, None for all; test images always have one.
 
     Raises:
         InputError: the folder holds something already.
