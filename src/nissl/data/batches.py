@@ -111,7 +111,7 @@ class Cache:
 
     def put(self, path: Path, content: Any, size: int) -> None:
         """Keep the content of a file of so many bytes, where there is room and this is not a worker process."""
-        if size <= self._free and torch_data.get_worker_info() is None:
+        if path not in self._kept and size <= self._free and torch_data.get_worker_info() is None:
             self._free -= size
             self._kept[path] = content
 
@@ -157,9 +157,8 @@ class Store:
         image, mask = self._cache.get(file.image), self._cache.get(file.target) if file.target else (None, None)
         if image is None or mask is None:
             case = self._fit(index, self._fitting(self._targets.read(file, self._label_map, self.config), index))
-            if image is None:
-                alone = dataclasses.replace(case, target=None)
-                self._cache.put(file.image, (alone, self._moments[index]), case.image.nbytes)
+            alone = dataclasses.replace(case, target=None)
+            self._cache.put(file.image, (alone, self._moments[index]), case.image.nbytes)
             if file.target and case.target is not None:
                 self._cache.put(file.target, (case.target, self._counts[index]), case.target.nbytes)
             return case

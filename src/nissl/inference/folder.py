@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,7 +91,9 @@ def _predict_all(model: Model, files: Listing, out: Path, record: dict[str, Any]
     failed: list[NisslError] = []
     note = f"nissl run {record['run']}, weights {model.weights[:16]}"
     work = _Work(model, MemoryFallback(model), network_bytes(model), note)
-    with tracker(len(paths), f"masks (memory: {work.bound(paths) / GIB:.3g} GiB at most)") as advance:
+    # What this process held so far, and what the image that needs most takes.
+    most = resident_bytes() + max(map(work.needs, paths), default=0)
+    with tracker(len(paths), f"masks (memory: {most / GIB:.3g} GiB at most)") as advance:
         for path in paths:
             target, name = out / targets[path], files.called(path)
             try:
@@ -201,10 +203,6 @@ class _Work:
         fits = len(header.shape) == self.model.dims
         return total_bytes(self.model, header, suffix(path) in TIFF, self.per_pixel) if fits else 0
 
-    def bound(self, paths: Sequence[Path]) -> int:
-        """Most memory of this process, in bytes: what it held so far, and what the image that needs most takes."""
-        return resident_bytes() + max(map(self.needs, paths), default=0)
-
     def predict(self, path: Path, target: Path, alias: str | None) -> None:
         """Read an image, predict it and write its mask; errors call the image by its alias, if it has one.
 
@@ -215,7 +213,12 @@ class _Work:
         """
         file = CaseFile(stem(path), path, alias=alias)
         try:
-            self._predict(file, target)
+            with open_image(path, self.model.reading, lines_needed(self.model), alias) as raster:
+                for fault in image_faults(file, raster):
+                    raise DataError(fault.where, fault.found, fault.expected, fault.fix)
+                require_fit(self.model, raster.pixels, file.image_name)
+                served = (band for _, band in bands(self.model, raster.pixels, self.fallback))
+                self.model.task.write(target, served, raster, self.model.values, self.note)
         except (MemoryError, RuntimeError, ResourceError, OSError) as error:
             if out_of_memory(error) or (isinstance(error, ResourceError) and error.code != "disk-full"):
                 more = "close other programs, or take a machine with more memory"
@@ -226,11 +229,3 @@ class _Work:
                 raise
             found, expected = f"its mask cannot be written: {error.strerror}", "a name and folder that take its mask"
             raise DataError(file.image_name, found, expected, "rename the image") from error
-
-    def _predict(self, file: CaseFile, target: Path) -> None:
-        with open_image(file.image, self.model.reading, lines_needed(self.model), file.alias) as raster:
-            for fault in image_faults(file, raster):
-                raise DataError(fault.where, fault.found, fault.expected, fault.fix)
-            require_fit(self.model, raster.pixels, file.image_name)
-            served = (band for _, band in bands(self.model, raster.pixels, self.fallback))
-            self.model.task.write(target, served, raster, self.model.values, self.note)

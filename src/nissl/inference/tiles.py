@@ -51,9 +51,16 @@ def predict_mask(
 
 
 def bands(model: Model, image: Pixels, fallback: MemoryFallback | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-    """Serve the prediction band by band, in order along the first axis; arguments and errors as above."""
+    """Serve the prediction band by band, in order along the first axis; arguments and errors as above.
+
+    In `resize` sampling the image is resized and normalised as in training and the logits are resized back linearly,
+    strip by strip. In `patches` sampling it is cut into tiles that see a halo around what is kept: where the halo is at
+    least the radius of the network's receptive field, the result is that of the whole image at once. (Networks that
+    normalise by statistics of their input, such as InstanceNorm, have an unbounded receptive field.) Where memory runs
+    out, a tile is cut into smaller ones with the same halo.
+    """
     task = model.task
-    for rows, served in _served(model, image, fallback or MemoryFallback(model)):
+    for rows, served in pieces(model, image, fallback or MemoryFallback(model)):
         band: np.ndarray | None = None
         for (first, *others), outputs in served:
             piece = task.decode(outputs)
@@ -63,21 +70,8 @@ def bands(model: Model, image: Pixels, fallback: MemoryFallback | None = None) -
         yield rows, band
 
 
-def pieces(model: Model, image: Pixels, fallback: MemoryFallback | None = None) -> Iterator[Piece]:
-    """Serve the logits piece by piece, each with its place in the image; every pixel comes exactly once.
-
-    In `resize` sampling the image is resized and normalised as in training and the logits are resized back linearly,
-    strip by strip. In `patches` sampling it is cut into tiles that see a halo around what is kept: where the halo is at
-    least the radius of the network's receptive field, the result is that of the whole image at once. (Networks that
-    normalise by statistics of their input, such as InstanceNorm, have an unbounded receptive field.) Where memory runs
-    out, a tile is cut into smaller ones with the same halo. Errors are those of `predict_mask`.
-    """
-    for _, served in _served(model, image, fallback or MemoryFallback(model)):
-        yield from served
-
-
-def _served(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
-    """Rows of the image, each with its pieces."""
+def pieces(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
+    """Rows of the image, each with its logits piece by piece and their places; every pixel comes exactly once."""
     require_fit(model, image)
     fallback.begin()
     try:
