@@ -4,6 +4,7 @@ Of a file only the elements in `ELEMENTS` are read, so that names, dates and ide
 far as an array, a header or an error. Errors are in words of ours alone: those of a decoder may quote the file.
 """
 
+import io
 import logging
 import math
 import warnings
@@ -15,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from nissl.imageio.dicom_geometry import EXPECTED, Grid, Slice, stacked
-from nissl.imageio.raster import BoundedFile, Header, Opened, Raster, UnusableError, plain
-from nissl.imageio.tiff_segments import picture_size
+from nissl.imageio.raster import BoundedFile, Header, Opened, Raster, UnusableError, picture, plain
 
 SUFFIXES = (".dcm", ".dicom")
 LAYOUT = (
@@ -351,6 +351,6 @@ def _require_frames_of_that_size(whole: Any, syntax: str) -> None:
             fits = len(frame) <= 2 * raw + 1024  # what runs of one byte each would take
         else:
             kind = "Jpeg" if frame.startswith(b"\xff\xd8") else "Jpeg2K"
-            fits = picture_size(frame, kind) == (columns, rows)
+            fits = picture(kind, io.BytesIO(frame)).size == (columns, rows)
         if not fits:
             raise ValueError("a frame of another size than the file states")

@@ -248,6 +248,5 @@ def _encode(path: Path, pixels: np.ndarray, like: Raster, note: str, palette: np
     described = PngImagePlugin.PngInfo()
     if note:
         described.add_text("Description", note)
-    options = {"pnginfo": described} if kind == ".png" else {}
-    image.save(buffer, {".jpg": "JPEG", ".jpeg": "JPEG"}.get(kind, kind[1:].upper()), **options)
+    image.save(buffer, "JPEG" if kind in LOSSY else kind[1:].upper(), pnginfo=described)  # others do not look at it
     return buffer.getvalue()

@@ -46,12 +46,6 @@ def require_fit(page: Any, segment: bytes) -> None:
         found = f"the compression {getattr(page.compression, 'name', code)}, whose size cannot be known beforehand"
         raise UnusableError(found, "deflate, LZW, JPEG or no compression", "save the file with one of these")
     most = prod(int(size) for size in page.chunks)
-    width, height = picture_size(segment, PICTURES[code])
+    width, height = picture(PICTURES[code], io.BytesIO(segment)).size
     if width * height > most:
         raise ValueError(f"a segment of {height} x {width} pixels, where the file states {most} values")
-
-
-def picture_size(content: bytes, kind: str) -> tuple[int, int]:
-    """Columns and rows that a compressed picture states."""
-    columns, rows = picture(kind, io.BytesIO(content)).size
-    return columns, rows
