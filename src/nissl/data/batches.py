@@ -312,7 +312,6 @@ class Steps(Protocol[T_co]):
 
     def ids(self, step: int) -> tuple[str, ...]:
         """Ids of the cases of a step."""
-        ...
 
 
 class _Guarded(torch_data.Dataset[T | NisslError]):

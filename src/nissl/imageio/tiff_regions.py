@@ -38,12 +38,10 @@ class Pixels(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Channels, then space."""
-        ...
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the values, in native byte order."""
-        ...
 
     def __getitem__(self, box: Box, /) -> np.ndarray: ...
 
@@ -156,22 +154,21 @@ class TiffRegions:
 
     def _read(self, box: Box) -> np.ndarray:
         sizes = [int(size) for size in self._series.shape]
-        span = [(0, size) for size in sizes]
+        span = [range(size) for size in sizes]
         for axis, part in zip(self._axes.space, box[1:], strict=False):
-            start, stop, _ = part.indices(sizes[axis])
-            span[axis] = (start, max(start, stop))
-        stored = np.empty([stop - start for start, stop in span], self.dtype)
+            span[axis] = span[axis][part]
+        stored = np.empty([len(extent) for extent in span], self.dtype)
         leading = len(sizes) - len(self._page.shape)
-        inside = [(0, 1)] * 5
+        inside = [range(1)] * 5
         for slot, extent in zip(self._slots(), span[leading:], strict=True):
             inside[slot] = extent
-        for index in product(*(range(*extent) for extent in span[:leading])):
-            place = tuple(at - start for at, (start, _) in zip(index, span, strict=False))
+        for index in product(*span[:leading]):
+            place = tuple(at - extent.start for at, extent in zip(index, span, strict=False))
             number = int(np.ravel_multi_index(index, sizes[:leading])) if index else 0
             if self._in_place:
-                stored[place] = self._mapped(number)[tuple(slice(*extent) for extent in span[leading:])]
+                stored[place] = self._mapped(number)[tuple(slice(part.start, part.stop) for part in span[leading:])]
             else:
-                self._fill(stored[place].reshape([stop - start for start, stop in inside]), number, inside)
+                self._fill(stored[place].reshape([len(extent) for extent in inside]), number, inside)
         rest = [axis for axis in range(len(sizes)) if axis not in self._axes.channels + self._axes.space]
         channels = prod(stored.shape[axis] for axis in self._axes.channels)
         lengths = [stored.shape[axis] for axis in self._axes.space]
@@ -179,20 +176,20 @@ class TiffRegions:
         plain = np.ascontiguousarray(plain[: self.shape[0]][box[0]])  # interleaved, all that follows would be slow
         return self._finished(plain)
 
-    def _fill(self, target: np.ndarray, number: int, inside: Sequence[tuple[int, int]]) -> None:
+    def _fill(self, target: np.ndarray, number: int, inside: Sequence[range]) -> None:
         """Copy a region of a page into `target`, segment by segment."""
-        part, count = self._part, self._count
-        axes = range(1, 4)
-        touched = [range(inside[a][0] // part[a - 1], -(-inside[a][1] // part[a - 1])) for a in axes]
-        for sample, *at in product(range(*inside[0]), *touched):
-            index = ((sample * count[0] + at[0]) * count[1] + at[1]) * count[2] + at[2]
-            segment = self._segment(number, index)
+        samples, *space, together = inside
+        sides = self._part[:3]
+        touched = [range(part.start // side, -(-part.stop // side)) for part, side in zip(space, sides, strict=True)]
+        for sample, *at in product(samples, *touched):
+            index = int(np.ravel_multi_index((sample, *at), (self._size[0], *self._count)))
             to, source = [], []
-            for axis, corner, side in zip(axes, at, part, strict=False):
-                low, high = max(inside[axis][0], corner * side), min(inside[axis][1], (corner + 1) * side)
-                to.append(slice(low - inside[axis][0], high - inside[axis][0]))
+            for part, corner, side in zip(space, at, sides, strict=True):
+                low, high = max(part.start, corner * side), min(part.stop, (corner + 1) * side)
+                to.append(slice(low - part.start, high - part.start))
                 source.append(slice(low - corner * side, high - corner * side))
-            target[sample - inside[0][0], to[0], to[1], to[2]] = segment[(*source, slice(*inside[4]))]
+            segment = self._segment(number, index)[(*source, slice(together.start, together.stop))]
+            target[sample - samples.start][tuple(to)] = segment
 
     def _segment(self, number: int, index: int) -> np.ndarray:
         """A decoded segment, kept until others need its memory."""

@@ -12,7 +12,7 @@ from nissl.data.duplicates import file_hash
 from nissl.data.naming import Listing, list_files
 from nissl.errors import DataError, InputError, NisslError, ResourceError, out_of_memory
 from nissl.imageio.dicom import is_series
-from nissl.imageio.formats import GIB, SUFFIXES, TIFF, mask_suffix, plain_name, read_header, stem, suffix
+from nissl.imageio.formats import GIB, NIFTI, SUFFIXES, TIFF, mask_suffix, plain_name, read_header, stem, suffix
 from nissl.inference.memory import MemoryFallback, lines_needed, network_bytes, resident_bytes, tile_size, total_bytes
 from nissl.inference.tiles import bands, require_fit
 from nissl.model import Model
@@ -127,9 +127,8 @@ def mask_names(names: Iterable[str]) -> dict[str, str]:
     taken: set[str] = set()
     masks: dict[str, str] = {}
     for name in names:
-        known = suffix(Path(name))
-        kind = known if known in (".tif", ".tiff", ".nii", ".nii.gz") else ".png"
-        base = stem(Path(name))
+        known, base = suffix(Path(name)), stem(Path(name))
+        kind = known if known in TIFF + NIFTI else ".png"
         base = name if stems[base.casefold()] > 1 else base
         mask, number = base + kind, 2
         while mask.casefold() in taken:
