@@ -16,7 +16,6 @@ from nissl.imageio.dicom import slices
 
 EDGE = {1: 1024, 2: 32, 3: 16}
 """Pixels along each axis of the small picture, by the number of axes."""
-
 NEAR = 0.95
 """Correlation of two small pictures from which on they count as one image.
 
@@ -26,13 +25,10 @@ Measured, and held by a test. Different images correlate by at most 0.62 in GlaS
 correlate by 0.979 or more. The usual 64-bit hash (signs of a cosine transform of 32 x 32 pixels) was measured too and
 does not part them: different hippocampi differ in as few as 6 bits, copies in as many as 8.
 """
-
 FEW = 3
 """Pairs of images alike that are not yet a sign that all are alike."""
-
 LISTED = 10
 """Copies that a message names."""
-
 BLOCK = 1024
 """Images compared with all others at a time, so that 100,000 images need 0.4 GB and not 40."""
 

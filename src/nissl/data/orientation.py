@@ -9,8 +9,6 @@ from jaxtyping import Float
 APART = 1.1
 """Ratio of the largest to the smallest spacing along an axis from which there is a warning."""
 LISTED = 4
-
-
 Place = tuple[tuple[float, ...] | None, str]
 """Spacing in mm along each axis, None if unknown, and where the axes point (`RAS`), empty if unknown."""
 

@@ -18,7 +18,6 @@ from nissl.errors import Caveat, DataError, InputError
 
 TEST_DRAW, BUDGET_DRAW = 1, 2
 """Names of the two draws, so that each has a stream of its own for one seed."""
-
 LISTED = 30
 """Shared groups that a message names."""
 
