@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from tests.inference.tiny import assembled, picture, tiny_model, whole_at_once, with_net, write_run
+from tests.inference.tiny import assembled, picture, served, tiny_model, whole_at_once, with_net, write_run
 from torch import nn
 
 from nissl import cli
@@ -22,7 +22,7 @@ from nissl.imageio.formats import open_raster, read_raster, write_image
 from nissl.inference import tiles
 from nissl.inference.folder import predict_folder
 from nissl.inference.memory import MemoryFallback
-from nissl.inference.tiles import pieces, predict_mask
+from nissl.inference.tiles import predict_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 LINUX = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
@@ -211,7 +211,7 @@ CASES = [
 def test_f41_tiles_equal_the_whole_image(shape, settings_):
     model = tiny_model(len(shape) - 1, channels=shape[0], **settings_)
     image = picture(*shape)
-    assert len(list(pieces(model, image))) > 1
+    assert len(list(served(model, image))) > 1
     reference = whole_at_once(model, image)
     np.testing.assert_allclose(assembled(model, image), reference, atol=1e-5)
     mask = predict_mask(model, image)

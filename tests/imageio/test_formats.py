@@ -2,7 +2,10 @@
 
 import importlib.util
 import logging
+import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -12,6 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 from tests.shared import shared
+from tests.tiny_data import write_tiny
 
 from nissl.errors import DataError, InputError
 from nissl.imageio.formats import Raster, read_header, read_raster, stem, suffix, write_image, write_mask
@@ -304,3 +308,16 @@ def test_real_volumes_are_read_as_nibabel_reads_them():
     raster = read_raster(path)
     np.testing.assert_array_equal(raster.pixels[0], np.asarray(nibabel.load(path).dataobj))
     assert raster.spacing == (1.0, 1.0, 1.0)
+
+
+def test_pictures_load_no_reader_of_another_format(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from nissl import api; from tests.tiny_data import tiny_config;"
+        "config = tiny_config(steps=2); data, run = Path('data'), Path('run');"
+        "api.check(data, config.data); api.train(data, run, config); api.evaluate(run);"
+        "api.predict(run, data / 'images', Path('out'));"
+        "assert not {'nibabel', 'pydicom', 'tifffile', 'imagecodecs'} & sys.modules.keys()"
+    )
+    write_tiny(tmp_path / "data")
+    places = os.pathsep.join(sys.path)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": places})

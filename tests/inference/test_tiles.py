@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.inference.tiny import assembled, picture, tiny_model, whole_at_once, with_net
+from tests.inference.tiny import assembled, picture, served, tiny_model, whole_at_once, with_net
 from torch import nn
 
 from nissl.config import DataConfig
@@ -20,7 +20,7 @@ from nissl.errors import DataError
 from nissl.imageio.formats import read_raster, write_image
 from nissl.imageio.label_map import default_map
 from nissl.inference import tiles
-from nissl.inference.tiles import pieces, plan, predict_mask
+from nissl.inference.tiles import plan, predict_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +76,7 @@ def test_resizing_in_strips_equals_resizing_at_once(shape, dtype, monkeypatch):
     mean, deviation = moments(small)
     with torch.inference_mode():
         logits = model.predictor(torch.from_numpy((small - mean) / deviation)[None])[0].numpy()
-    assert len(list(pieces(model, image))) > 1
+    assert len(list(served(model, image))) > 1
     reference = resize_image(logits, image.shape[1:])
     np.testing.assert_allclose(assembled(model, image), reference, atol=1e-5)
     assert (predict_mask(model, image) == reference.argmax(0)).mean() > 0.999

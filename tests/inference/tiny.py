@@ -8,6 +8,7 @@ from torch import nn
 
 from nissl.config import PredictConfig
 from nissl.data.preprocessing import Preprocessing, moments, resize_image
+from nissl.inference.memory import MemoryFallback
 from nissl.inference.tiles import pieces
 from nissl.model import Description, Model
 from nissl.nets import factory
@@ -53,10 +54,15 @@ def picture(*shape, dtype=np.uint8, seed=0):
     return ((image - image.min()) / np.ptp(image) * 250).astype(dtype)
 
 
+def served(model, image, fallback=None):
+    """Logits of all pieces of an image, each with its place."""
+    return (piece for _, row in pieces(model, image, fallback or MemoryFallback(model)) for piece in row)
+
+
 def assembled(model, image, fallback=None):
     """Logits of the whole image, after checking that each pixel comes exactly once."""
     logits = np.full((len(model.classes), *image.shape[1:]), np.nan, np.float32)
-    for place, piece in pieces(model, image, fallback):
+    for place, piece in served(model, image, fallback):
         part = logits[(slice(None), *place)]
         assert part.shape == piece.shape
         assert np.isnan(part).all()

@@ -35,11 +35,6 @@ class Draw:
     """The noise follows from it."""
 
 
-def identity(dims: int) -> Draw:
-    """Give the draw that changes nothing."""
-    return Draw(np.eye(dims))
-
-
 def rotation(angles: Sequence[float], dims: int) -> Float[np.ndarray, "dims dims"]:
     """Compose rotations, in radians, one in each plane of two axes: one angle in 2-D, three in 3-D."""
     matrix = np.eye(dims)

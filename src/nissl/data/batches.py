@@ -23,7 +23,7 @@ from nissl.config import AugmentConfig, DataConfig
 from nissl.data import augmentation
 from nissl.data.cases import Case, CaseFile
 from nissl.data.orientation import Place
-from nissl.data.preprocessing import Preprocessing, Statistics
+from nissl.data.preprocessing import Preprocessing, Statistics, moments
 from nissl.data.resizing import Kept, kept
 from nissl.data.targets import MASKS, Targets
 from nissl.errors import DataError, InputError, NisslError, ResourceError
@@ -68,21 +68,10 @@ class Batch:
 
     def parts(self, count: int) -> "list[Batch]":
         """Cut it into equal parts; `count` divides the number of images, and that of unlabelled images."""
-        if count == 1:
-            return [self]
-        size = len(self.images) // count
         unlabelled = [None] * count if self.unlabelled is None else self.unlabelled.chunk(count)
-        cuts = [slice(start, start + size) for start in range(0, len(self.images), size)]
-        return [
-            dataclasses.replace(
-                self,
-                images=self.images[cut],
-                targets=self.targets[cut],
-                unlabelled=images,
-                first=self.first + cut.start,
-            )
-            for cut, images in zip(cuts, unlabelled, strict=True)
-        ]
+        tensors = zip(self.images.chunk(count), self.targets.chunk(count), unlabelled, strict=True)
+        firsts = range(self.first, self.first + len(self.images), len(self.images) // count)
+        return [Batch(*part, self.ids, self.step, first) for first, part in zip(firsts, tensors, strict=True)]
 
 
 def more_parts(parts: int, batch: int) -> int:
@@ -101,9 +90,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.batch % self.world:
-            raise InputError(
-                "batch", str(self.batch), f"a multiple of the {self.world} processes", "change it, or the processes"
-            )
+            expected = f"a multiple of the {self.world} processes"
+            raise InputError("batch", str(self.batch), expected, "change it, or the processes")
 
 
 class Cache:
@@ -123,7 +111,7 @@ class Cache:
 
     def put(self, path: Path, content: Any, size: int) -> None:
         """Keep the content of a file of so many bytes, where there is room and this is not a worker process."""
-        if size <= self._free and torch_data.get_worker_info() is None:
+        if path not in self._kept and size <= self._free and torch_data.get_worker_info() is None:
             self._free -= size
             self._kept[path] = content
 
@@ -132,16 +120,8 @@ class Store:
     """Cases in memory, ready to be cut: resized in `resize` sampling, padded to a patch at least in `patches`.
 
     Pixels are kept in the integer type of their file (others, and resized ones, as float32) until the cache is full; a
-    case that does not fit is read from disk again at each access.
-
-    Args:
-        files: the cases.
-        label_map: mask values to classes.
-        config: as `resolve` gives it.
-        with_masks: whether masks are read; without, no mask file is ever opened.
-        cache: that of other stores, which then have the pixels of a case in common.
-        targets: how targets are read and cut.
-
+    case that does not fit is read from disk again at each access. Stores with one cache have the pixels of a case in
+    common. The settings are as `resolve` gives them. Without masks, no mask file is ever opened.
     """
 
     def __init__(
@@ -177,9 +157,8 @@ class Store:
         image, mask = self._cache.get(file.image), self._cache.get(file.target) if file.target else (None, None)
         if image is None or mask is None:
             case = self._fit(index, self._fitting(self._targets.read(file, self._label_map, self.config), index))
-            if image is None:
-                alone = dataclasses.replace(case, target=None)
-                self._cache.put(file.image, (alone, self._moments[index]), case.image.nbytes)
+            alone = dataclasses.replace(case, target=None)
+            self._cache.put(file.image, (alone, self._moments[index]), case.image.nbytes)
             if file.target and case.target is not None:
                 self._cache.put(file.target, (case.target, self._counts[index]), case.target.nbytes)
             return case
@@ -194,12 +173,9 @@ class Store:
         kind = (case.image.ndim - 1, len(case.image))
         self._kind = self._kind or (len(self.config.size), kind[1])
         if kind != self._kind:
-            raise DataError(
-                self.files[index].image_name,
-                f"{kind[0]}-D with {kind[1]} channels",
-                f"{self._kind[0]}-D with {self._kind[1]} channels, as the other images",
-                "run `nissl check` to list all such images, and add --colour rgb or --colour gray if that is all",
-            )
+            found, usual = (f"{dims}-D with {channels} channels" for dims, channels in (kind, self._kind))
+            fix = "run `nissl check` to list all such images, and add --colour rgb or --colour gray if that is all"
+            raise DataError(self.files[index].image_name, found, f"{usual}, as the other images", fix)
         return case
 
     def moments(self, index: int) -> Statistics:
@@ -223,7 +199,7 @@ class Store:
         else:
             self.places[case.id] = case.spacing, case.direction
         image = self.preprocessing.resized(image)
-        self._moments[index] = self.preprocessing.statistics(image)
+        self._moments[index] = moments(image)
         short = [max(0, want - have) for want, have in zip(self.config.size, image.shape[1:], strict=True)]
         if any(short):
             around = [(lack // 2, lack - lack // 2) for lack in short]
@@ -305,12 +281,8 @@ class _Samples:
 class Stream(torch_data.Dataset[Batch]):
     """Batches of labelled images, with as many unlabelled ones where there are any: `stream[step]`.
 
-    Args:
-        labelled: cases with masks; None for a learner that sees images only, which are then those of `unlabelled`.
-        unlabelled: cases without; their own order and draws.
-        augment: how much an image may change, or None for not at all.
-        schedule: seed, batch and processes.
-
+    Unlabelled cases have their own order and draws. A learner that sees images only has these alone. Without `augment`
+    no image is changed.
     """
 
     def __init__(
@@ -340,7 +312,6 @@ class Steps(Protocol[T_co]):
 
     def ids(self, step: int) -> tuple[str, ...]:
         """Ids of the cases of a step."""
-        ...
 
 
 class _Guarded(torch_data.Dataset[T | NisslError]):
@@ -398,12 +369,10 @@ def loader(stream: Steps[T], start: int, stop: int, workers: int) -> Generator[T
                 if not workers or not gone or "in DataLoader worker process" in str(error):  # raised by what it ran
                     raise
                 at_hand = range(step, min(stop, step + AHEAD * workers + 1))
-                raise ResourceError(
-                    f"cases {', '.join(sorted({name for each in at_hand for name in stream.ids(each)}))}",
-                    "a process that prepares batches was killed, most often for lack of memory",
-                    "it lives as long as the training",
-                    "set data.workers to 0, or data.cache_gib lower, and resume",
-                ) from error
+                names = ", ".join(sorted({name for each in at_hand for name in stream.ids(each)}))
+                found = "a process that prepares batches was killed, most often for lack of memory"
+                expected, fix = "it lives as long as the training", "set data.workers to 0, or data.cache_gib lower"
+                raise ResourceError(f"cases {names}", found, expected, f"{fix}, and resume") from error
             if isinstance(batch, NisslError):
                 raise batch
             yield batch

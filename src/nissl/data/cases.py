@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -125,23 +126,13 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def read_image(path: Path, config: DataConfig, alias: str | None = None) -> Raster:
-    """Read an image, brought to one or to three channels where the settings ask for it; `alias` as of `read_raster`.
-
-    Raises:
-        DataError: it cannot be read.
-
-    """
+    """`read_raster` of an image, brought to one or to three channels where the settings ask for it."""
     return _in_colour(read_raster(path, config.limit_gib, alias, config.axes), config)
 
 
 @contextmanager
 def open_image(path: Path, config: DataConfig, lines: int, alias: str | None = None) -> Iterator[Raster]:
-    """`read_image` for pixels that are read where they are asked for (see `nissl.imageio.formats.open_raster`).
-
-    Raises:
-        DataError: it cannot be read, here or later.
-
-    """
+    """`open_raster` of an image, brought to one or to three channels as by `read_image`."""
     with open_raster(path, config.limit_gib, lines, alias, config.axes) as raster:
         yield _in_colour(raster, config)
 
@@ -151,18 +142,12 @@ def _in_colour(raster: Raster, config: DataConfig) -> Raster:
     wanted = channels_in(config, image.pixels.shape[0])
     if wanted == image.pixels.shape[0]:
         return image
-    return recoloured(image, wanted, _gray if wanted == 1 else _rgb)
+    return recoloured(image, wanted, _gray if wanted == 1 else partial(np.repeat, repeats=3, axis=0))
 
 
 def _gray(pixels: Num[np.ndarray, "3 *space"]) -> Num[np.ndarray, "1 *space"]:
     gray = np.tensordot(LUMA, pixels.astype(np.float64), axes=1)[None]
-    whole = np.issubdtype(pixels.dtype, np.integer)
-    converted: Num[np.ndarray, "1 *space"] = (np.rint(gray) if whole else gray).astype(pixels.dtype)
-    return converted
-
-
-def _rgb(pixels: Num[np.ndarray, "1 *space"]) -> Num[np.ndarray, "3 *space"]:
-    return np.repeat(pixels, 3, axis=0)
+    return np.asarray(np.rint(gray) if pixels.dtype.kind in "iu" else gray, pixels.dtype)
 
 
 def channels_in(config: DataConfig, channels: int) -> int:

@@ -76,11 +76,7 @@ def check(
 ) -> Report:
     """Read every file of a data set once and list all its faults; none of them stops the pass.
 
-    Args:
-        root: the folder.
-        config: where the files are and what their values mean.
-        progress: called after each case with the number done and the number of cases.
-        accepted: faults of the split that are warnings only.
+    `progress` is called after each case with the number done and the number of cases.
 
     Raises:
         InputError: the folder holds no data set at all, or the label map cannot be read.
@@ -98,8 +94,13 @@ def check(
     place = DATA_FOLDER if scanned.private else str(root)
     findings += _near_copies(observations, place)
     findings += _class_faults(observations, scanned.label_map, place)
-    findings += _leaks(scanned.cases, accepted)
-    findings += _geometry(observations, place)
+    parted = [[case for case in scanned.cases if (case.split == "test") is test] for test in (False, True)]
+    groups, shared = groups_on_sides(*parted)
+    if shared:
+        findings.append(Finding.of(shared_fault(shared, groups), "warning" if accepted.shared_groups else "error"))
+    places = {seen.file.id: seen.place for seen in observations if seen.place}
+    lost = loss(seen.kept for seen in observations)
+    findings += [Finding("warning", place, *words) for words in (*differences(places), *lost)]
     return Report(tuple(findings), {"layout": scanned.layout} | _facts(observations, scanned.label_map))
 
 
@@ -226,21 +227,6 @@ def _near_copies(observations: Sequence[_Observation], place: str) -> Iterator[F
             text = f"it looks the same as {_called(like)} (correlation {alike:.3f})"
             expected = "test images that are no copies of training images"
             yield Finding("warning", file.image_name, text, expected, f"compare both; if it is a copy, {ONE_SIDE}")
-
-
-def _leaks(cases: Sequence[CaseFile], accepted: Accepted) -> Iterator[Finding]:
-    """Groups that the split of cases.csv has on both sides."""
-    sides = [[case for case in cases if (case.split == "test") is test] for test in (False, True)]
-    groups, shared = groups_on_sides(*sides)
-    if shared:
-        yield Finding.of(shared_fault(shared, groups), "warning" if accepted.shared_groups else "error")
-
-
-def _geometry(observations: Sequence[_Observation], place: str) -> Iterator[Finding]:
-    """Structures that are too small for the network's size, and cases that lie in space in several ways."""
-    places = {seen.file.id: seen.place for seen in observations if seen.place}
-    for words in (*differences(places), *loss(seen.kept for seen in observations)):
-        yield Finding("warning", place, *words)
 
 
 def _class_faults(observations: Sequence[_Observation], label_map: LabelMap, place: str) -> Iterator[Finding]:

@@ -48,13 +48,7 @@ def find_cases(root: Path | str, config: DataConfig = DataConfig()) -> Dataset:
 
 
 def list_cases(root: Path, config: DataConfig) -> Scan:
-    """List the cases of a folder by their names alone, and print what the names warn of; no image is opened.
-
-    Raises:
-        InputError: no such folder, no images in it, or a label map that cannot be read.
-        DataError: the names show a fault that makes the set unusable.
-
-    """
+    """List the cases as `find_cases` does, by their names alone, and print what these warn of; no image is opened."""
     scanned = _require_sound(root, scan(root, config))
     for finding in scanned.findings:
         warn(f"{finding.where}: {finding.found}; {finding.fix}")
@@ -74,9 +68,7 @@ def _require_sound(root: Path, scanned: Scan) -> Scan:
 def inspect_header(root: Path, scanned: Scan, config: DataConfig, ids: Collection[str] | None = None) -> Dataset:
     """Read dimensions and channels from the header of the first image that can be read, among `ids` where given.
 
-    Raises:
-        DataError: no image can be read.
-
+    Where none can be read, the DataError of the first is raised.
     """
     unreadable: list[DataError] = []
     for case in (case for case in scanned.cases if ids is None or case.id in ids):
@@ -91,12 +83,7 @@ def inspect_header(root: Path, scanned: Scan, config: DataConfig, ids: Collectio
 
 
 def scan(root: Path, config: DataConfig) -> Scan:
-    """List the cases of a folder and every fault that shows without opening an image.
-
-    Raises:
-        InputError: no such folder, no images in it, or a label map that cannot be read.
-
-    """
+    """List the cases of a folder and every fault that shows without opening an image; InputError as of `find_cases`."""
     layout, images, masks = _list_both(root, config)
     findings: list[Finding] = []
     image_files, mask_files = _by_id(images, findings), _by_id(masks, findings)
@@ -173,11 +160,10 @@ def _by_id(files: Listing, findings: list[Finding]) -> dict[str, Path]:
         same[files.id(path).casefold().strip()].append(path)
     for twins in same.values():
         if len(twins) > 1:
-            found = (
-                f"the same id in {', '.join(files.position(path) if files.private else path.name for path in twins)}"
-            )
+            names = ", ".join(files.position(path) if files.private else path.name for path in twins)
             where = files.alias(twins[1]) or str(twins[1])
             expected = "one file for each id (upper and lower case count as equal, spaces at its ends do not count)"
+            found = f"the same id in {names}"
             findings.append(Finding("error", where, found, expected, "rename or remove all but one"))
     return {key: twins[0] for key, twins in same.items()}
 

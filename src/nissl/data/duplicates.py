@@ -16,7 +16,6 @@ from nissl.imageio.dicom import slices
 
 EDGE = {1: 1024, 2: 32, 3: 16}
 """Pixels along each axis of the small picture, by the number of axes."""
-
 NEAR = 0.95
 """Correlation of two small pictures from which on they count as one image.
 
@@ -26,13 +25,10 @@ these 517 images as JPEG of quality 90 and 50, at half size, brighter with clipp
 correlate by 0.979 or more. The usual 64-bit hash (signs of a cosine transform of 32 x 32 pixels) was measured too and
 does not part them: different hippocampi differ in as few as 6 bits, copies in as many as 8.
 """
-
 FEW = 3
 """Pairs of images alike that are not yet a sign that all are alike."""
-
 LISTED = 10
 """Copies that a message names."""
-
 BLOCK = 1024
 """Images compared with all others at a time, so that 100,000 images need 0.4 GB and not 40."""
 
@@ -69,8 +65,7 @@ def small_picture(image: Num[np.ndarray, "channels *space"]) -> Float32[np.ndarr
     length = float(np.linalg.norm(values))
     if not 0 < length < np.inf:  # a constant image, NaN or infinity
         return np.zeros_like(values)
-    unit: Float32[np.ndarray, "values"] = values / length
-    return unit
+    return np.asarray(values / length)
 
 
 def nearest(
@@ -81,15 +76,11 @@ def nearest(
 ) -> list[tuple[int, int, float]]:
     """For each image that can be tested, the one most like it that can be trained on, if it is a near copy.
 
-    Args:
-        pictures: small picture of each image.
-        together: number of what a split keeps together; images of one number are not compared.
-        tested: whether the image can be a test image.
-        centred: what all images share is away from the pictures.
+    Images of which `together` is one number are kept together by a split, and not compared. Where the copies are more
+    than `FEW` and a tenth of all, what all images share (a frame, the illumination) is taken away first.
 
     Returns:
-        Index of the tested image, of the other one, and their correlation; no pair twice. Where these are more than
-        `FEW` and a tenth of all, what all images share (a frame, the illumination) is taken away first.
+        Index of the tested image, of the other one, and their correlation; no pair twice.
 
     """
     found: dict[frozenset[int], tuple[int, int, float]] = {}
@@ -112,10 +103,7 @@ def nearest(
 def name_copies(test: Sequence[CaseFile], cases: Sequence[Mapping[str, Any]]) -> str:
     """Say which test images are also training images, by the hash of their files; empty where there are none.
 
-    Args:
-        test: the test cases; their image files are read.
-        cases: `cases` of data.json; only images that the training opened have a hash there.
-
+    Of `cases`, those of data.json, only images that the training opened have a hash.
     """
     own = {file.id for file in test}  # a transductive training opened the test images themselves
     trained = {case["image_sha256"]: case["id"] for case in cases if case["image_sha256"] and case["id"] not in own}

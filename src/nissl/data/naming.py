@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from nissl.imageio import dicom
-from nissl.imageio.formats import plain_name, stem, suffix
+from nissl.imageio.formats import is_dicom, plain_name, stem, suffix
 
 DATA_FOLDER = "the data folder"
 """What a folder with DICOM in it is called."""
@@ -79,9 +79,7 @@ class Listing:
 
     def alias(self, path: Path) -> str | None:
         """What errors call a file in place of its path; None where the path may be shown."""
-        if not self.private:
-            return None
-        return f"{self.id(path)} ({self.position(path)})"
+        return f"{self.id(path)} ({self.position(path)})" if self.private else None
 
     def position(self, path: Path) -> str:
         """Place of a file among those of its folder."""
@@ -138,11 +136,6 @@ def list_files(folder: Path, pattern: str = "*") -> Listing:
     others, folders = (tuple(path for path in rest if path.is_dir() is wanted) for wanted in (False, True))
     unfit = tuple(sorted(set(known) - set(paths)))
     return Listing(folder, paths, others, any(map(is_dicom, known)), folders, pattern, unfit)
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a path is a DICOM file or a series of them, by names alone."""
-    return suffix(path) in dicom.SUFFIXES or dicom.is_series(path)
 
 
 def counted(count: int, what: str) -> str:

@@ -9,17 +9,17 @@ from jaxtyping import Float
 APART = 1.1
 """Ratio of the largest to the smallest spacing along an axis from which there is a warning."""
 LISTED = 4
-
-
 Place = tuple[tuple[float, ...] | None, str]
 """Spacing in mm along each axis, None if unknown, and where the axes point (`RAS`), empty if unknown."""
 
 
 def direction_of(affine: Float[np.ndarray, "4 4"] | None) -> str:
     """The letters of NIfTI for where the axes of an affine point: right or left, front or back, up or down."""
-    import nibabel
+    if affine is None:
+        return ""
+    from nibabel.orientations import aff2axcodes  # with nibabel come pydicom and half a second
 
-    return "" if affine is None else "".join(code or "?" for code in nibabel.orientations.aff2axcodes(affine))
+    return "".join(code or "?" for code in aff2axcodes(affine))
 
 
 def differences(places: Mapping[str, Place]) -> Iterator[tuple[str, str, str]]:

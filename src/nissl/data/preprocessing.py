@@ -60,22 +60,17 @@ class Preprocessing:
             narrow[:, rows] = resize_image(part, (part.shape[1], *self.size[1:]))
         return resize_image(narrow, self.size)
 
-    def statistics(self, image: Num[np.ndarray, "channels *space"]) -> Statistics:
-        """Mean and standard deviation by which an image at the network's resolution is normalised."""
-        return moments(image)
-
     def normalised(
         self, pixels: Num[np.ndarray, "channels *part"], statistics: Statistics
     ) -> Float32[np.ndarray, "channels *part"]:
         """Normalise a part of an image by the statistics of the whole."""
         mean, deviation = statistics
-        result: Float32[np.ndarray, "channels *part"] = (pixels - mean) / deviation
-        return result
+        return np.asarray((pixels - mean) / deviation)
 
     def __call__(self, image: Pixels | Num[np.ndarray, "channels *space"]) -> Float32[np.ndarray, "channels *size"]:
         """Make the input of the network from a whole image; in `patches` sampling its size stays."""
         pixels = self.resized(image)
-        return self.normalised(pixels, self.statistics(pixels))
+        return self.normalised(pixels, moments(pixels))
 
 
 def resolve(config: DataConfig, dims: int) -> DataConfig:
@@ -127,10 +122,9 @@ def moments_in_strips(image: Pixels) -> Statistics:
 
     Means and squares of deviations of two parts are joined by Chan, Golub and LeVeque (1979), equation 2.1, in float64.
     """
-    axes = tuple(range(1, image.ndim))
+    axes = tuple(range(1, len(image.shape)))
     count, mean, squares = 0, np.zeros((image.shape[0], *(1,) * len(axes))), np.zeros(1)
-    lowest: np.ndarray | None = None
-    highest: np.ndarray | None = None
+    lowest, highest = np.array(np.inf), np.array(-np.inf)
     for rows in row_strips(image.shape, STRIP):
         part = kept_type(image[:, rows])
         here, more = part.mean(axis=axes, dtype=np.float64, keepdims=True), prod(part.shape[1:])
@@ -138,9 +132,8 @@ def moments_in_strips(image: Pixels) -> Statistics:
         spread = np.square(part - here).sum(axis=axes, keepdims=True)
         squares = squares + spread + off**2 * (count * more / (count + more))
         count, mean = count + more, mean + off * (more / (count + more))
-        low, high = part.min(axis=axes, keepdims=True), part.max(axis=axes, keepdims=True)
-        lowest = low if lowest is None else np.minimum(lowest, low)
-        highest = high if highest is None else np.maximum(highest, high)
+        lowest = np.minimum(lowest, part.min(axis=axes, keepdims=True))
+        highest = np.maximum(highest, part.max(axis=axes, keepdims=True))
     return np.stack([mean, np.where(lowest != highest, np.sqrt(squares / count), 1)]).astype(np.float32)
 
 

@@ -22,11 +22,10 @@ class Kept:
 
 def resize_mask(mask: UInt8[np.ndarray, "*space"], size: Sequence[int]) -> UInt8[np.ndarray, "*size"]:
     """Resize by taking the nearest pixel."""
-    resized: UInt8[np.ndarray, "*size"] = mask
     for axis, (old, new) in enumerate(zip(mask.shape, size, strict=True)):
         picks = ((np.arange(new) + 0.5) * old / new).astype(np.intp)
-        resized = resized.take(picks, axis)
-    return resized
+        mask = mask.take(picks, axis)
+    return mask
 
 
 def kept(mask: UInt8[np.ndarray, "*space"], size: Sequence[int]) -> Kept | None:

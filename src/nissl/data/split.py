@@ -18,7 +18,6 @@ from nissl.errors import Caveat, DataError, InputError
 
 TEST_DRAW, BUDGET_DRAW = 1, 2
 """Names of the two draws, so that each has a stream of its own for one seed."""
-
 LISTED = 30
 """Shared groups that a message names."""
 
@@ -52,12 +51,7 @@ class Split:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], where: Path | str = "split.json") -> "Split":
-        """Make a split of what split.json holds.
-
-        Raises:
-            DataError: it is something else.
-
-        """
+        """Make a split of what split.json holds; raises DataError where it is something else."""
         values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in tree.items()}
         try:
             return cls(**values)

@@ -101,16 +101,14 @@ def _continue(url: str, part: Path, page: str, progress: Progress | None) -> boo
     return total is None or done == total
 
 
-def _entries(archive: Path) -> Iterator[tuple[str, int, bool]]:
-    """Name and size of each entry of a zip or tar archive, and whether it is a plain file or a folder."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zipped:
-            for one in zipped.infolist():
-                yield one.filename, one.file_size, not stat.S_ISLNK(one.external_attr >> 16)
+def _entries(opened: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, int, bool]]:
+    """Name and size of each entry of an archive, and whether it is a plain file or a folder."""
+    if isinstance(opened, zipfile.ZipFile):
+        for one in opened.infolist():
+            yield one.filename, one.file_size, not stat.S_ISLNK(one.external_attr >> 16)
     else:
-        with tarfile.open(archive) as tarred:
-            for entry in tarred:
-                yield entry.name, entry.size, entry.isreg() or entry.isdir()
+        for entry in opened:
+            yield entry.name, entry.size, entry.isreg() or entry.isdir()
 
 
 def unpack(archive: Path, folder: Path, limit_gib: float) -> None:
@@ -128,18 +126,18 @@ def unpack(archive: Path, folder: Path, limit_gib: float) -> None:
     total = 0
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        for count, (name, size, plain) in enumerate(_entries(archive), start=1):
-            total += size
-            if not plain or _leaves(name):
-                raise refuse(f"the entry {name!r}", "plain files inside the archive's own folder")
-            if count > MOST_FILES or total > limit_gib * GIB:
-                raise refuse(f"{count} files, {total / GIB:.1f} GiB unpacked, or more", f"at most {limit_gib:g} GiB")
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                zipped.extractall(folder)
-        else:
-            with tarfile.open(archive) as tarred:
-                tarred.extractall(folder, filter="data")
+        with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as opened:
+            for count, (name, size, plain) in enumerate(_entries(opened), start=1):
+                total += size
+                if not plain or _leaves(name):
+                    raise refuse(f"the entry {name!r}", "plain files inside the archive's own folder")
+                if count > MOST_FILES or total > limit_gib * GIB:
+                    found = f"{count} files, {total / GIB:.1f} GiB unpacked, or more"
+                    raise refuse(found, f"at most {limit_gib:g} GiB")
+            if isinstance(opened, zipfile.ZipFile):
+                opened.extractall(folder)
+            else:
+                opened.extractall(folder, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise refuse(f"not a whole zip or tar archive ({error})", "a zip or tar archive") from error
     except OSError as error:

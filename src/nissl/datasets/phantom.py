@@ -74,8 +74,7 @@ def phantom(
 def _field(rng: np.random.Generator, space: Sequence[int], scale: float) -> Float[np.ndarray, "*space"]:
     """Noise that is smooth over `scale` pixels, with mean 0 and standard deviation 1."""
     smooth = ndimage.gaussian_filter(rng.standard_normal(tuple(space)), scale)
-    scaled: Float[np.ndarray, "*space"] = (smooth - smooth.mean()) / (smooth.std() + 1e-12)
-    return scaled
+    return np.asarray((smooth - smooth.mean()) / (smooth.std() + 1e-12))
 
 
 def _illumination(rng: np.random.Generator, space: Sequence[int]) -> Float[np.ndarray, "*space"]:
@@ -83,8 +82,7 @@ def _illumination(rng: np.random.Generator, space: Sequence[int]) -> Float[np.nd
     centre = rng.uniform(-0.8, 0.8, len(space))
     grid = np.meshgrid(*[np.linspace(-1, 1, n) for n in space], indexing="ij")
     distance = np.sum([(axis - at) ** 2 for axis, at in zip(grid, centre, strict=True)], axis=0)
-    falling: Float[np.ndarray, "*space"] = 1 - 2 * distance / distance.max()
-    return falling
+    return np.asarray(1 - 2 * distance / distance.max())
 
 
 def _turn(rng: np.random.Generator, dims: int) -> Float[np.ndarray, "dims dims"]:
@@ -167,14 +165,7 @@ def write_phantoms(folder: Path, count: int, config: PhantomConfig, seed: int, m
     """Write a data set: images/, masks/ and cases.csv, with a test side of other slides.
 
     Every five images come from one slide, which has its own stain, background, lamp and exposure; each fourth slide
-    is for testing.
-
-    Args:
-        folder: made where it is missing; it must be empty.
-        count: number of images.
-        config: what is simulated.
-        seed: everything follows from it.
-        masks: how many training images have a mask; None for all. Test images always have one.
+    is for testing. `masks` is how many training images have a mask, None for all; test images always have one.
 
     Raises:
         InputError: the folder holds something already.

@@ -4,6 +4,7 @@ Of a file only the elements in `ELEMENTS` are read, so that names, dates and ide
 far as an array, a header or an error. Errors are in words of ours alone: those of a decoder may quote the file.
 """
 
+import io
 import logging
 import math
 import warnings
@@ -15,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from nissl.imageio.dicom_geometry import EXPECTED, Grid, Slice, stacked
-from nissl.imageio.raster import BoundedFile, Header, Opened, Raster, UnusableError, plain
-from nissl.imageio.tiff_segments import picture_size
+from nissl.imageio.raster import BoundedFile, Header, Opened, Raster, UnusableError, picture, plain
 
 SUFFIXES = (".dcm", ".dicom")
 LAYOUT = (
@@ -73,8 +73,7 @@ def open_dicom(path: Path) -> Iterator[Opened]:
         UnusableError: a fault in the file or series, in words that quote nothing of it.
 
     """
-    with _silence():
-        files, heads, planes, grid = _examine(path)
+    files, heads, planes, grid = _examine(path)
     head, size = heads[0], (int(heads[0].Rows), int(heads[0].Columns))
     channels, dtype = int(head.SamplesPerPixel), _value_type(head, planes)
     shape: tuple[int, ...] = size if len(planes) == 1 else (len(planes), *size)
@@ -86,7 +85,7 @@ def open_dicom(path: Path) -> Iterator[Opened]:
         stack = np.empty((len(planes), *size, channels), dtype)
         done = 0
         for file, place in files:
-            with _silence(), _faults_of(place):
+            with _faults_of(place):
                 for frame in _pixels(file).reshape(-1, *size, channels):
                     stack[done] = _values(frame, head, planes[done], dtype)
                     done += 1
@@ -138,20 +137,6 @@ def _examine(path: Path) -> tuple[list[tuple[Path, str]], list[Any], list[Slice]
     return files, heads, planes, grid
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep pydicom from writing: what it warns of, it quotes."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _pydicom() -> Any:
     try:
         import pydicom
@@ -163,15 +148,25 @@ def _pydicom() -> Any:
 
 @contextmanager
 def _faults_of(place: str) -> Iterator[None]:
-    """Whatever pydicom raises on hostile bytes is a fault of that file or frame, in our words."""
+    """Whatever pydicom raises on hostile bytes is a fault of that file or frame, in our words.
+
+    It is kept from writing, too: what it warns of, it quotes.
+    """
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except (OSError, MemoryError):
         raise
     except Exception as error:
         fault = error if isinstance(error, UnusableError) else _damaged()
         found = f"{place}: {fault}" if place else str(fault)
         raise UnusableError(found, fault.expected, fault.fix) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _read(path: Path, elements: Sequence[str]) -> Any:
@@ -355,7 +350,7 @@ def _require_frames_of_that_size(whole: Any, syntax: str) -> None:
         if syntax == pydicom.uid.RLELossless:
             fits = len(frame) <= 2 * raw + 1024  # what runs of one byte each would take
         else:
-            kind = "JPEG" if frame.startswith(b"\xff\xd8") else "JPEG2000"
-            fits = picture_size(frame, kind) == (columns, rows)
+            kind = "Jpeg" if frame.startswith(b"\xff\xd8") else "Jpeg2K"
+            fits = picture(kind, io.BytesIO(frame)).size == (columns, rows)
         if not fits:
             raise ValueError("a frame of another size than the file states")

@@ -35,8 +35,17 @@ NIFTI = (".nii", ".nii.gz")
 
 def suffix(path: Path) -> str:
     """The known suffix of a file in lower case (`.nii.gz` is one suffix); empty where it is not known."""
-    name = path.name.lower()
-    return next((known for known in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(known)), "")
+    return next((known for known in SUFFIXES if path.name.lower().endswith(known)), "")
+
+
+def kind_of(path: Path) -> str:
+    """The known suffix of a file, or `.dcm` for a folder of DICOM slices; empty where it is not known."""
+    return ".dcm" if dicom.is_series(path) else suffix(path)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a path is a DICOM file or a series of them, by names alone."""
+    return kind_of(path) in dicom.SUFFIXES
 
 
 def stem(path: Path) -> str:
@@ -53,12 +62,7 @@ def plain_name(name: str) -> str:
 
 
 def read_header(path: Path, alias: str | None = None, axes: str = "") -> Header:
-    """Read the shape, type and spacing of a file without decoding its pixels; arguments as of `read_raster`.
-
-    Raises:
-        DataError: the file cannot be read.
-
-    """
+    """Read shape, type and spacing of a file, but no pixels; arguments and errors as of `read_raster`."""
     with _faults_named(path, alias), _open(path, axes) as (header, _):
         return header
 
@@ -92,10 +96,7 @@ def open_raster(
     """Open a file whose pixels are read where they are asked for, if it is a TIFF in parts; else as `read_raster`.
 
     The limit is for what must be decoded at once: one strip or tile. `lines` of the first axis of space stay decoded.
-
-    Raises:
-        DataError: the file cannot be read, here or where a region is read, or a part of it is larger than the limit.
-
+    A DataError may come here or where a region is read.
     """
     with ExitStack() as stack:
         with _faults_named(path, alias):
@@ -121,26 +122,24 @@ def _require_below(limit_gib: float, where: Path | str, header: Header, asked: t
 
 def _called(path: Path, alias: str | None) -> Path | str:
     """What errors call a file; the name of a DICOM file is never shown, whoever reads it."""
-    return alias or ("a DICOM file" if suffix(path) in dicom.SUFFIXES or dicom.is_series(path) else path)
+    return alias or ("a DICOM file" if is_dicom(path) else path)
 
 
 def _open(path: Path, axes: str) -> AbstractContextManager[Opened]:
-    if suffix(path) in TIFF and axes:
-        return open_tiff(path, axes)
-    return OPENERS[".dcm" if dicom.is_series(path) else suffix(path)](path)
+    kind = kind_of(path)
+    return open_tiff(path, axes) if axes and kind in TIFF else OPENERS[kind](path)
 
 
 @contextmanager
 def _faults_named(path: Path, alias: str | None) -> Iterator[None]:
     """Turn every fault of the decoder of a file into a DataError."""
-    where, series = _called(path, alias), dicom.is_series(path)
-    known = ".dcm" if series else suffix(path)
+    where, known = _called(path, alias), kind_of(path)
     if not known:
         found = "a file of another kind" if alias else f"a file of kind `{path.suffix}`"
         raise DataError(where, found, " ".join(SUFFIXES), "convert it to one of these")
     kind = "DICOM" if known in dicom.SUFFIXES else known[1:].upper()
     expected, fix = f"a readable {kind} file", "write the file again from its source, or remove it"
-    if path.exists() and not (path.is_file() or series):  # a pipe would be waited for without end
+    if path.exists() and not (path.is_file() or dicom.is_series(path)):  # a pipe would be waited for without end
         raise DataError(where, "not an ordinary file", expected, "remove it")
     try:
         yield
@@ -176,14 +175,13 @@ def mask_suffix(image: Path) -> str:
     The mask of a DICOM volume is NIfTI where the volume has a place in space, and a TIFF stack where it has none, which
     the header says.
     """
-    kind = ".dcm" if dicom.is_series(image) else suffix(image)
-    if kind in dicom.SUFFIXES:
+    if is_dicom(image):
         try:
             header = read_header(image)
         except DataError:
             return ".nii.gz" if dicom.is_series(image) else ".png"
         return ".nii.gz" if header.placed else ".tif" if len(header.shape) > 2 else ".png"
-    return kind if kind in TIFF + NIFTI else ".png"
+    return suffix(image) if suffix(image) in TIFF + NIFTI else ".png"
 
 
 def write_mask(
@@ -250,6 +248,5 @@ def _encode(path: Path, pixels: np.ndarray, like: Raster, note: str, palette: np
     described = PngImagePlugin.PngInfo()
     if note:
         described.add_text("Description", note)
-    options = {"pnginfo": described} if kind == ".png" else {}
-    image.save(buffer, {".jpg": "JPEG", ".jpeg": "JPEG"}.get(kind, kind[1:].upper()), **options)
+    image.save(buffer, "JPEG" if kind in LOSSY else kind[1:].upper(), pnginfo=described)  # others do not look at it
     return buffer.getvalue()

@@ -137,9 +137,8 @@ class LabelMap:
         try:
             labels = self._labels(raster)
             if raster.clear is not None and (labels[raster.clear].any() or not labels.any()):
-                found = (
-                    f"{int(raster.clear.sum())} transparent pixels (alpha) that its values do not show as background"
-                )
+                count = int(raster.clear.sum())
+                found = f"{count} transparent pixels (alpha) that its values do not show as background"
                 fix = "write the mask without transparency, each class in a value or colour of its own"
                 raise UnusableError(found, f"opaque values ({self})", fix)
         except UnusableError as error:

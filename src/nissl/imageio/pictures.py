@@ -7,36 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from nissl.imageio.raster import BoundedFile, Header, Opened, Raster, UnusableError, plain, type_name, upright
+from nissl.imageio.raster import BoundedFile, Header, Opened, Raster, UnusableError, picture, plain, type_name, upright
 from nissl.imageio.tiff_regions import colours_in
 
+KINDS = {b"\x89PNG": "Png", b"\xff\xd8\xff": "Jpeg", b"BM": "Bmp"}
 ORIENTATION = 0x0112
 
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Opened]:
-    """Open PNG, JPEG or BMP by its first bytes.
-
-    The reader's class is called rather than Image.open, whose own bound of pixels would warn or refuse before ours.
-    """
-    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin
-
-    readers: dict[bytes, Any] = {
-        b"\x89PNG": PngImagePlugin.PngImageFile,
-        b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
-        b"BM": BmpImagePlugin.BmpImageFile,
-    }
+    """Open PNG, JPEG or BMP by its first bytes."""
     with BoundedFile(path) as file:
         start = file.read(26)
-        reader = next((reader for magic, reader in readers.items() if start.startswith(magic)), None)
-        if reader is None:
+        kind = next((kind for magic, kind in KINDS.items() if start.startswith(magic)), None)
+        if kind is None:
             raise ValueError("the first bytes are not those of PNG, JPEG or BMP")
         file.seek(0)
-        image = reader(file)
+        image = picture(kind, file)
         if getattr(image, "n_frames", 1) > 1:
             fix = "save each frame as a file of its own, or all of them as a TIFF stack"
             raise UnusableError(f"an animation of {image.n_frames} frames", "one picture", fix)
-        deep = start.startswith(b"\x89PNG") and start[24] == 16 and len(image.getbands()) > 1
+        deep = kind == "Png" and start[24] == 16 and len(image.getbands()) > 1
         palette = None
         if image.mode == "P":
             given = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
@@ -57,16 +48,10 @@ def open_picture(path: Path) -> Iterator[Opened]:
             else:
                 image.load()
                 pixels = np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
-            channels = np.moveaxis(pixels.reshape(image.height, image.width, -1), -1, 0)
-            alpha = upright(channels[colours:], orientation)
-            clear = alpha[0] <= np.iinfo(alpha.dtype).max // 2 if len(alpha) else None
-            channels = channels[:colours]
-            return Raster(
-                plain(upright(channels, orientation)),
-                palette=palette,
-                lossy=image.format == "JPEG",
-                clear=clear if clear is not None and clear.any() else None,
-            )
+            channels = upright(np.moveaxis(pixels.reshape(image.height, image.width, -1), -1, 0), orientation)
+            clear = [alpha <= np.iinfo(alpha.dtype).max // 2 for alpha in channels[colours:]]
+            transparent = clear[0] if clear and clear[0].any() else None
+            return Raster(plain(channels[:colours]), palette=palette, lossy=kind == "Jpeg", clear=transparent)
 
         shape = (image.height, image.width)[:: -1 if orientation > 4 else 1]
         size = image.width * image.height * stored * dtype.itemsize

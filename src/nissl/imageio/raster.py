@@ -4,8 +4,9 @@ import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
@@ -92,12 +93,7 @@ def known_spacing(lengths: Iterable[float]) -> tuple[float, ...] | None:
 
 
 def type_name(dtype: np.dtype[Any]) -> str:
-    """Name of the type that `plain` gives.
-
-    Raises:
-        UnusableError: the pixels are neither integers nor real numbers.
-
-    """
+    """Name of the type that `plain` gives; raises UnusableError for what is neither integers nor real numbers."""
     if dtype.kind not in "buif":
         raise UnusableError(f"pixels of type {dtype}, where integers or real numbers can be used")
     return "uint8" if dtype.kind == "b" else dtype.newbyteorder("=").name
@@ -115,6 +111,14 @@ def upright(pixels: Num[np.ndarray, "*rest rows columns"], orientation: int) -> 
 def plain(pixels: np.ndarray) -> Num[np.ndarray, "channels *space"]:
     """A contiguous array in native byte order that owns its memory, of 0 and 1 for booleans; raises as `type_name`."""
     return np.array(pixels, dtype=np.dtype(type_name(pixels.dtype)), order="C")
+
+
+def picture(kind: str, file: BinaryIO) -> Any:
+    """Open a picture by the reader that pillow has for a kind: Bmp, Jpeg, Jpeg2K, Png or WebP.
+
+    Image.open has a bound of pixels of its own, which would warn or refuse before ours.
+    """
+    return getattr(import_module(f"PIL.{kind}ImagePlugin"), f"{kind}ImageFile")(file)
 
 
 class BoundedFile(io.BufferedReader):

@@ -15,7 +15,7 @@ import numpy as np
 
 from nissl.imageio.raster import Header, Opened, Raster, UnusableError, known_spacing, plain, type_name, upright
 from nissl.imageio.tiff_regions import Axes, TiffRegions, colours_in, readable, spacing_metadata
-from nissl.imageio.tiff_segments import largest_segment, require_bounded
+from nissl.imageio.tiff_segments import require_bounded
 
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "nm": 1e-6, "m": 1e3}
 MILLIMETRES |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00B5m", "micron", "microns"), 1e-3)
@@ -79,7 +79,8 @@ def open_tiff(path: Path, axes: str = "") -> Iterator[Opened]:
         turned = [*space[:-2], *space[:-3:-1]] if orientation > 4 else space
         spacing = _tiff_spacing(file, [sizes[at][0] for at in turned])
         shown = (count, dtype) if palette is None else (colours_in(palette), "uint8")
-        size = max(int(series.nbytes) * (1 if palette is None else shown[0]), largest_segment(series))
+        segment = prod(map(int, page.chunks)) * int(page.dtype.itemsize)  # a tile may be larger than the image
+        size = max(int(series.nbytes) * (1 if palette is None else shown[0]), segment)
         shape, grid = tuple(sizes[at][1] for at in turned), regions.grid if regions else None
         yield Header(shape, *shown, spacing, size, grid=grid), decode
 

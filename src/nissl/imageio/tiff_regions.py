@@ -6,10 +6,10 @@ many as a band of the image has.
 """
 
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import blake2b
 from itertools import product
 from math import prod
@@ -38,29 +38,16 @@ class Pixels(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Channels, then space."""
-        ...
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the values, in native byte order."""
-        ...
-
-    @property
-    def ndim(self) -> int:
-        """Axes of space, and one."""
-        ...
 
     def __getitem__(self, box: Box, /) -> np.ndarray: ...
 
 
 def row_strips(shape: Sequence[int], values: int = STRIP) -> list[slice]:
-    """Cut the first axis of space so that each strip has at most so many values, or is one line.
-
-    Args:
-        shape: channels, then space.
-        values: most values in a strip, in all channels.
-
-    """
+    """Cut the first axis of space, after that of channels, into strips of so many values at most, or of one line."""
     lines = max(1, values // max(1, shape[0] * prod(shape[2:])))
     return [slice(start, min(shape[1], start + lines)) for start in range(0, shape[1], lines)]
 
@@ -74,7 +61,7 @@ def recoloured(raster: Raster, channels: int, convert: Convert, dtype: Any = Non
 
 class _Recoloured:
     def __init__(self, source: Pixels, channels: int, convert: Convert, dtype: Any) -> None:
-        self.shape, self.dtype, self.ndim = (channels, *source.shape[1:]), np.dtype(dtype or source.dtype), source.ndim
+        self.shape, self.dtype = (channels, *source.shape[1:]), np.dtype(dtype or source.dtype)
         self._source, self._convert = source, convert
 
     def __getitem__(self, box: Box) -> np.ndarray:
@@ -112,14 +99,8 @@ class TiffRegions:
     """The pixels `(channels, *space)` of a TIFF series, read where they are asked for.
 
     `lines` of the first axis of space are kept decoded, so that neighbouring regions decode a segment once.
-    `numpy.asarray` reads all at once.
-
-    Args:
-        series: of an open tifffile.TiffFile, for which `readable` is true.
-        axes: what its axes are.
-        whole: reads all pixels.
-        finished: what is done to the pixels of a region, value by value.
-
+    `numpy.asarray` reads all at once, by `whole`. The series is of an open tifffile.TiffFile, and `readable` is true
+    for it; `finished` is done to the pixels of a region, value by value.
     """
 
     lines = 1024
@@ -129,15 +110,13 @@ class TiffRegions:
         self._axes = axes
         self.shape = (axes.count, *(int(series.shape[axis]) for axis in axes.space))
         self.dtype = np.dtype("uint8" if series.dtype.kind == "b" else series.dtype.newbyteorder("="))
-        self.ndim = len(self.shape)
         self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         """What each reading is done in, to name the file where it fails."""
         self._size = tuple(int(size) for size in self._page.shaped)
         self._in_place = bool(self._page.is_final)
         self._part = self._segment_shape()
         self._count = tuple(-(-size // part) for size, part in zip(self._size[1:4], self._part[:3], strict=True))
-        self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._used = 0
+        self._kept: dict[tuple[int, int], np.ndarray] = {}
         self._pages: list[Any] | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -147,7 +126,7 @@ class TiffRegions:
         with self.guard():
             return self._read(box)
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         """The segments as they cost memory."""
         segment = prod(self._part) * self.dtype.itemsize
@@ -175,22 +154,21 @@ class TiffRegions:
 
     def _read(self, box: Box) -> np.ndarray:
         sizes = [int(size) for size in self._series.shape]
-        span = [(0, size) for size in sizes]
+        span = [range(size) for size in sizes]
         for axis, part in zip(self._axes.space, box[1:], strict=False):
-            start, stop, _ = part.indices(sizes[axis])
-            span[axis] = (start, max(start, stop))
-        stored = np.empty([stop - start for start, stop in span], self.dtype)
+            span[axis] = span[axis][part]
+        stored = np.empty([len(extent) for extent in span], self.dtype)
         leading = len(sizes) - len(self._page.shape)
-        inside = [(0, 1)] * 5
+        inside = [range(1)] * 5
         for slot, extent in zip(self._slots(), span[leading:], strict=True):
             inside[slot] = extent
-        for index in product(*(range(*extent) for extent in span[:leading])):
-            place = tuple(at - start for at, (start, _) in zip(index, span, strict=False))
+        for index in product(*span[:leading]):
+            place = tuple(at - extent.start for at, extent in zip(index, span, strict=False))
             number = int(np.ravel_multi_index(index, sizes[:leading])) if index else 0
             if self._in_place:
-                stored[place] = self._mapped(number)[tuple(slice(*extent) for extent in span[leading:])]
+                stored[place] = self._mapped(number)[tuple(slice(part.start, part.stop) for part in span[leading:])]
             else:
-                self._fill(stored[place].reshape([stop - start for start, stop in inside]), number, inside)
+                self._fill(stored[place].reshape([len(extent) for extent in inside]), number, inside)
         rest = [axis for axis in range(len(sizes)) if axis not in self._axes.channels + self._axes.space]
         channels = prod(stored.shape[axis] for axis in self._axes.channels)
         lengths = [stored.shape[axis] for axis in self._axes.space]
@@ -198,33 +176,28 @@ class TiffRegions:
         plain = np.ascontiguousarray(plain[: self.shape[0]][box[0]])  # interleaved, all that follows would be slow
         return self._finished(plain)
 
-    def _fill(self, target: np.ndarray, number: int, inside: Sequence[tuple[int, int]]) -> None:
+    def _fill(self, target: np.ndarray, number: int, inside: Sequence[range]) -> None:
         """Copy a region of a page into `target`, segment by segment."""
-        part, count = self._part, self._count
-        axes = range(1, 4)
-        touched = [range(inside[a][0] // part[a - 1], -(-inside[a][1] // part[a - 1])) for a in axes]
-        for sample, *at in product(range(*inside[0]), *touched):
-            index = ((sample * count[0] + at[0]) * count[1] + at[1]) * count[2] + at[2]
-            segment = self._segment(number, index)
+        samples, *space, together = inside
+        sides = self._part[:3]
+        touched = [range(part.start // side, -(-part.stop // side)) for part, side in zip(space, sides, strict=True)]
+        for sample, *at in product(samples, *touched):
+            index = int(np.ravel_multi_index((sample, *at), (self._size[0], *self._count)))
             to, source = [], []
-            for axis, corner, side in zip(axes, at, part, strict=False):
-                low, high = max(inside[axis][0], corner * side), min(inside[axis][1], (corner + 1) * side)
-                to.append(slice(low - inside[axis][0], high - inside[axis][0]))
+            for part, corner, side in zip(space, at, sides, strict=True):
+                low, high = max(part.start, corner * side), min(part.stop, (corner + 1) * side)
+                to.append(slice(low - part.start, high - part.start))
                 source.append(slice(low - corner * side, high - corner * side))
-            target[sample - inside[0][0], to[0], to[1], to[2]] = segment[(*source, slice(*inside[4]))]
+            segment = self._segment(number, index)[(*source, slice(together.start, together.stop))]
+            target[sample - samples.start][tuple(to)] = segment
 
     def _segment(self, number: int, index: int) -> np.ndarray:
         """A decoded segment, kept until others need its memory."""
-        key = (number, index)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        segment = self._decoded(number, index)
-        self._kept[key] = segment
-        self._used += segment.nbytes
-        most = self.grid.held(self.lines)
-        while self._used > most and len(self._kept) > 1:
-            self._used -= self._kept.popitem(last=False)[1].nbytes
+        segment = self._kept.pop((number, index), None)
+        segment = self._decoded(number, index) if segment is None else segment
+        self._kept[number, index] = segment  # as the last of them
+        while len(self._kept) > self.grid.held(self.lines) // self.grid.segment:
+            del self._kept[next(iter(self._kept))]
         return segment
 
     def _decoded(self, number: int, index: int) -> np.ndarray:
@@ -248,14 +221,11 @@ class TiffRegions:
 
     def _mapped(self, number: int) -> np.ndarray:
         """An uncompressed page as it lies in the file, of which only what is copied is read."""
-        series, page = self._series, self._page
-        if series.dataoffset is not None:  # also where only the first page is listed, as in large ImageJ stacks
-            start = series.dataoffset + number * page.nbytes
-        else:
-            start = series[number].dataoffsets[0]
+        page, first = self._page, self._series.dataoffset
+        # In one piece with the first: of large ImageJ stacks no other page is listed.
+        start = self._series[number].dataoffsets[0] if first is None else first + number * page.nbytes
         dtype = page.dtype.newbyteorder(page.parent.byteorder)
-        mapped: np.ndarray = page.parent.filehandle.memmap_array(dtype, page.shape, start, mode="r")
-        return mapped
+        return np.asarray(page.parent.filehandle.memmap_array(dtype, page.shape, start, mode="r"))
 
 
 def readable(series: Any) -> bool:
@@ -309,9 +279,7 @@ def write_mask_tiff(
             yield plain
 
     axes, dtype, palette = "ZYX"[-len(shape) :], values.dtype, values.palette
-    colormap = np.zeros((3, 256), np.uint16)
-    if palette is not None:
-        colormap[:, : len(palette)] = palette.T * np.uint16(257)
+    unused = 256 - len(palette if palette is not None else ())
     blank = str(uuid.UUID(int=0))
     metadata = {"axes": axes, **spacing_metadata(axes, spacing)} | ({"Description": note} if note else {})
     if spacing is not None:
@@ -326,7 +294,7 @@ def write_mask_tiff(
             bigtiff=prod(shape) * dtype.itemsize > 2**32 - 2**25,
             ome=spacing is not None,
             photometric="minisblack" if palette is None else "palette",
-            colormap=None if palette is None else colormap,
+            colormap=None if palette is None else np.pad(palette.T * np.uint16(257), ((0, 0), (0, unused))),
             compression="zlib",
             metadata=metadata,
             maxworkers=1,

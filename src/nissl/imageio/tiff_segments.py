@@ -8,33 +8,21 @@ import io
 from math import prod
 from typing import Any
 
-from nissl.imageio.raster import UnusableError
+from nissl.imageio.raster import UnusableError, picture
 
 BOUNDED = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000)
 """TIFF compressions without a size of their own: none, CCITT, LZW, deflate, PackBits, LZMA, Zstandard."""
 PICTURES = {
-    **dict.fromkeys((6, 7, 33007, 34892), "JPEG"),
-    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG2000"),
-    **dict.fromkeys((34927, 50001), "WEBP"),
-    34933: "PNG",
+    **dict.fromkeys((6, 7, 33007, 34892), "Jpeg"),
+    **dict.fromkeys((33003, 33004, 33005, 34712), "Jpeg2K"),
+    **dict.fromkeys((34927, 50001), "WebP"),
+    34933: "Png",
 }
 """TIFF compressions whose segments state their size, and the kind of picture that they are."""
 
 
-def largest_segment(series: Any) -> int:
-    """Bytes of one strip or tile of a TIFF series once it is decoded; a tile may be larger than the image."""
-    page = series.keyframe
-    return int(prod(int(size) for size in page.chunks)) * int(page.dtype.itemsize)
-
-
 def require_bounded(series: Any) -> None:
-    """Refuse a series of which a segment would unpack to more than its part of the image.
-
-    Raises:
-        UnusableError: it cannot be known from the segment.
-        ValueError: a segment states another size than the file.
-
-    """
+    """Refuse a series of which a segment would unpack to more than its part of the image, as `require_fit` does."""
     handle = series.keyframe.parent.filehandle
     for page in series.pages if int(series.keyframe.compression) not in BOUNDED else ():
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
@@ -58,23 +46,6 @@ def require_fit(page: Any, segment: bytes) -> None:
         found = f"the compression {getattr(page.compression, 'name', code)}, whose size cannot be known beforehand"
         raise UnusableError(found, "deflate, LZW, JPEG or no compression", "save the file with one of these")
     most = prod(int(size) for size in page.chunks)
-    width, height = picture_size(segment, PICTURES[code])
+    width, height = picture(PICTURES[code], io.BytesIO(segment)).size
     if width * height > most:
         raise ValueError(f"a segment of {height} x {width} pixels, where the file states {most} values")
-
-
-def picture_size(content: bytes, kind: str) -> tuple[int, int]:
-    """Columns and rows that a compressed picture states.
-
-    The reader's class is called rather than Image.open, whose own bound of pixels would warn or refuse before ours.
-    """
-    from PIL import Jpeg2KImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
-
-    readers: dict[str, Any] = {
-        "JPEG": JpegImagePlugin.JpegImageFile,
-        "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
-        "PNG": PngImagePlugin.PngImageFile,
-        "WEBP": WebPImagePlugin.WebPImageFile,
-    }
-    columns, rows = readers[kind](io.BytesIO(content)).size
-    return columns, rows

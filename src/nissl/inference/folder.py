@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from nissl.data.duplicates import file_hash
 from nissl.data.naming import Listing, list_files
 from nissl.errors import DataError, InputError, NisslError, ResourceError, out_of_memory
 from nissl.imageio.dicom import is_series
-from nissl.imageio.formats import GIB, SUFFIXES, TIFF, mask_suffix, plain_name, read_header, stem, suffix
+from nissl.imageio.formats import GIB, NIFTI, SUFFIXES, TIFF, mask_suffix, plain_name, read_header, stem, suffix
 from nissl.inference.memory import MemoryFallback, lines_needed, network_bytes, resident_bytes, tile_size, total_bytes
 from nissl.inference.tiles import bands, require_fit
 from nissl.model import Model
@@ -91,7 +91,9 @@ def _predict_all(model: Model, files: Listing, out: Path, record: dict[str, Any]
     failed: list[NisslError] = []
     note = f"nissl run {record['run']}, weights {model.weights[:16]}"
     work = _Work(model, MemoryFallback(model), network_bytes(model), note)
-    with tracker(len(paths), f"masks (memory: {work.bound(paths) / GIB:.3g} GiB at most)") as advance:
+    # What this process held so far, and what the image that needs most takes.
+    most = resident_bytes() + max(map(work.needs, paths), default=0)
+    with tracker(len(paths), f"masks (memory: {most / GIB:.3g} GiB at most)") as advance:
         for path in paths:
             target, name = out / targets[path], files.called(path)
             try:
@@ -125,9 +127,8 @@ def mask_names(names: Iterable[str]) -> dict[str, str]:
     taken: set[str] = set()
     masks: dict[str, str] = {}
     for name in names:
-        known = suffix(Path(name))
-        kind = known if known in (".tif", ".tiff", ".nii", ".nii.gz") else ".png"
-        base = stem(Path(name))
+        known, base = suffix(Path(name)), stem(Path(name))
+        kind = known if known in TIFF + NIFTI else ".png"
         base = name if stems[base.casefold()] > 1 else base
         mask, number = base + kind, 2
         while mask.casefold() in taken:
@@ -149,21 +150,19 @@ def _find(images: Path) -> Listing:
 
 
 def _require_free(out: Path) -> None:
-    if not out.exists() and not out.is_symlink():
-        return
-    if not out.is_dir():
-        raise InputError(out, "a file", "an empty or new folder", "choose another folder for --out")
-    names = sorted(path.name for path in out.iterdir())
-    if not names:
-        return
-    found = f"{len(names)} files or folders, such as {names[0]}"
+    expected, fix = "an empty or new folder", "choose another folder for --out"
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
+        raise InputError(out, "a file", expected, fix)
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    found = f"{len(names)} files or folders, such as {names[0]}" if names else ""
     if RECORD in names:
         try:
             record = json.loads((out / RECORD).read_text(encoding="utf-8"))
             found = f"masks of run {record['run']} (weights {record['weights'][:12]})"
         except (OSError, ValueError, LookupError, TypeError):
             found = f"masks of an older run, with a damaged {RECORD}"
-    raise InputError(out, found, "an empty or new folder", "choose another folder for --out; nothing is overwritten")
+    if found:
+        raise InputError(out, found, expected, f"{fix}; nothing is overwritten")
 
 
 def _record(run: Path, model: Model) -> dict[str, Any]:
@@ -200,13 +199,8 @@ class _Work:
             header = read_header(path, axes=self.model.reading.axes)
         except DataError:
             return 0
-        if len(header.shape) != self.model.dims:
-            return 0
-        return total_bytes(self.model, header, suffix(path) in TIFF, self.per_pixel)
-
-    def bound(self, paths: Sequence[Path]) -> int:
-        """Most memory of this process, in bytes: what it held so far, and what the image that needs most takes."""
-        return resident_bytes() + max(map(self.needs, paths), default=0)
+        fits = len(header.shape) == self.model.dims
+        return total_bytes(self.model, header, suffix(path) in TIFF, self.per_pixel) if fits else 0
 
     def predict(self, path: Path, target: Path, alias: str | None) -> None:
         """Read an image, predict it and write its mask; errors call the image by its alias, if it has one.
@@ -218,7 +212,12 @@ class _Work:
         """
         file = CaseFile(stem(path), path, alias=alias)
         try:
-            self._predict(file, target)
+            with open_image(path, self.model.reading, lines_needed(self.model), alias) as raster:
+                for fault in image_faults(file, raster):
+                    raise DataError(fault.where, fault.found, fault.expected, fault.fix)
+                require_fit(self.model, raster.pixels, file.image_name)
+                served = (band for _, band in bands(self.model, raster.pixels, self.fallback))
+                self.model.task.write(target, served, raster, self.model.values, self.note)
         except (MemoryError, RuntimeError, ResourceError, OSError) as error:
             if out_of_memory(error) or (isinstance(error, ResourceError) and error.code != "disk-full"):
                 more = "close other programs, or take a machine with more memory"
@@ -229,11 +228,3 @@ class _Work:
                 raise
             found, expected = f"its mask cannot be written: {error.strerror}", "a name and folder that take its mask"
             raise DataError(file.image_name, found, expected, "rename the image") from error
-
-    def _predict(self, file: CaseFile, target: Path) -> None:
-        with open_image(file.image, self.model.reading, lines_needed(self.model), file.alias) as raster:
-            for fault in image_faults(file, raster):
-                raise DataError(fault.where, fault.found, fault.expected, fault.fix)
-            require_fit(self.model, raster.pixels, file.image_name)
-            served = (band for _, band in bands(self.model, raster.pixels, self.fallback))
-            self.model.task.write(target, served, raster, self.model.values, self.note)

@@ -4,13 +4,14 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nissl.data.batches import CHANNELS_LAST
 from nissl.errors import ResourceError
@@ -55,25 +56,14 @@ def lines_needed(model: Model) -> int:
 
 
 class _Live:
-    """Follows the bytes of the tensors that are alive, of all that pass the border of a module of a network.
+    """Follows the bytes of the tensors that are alive, of all that it sees."""
 
-    By hooks: a TorchDispatchMode, or the profiler, would import 800 modules at its first use, which takes two seconds.
-    """
-
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self) -> None:
         self.live = self.peak = self.largest = 0
         self._known: set[int] = set()
-        self._hooks = []
-        for module in net.modules():
-            self._hooks.append(module.register_forward_pre_hook(lambda _, inputs: self._see(inputs)))
-            self._hooks.append(module.register_forward_hook(lambda _, inputs, outputs: self._see(outputs)))
 
-    def close(self) -> None:
-        """Take the hooks away."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _see(self, tensors: Any) -> None:
+    def see(self, tensors: Any) -> None:
+        """Note what passes the border of a module."""
         for tensor in tensors if isinstance(tensors, tuple | list) else (tensors,):
             if isinstance(tensor, Tensor) and tensor.data_ptr() not in self._known:
                 key, size = tensor.data_ptr(), tensor.untyped_storage().nbytes()
@@ -95,12 +85,13 @@ def network_bytes(model: Model) -> int:
     """
     side = (4 * factory.multiple(model.predictor),) * model.dims
     image = torch.zeros(1, model.channels, *side, device=model.device)
-    memory = _Live(model.predictor)
-    try:
-        with torch.inference_mode(), autocast(model.device, model.description.precision):
-            model.predictor(image.contiguous(memory_format=CHANNELS_LAST[image.ndim]))
-    finally:
-        memory.close()
+    memory = _Live()
+    with ExitStack() as hooks, torch.inference_mode(), autocast(model.device, model.description.precision):
+        # A TorchDispatchMode, or the profiler, would import 800 modules at its first use, which takes two seconds.
+        for module in model.predictor.modules():
+            hooks.enter_context(module.register_forward_pre_hook(lambda _, inputs: memory.see(inputs)))
+            hooks.enter_context(module.register_forward_hook(lambda _, inputs, outputs: memory.see(outputs)))
+        model.predictor(image.contiguous(memory_format=CHANNELS_LAST[image.ndim]))
     return -(-(memory.peak + KERNELS * memory.largest) // prod(side))
 
 
@@ -110,13 +101,7 @@ def peak_bytes(model: Model, shape: Sequence[int], per_pixel: int | None = None)
     It is the sum of: 32 bytes for each value of a strip (or of a line, where that is more); for each pixel that the
     network sees at once `network_bytes`, 24 bytes for each channel and 8 for each class; the classes of a band, and in
     `resize` sampling 16 bytes for each value of the half-resized image and logits; the libraries' own. On a GPU the
-    part of the network is memory of the GPU.
-
-    Args:
-        model: the model.
-        shape: in pixels along each axis of space.
-        per_pixel: what `network_bytes` says, where it is known already.
-
+    part of the network is memory of the GPU. `per_pixel` is what `network_bytes` says, where it is known already.
     """
     size, channels, classes = model.preprocessing.size, model.channels, len(model.classes)
     if model.preprocessing.sampling == "resize":
@@ -135,14 +120,9 @@ def peak_bytes(model: Model, shape: Sequence[int], per_pixel: int | None = None)
 
 
 def total_bytes(model: Model, header: Header, by_bands: bool, per_pixel: int) -> int:
-    """Bound the bytes that reading, predicting and writing one image takes.
+    """Bound the bytes that reading, predicting and writing one image takes; `per_pixel` as of `peak_bytes`.
 
-    Args:
-        model: the model.
-        header: of the image.
-        by_bands: whether the mask is written by bands; else it is held, and encoded as a whole.
-        per_pixel: what `network_bytes` says.
-
+    A mask that is not written by bands is held, and encoded as a whole.
     """
     reading = header.grid.needs(lines_needed(model)) if header.grid else 3 * header.decoded_bytes
     line = prod(header.shape[1:])
@@ -219,12 +199,7 @@ class MemoryFallback:
         self.model.predictor.to(self.model.device)
 
     def next_attempt(self) -> None:
-        """Take the next attempt, which needs less.
-
-        Raises:
-            ResourceError: there is no less.
-
-        """
+        """Take the next attempt, which needs less; raises ResourceError where there is no less."""
         if self._at + 1 == len(self._attempts):
             less = "lower data.size and train again" if self.core is None else "train with a lower predict.halo"
             fix = f"close other programs, take a machine with more memory, or {less}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, Num
+from jaxtyping import Float32, Num
 from torch import Tensor
 
 from nissl.data.batches import CHANNELS_LAST
@@ -40,10 +40,7 @@ def predict_mask(
 ) -> np.ndarray:
     """Return the prediction for each pixel, such as its class, in the image's own geometry.
 
-    Args:
-        model: the model.
-        image: `(channels, *space)`.
-        fallback: what is given up where memory runs out; one for many images says each once.
+    `fallback` is what is given up where memory runs out; one for many images says each once.
 
     Raises:
         DataError: the image has other channels or dimensions than the network was trained on.
@@ -54,9 +51,16 @@ def predict_mask(
 
 
 def bands(model: Model, image: Pixels, fallback: MemoryFallback | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-    """Serve the prediction band by band, in order along the first axis; arguments and errors as above."""
+    """Serve the prediction band by band, in order along the first axis; arguments and errors as above.
+
+    In `resize` sampling the image is resized and normalised as in training and the logits are resized back linearly,
+    strip by strip. In `patches` sampling it is cut into tiles that see a halo around what is kept: where the halo is at
+    least the radius of the network's receptive field, the result is that of the whole image at once. (Networks that
+    normalise by statistics of their input, such as InstanceNorm, have an unbounded receptive field.) Where memory runs
+    out, a tile is cut into smaller ones with the same halo.
+    """
     task = model.task
-    for rows, served in _served(model, image, fallback or MemoryFallback(model)):
+    for rows, served in pieces(model, image, fallback or MemoryFallback(model)):
         band: np.ndarray | None = None
         for (first, *others), outputs in served:
             piece = task.decode(outputs)
@@ -66,26 +70,8 @@ def bands(model: Model, image: Pixels, fallback: MemoryFallback | None = None) -
         yield rows, band
 
 
-def pieces(model: Model, image: Pixels, fallback: MemoryFallback | None = None) -> Iterator[Piece]:
-    """Serve the logits piece by piece, each with its place in the image; every pixel comes exactly once.
-
-    In `resize` sampling the image is resized and normalised as in training and the logits are resized back linearly,
-    strip by strip. In `patches` sampling it is cut into tiles that see a halo around what is kept: where the halo is at
-    least the radius of the network's receptive field, the result is that of the whole image at once. (Networks that
-    normalise by statistics of their input, such as InstanceNorm, have an unbounded receptive field.) Where memory runs
-    out, a tile is cut into smaller ones with the same halo.
-
-    Raises:
-        DataError: the image has other channels or dimensions than the network was trained on.
-        ResourceError: too little memory even for the smallest tile.
-
-    """
-    for _, served in _served(model, image, fallback or MemoryFallback(model)):
-        yield from served
-
-
-def _served(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
-    """Rows of the image, each with its pieces."""
+def pieces(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
+    """Rows of the image, each with its logits piece by piece and their places; every pixel comes exactly once."""
     require_fit(model, image)
     fallback.begin()
     try:
@@ -95,16 +81,12 @@ def _served(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[t
 
 
 def require_fit(model: Model, image: Pixels, where: Path | str = "image") -> None:
-    """Refuse an image that the network was not made for.
-
-    Raises:
-        DataError: other channels or dimensions than in training.
-
-    """
+    """Refuse, by a DataError, an image of other channels or dimensions than in training."""
     fix = "convert it to the kind of the training images, or train on images of this kind"
-    if image.ndim - 1 != model.dims:
-        raise DataError(where, f"a {image.ndim - 1}-D image", f"{model.dims}-D, as the training images", fix)
-    if (channels := image.shape[0]) != model.channels:
+    channels, *space = image.shape
+    if len(space) != model.dims:
+        raise DataError(where, f"a {len(space)}-D image", f"{model.dims}-D, as the training images", fix)
+    if channels != model.channels:
         found, expected = f"{channels} channel{'s' * (channels > 1)}", f"{model.channels}, as the training images"
         raise DataError(where, found, expected, fix)
 
@@ -153,8 +135,9 @@ class _Tiling:
     def pixels(self, window: Place) -> Float32[np.ndarray, "channels *window"]:
         """Normalised pixels of a window of the padded image, mirrored at the borders of the image."""
         box, picks = [], []
-        for part, shift, size in zip(window, self.before, self.image.shape[1:], strict=True):
-            seen = _mirrored(np.arange(part.start, part.stop) - shift, size)
+        for part, before, size, padded in zip(window, self.before, self.image.shape[1:], self.padded, strict=True):
+            # The padded image itself would be a copy: only the positions along its axes are padded.
+            seen = np.pad(np.arange(size), (before, padded - size - before), "symmetric")[part]
             box.append(slice(int(seen.min()), int(seen.max()) + 1))
             picks.append(seen - box[-1].start)
         region = self.image[(slice(None), *box)]
@@ -186,14 +169,11 @@ def _pieces(tiling: _Tiling, tile: Tile, fallback: MemoryFallback) -> Iterator[P
         place = tiling.place(part.core)
         if not all(span.start < span.stop for span in place):
             continue
-        if fallback.core != core:  # an earlier part ran out of memory
-            yield from _pieces(tiling, part, fallback)
-            continue
-        kept = tuple(
-            slice(at.start + shift - seen.start, at.stop + shift - seen.start)
-            for at, shift, seen in zip(place, tiling.before, part.window, strict=True)
-        )
-        logits = _attempt(fallback, partial(tiling.pixels, part.window), kept)
+        logits = None
+        if fallback.core == core:  # else an earlier part ran out of memory
+            shifts = [before - seen.start for before, seen in zip(tiling.before, part.window, strict=True)]
+            kept = tuple(slice(at.start + by, at.stop + by) for at, by in zip(place, shifts, strict=True))
+            logits = _attempt(fallback, partial(tiling.pixels, part.window), kept)
         if logits is None:
             yield from _pieces(tiling, part, fallback)
         else:
@@ -203,14 +183,12 @@ def _pieces(tiling: _Tiling, tile: Tile, fallback: MemoryFallback) -> Iterator[P
 def _parts(tile: Tile, fallback: MemoryFallback, padded: Sequence[int]) -> Iterator[Tile]:
     """The tile, or smaller ones with the same halo that cover its core."""
     core, halo = tile_size(fallback.model)
-    if fallback.core is None or fallback.core == core:
+    step = fallback.core or core
+    if step == core:
         yield tile
         return
-    cores = (
-        [slice(at, min(at + fallback.core, part.stop)) for at in range(part.start, part.stop, fallback.core)]
-        for part in tile.core
-    )
-    for spans in product(*cores):
+    cuts = ([slice(at, min(at + step, part.stop)) for at in range(part.start, part.stop, step)] for part in tile.core)
+    for spans in product(*cuts):
         ends = zip(spans, padded, strict=True)
         yield Tile(tuple(slice(max(0, at.start - halo), min(total, at.stop + halo)) for at, total in ends), spans)
 
@@ -218,12 +196,7 @@ def _parts(tile: Tile, fallback: MemoryFallback, padded: Sequence[int]) -> Itera
 def _attempt(
     fallback: MemoryFallback, pixels: Callable[[], Float32[np.ndarray, "channels *window"]], kept: Place
 ) -> Float32[np.ndarray, "classes *core"] | None:
-    """Logits of what is kept of a window with these pixels; None where memory ran out and less is tried next.
-
-    Raises:
-        ResourceError: there is no less.
-
-    """
+    """Logits of what is kept of a window; None where memory ran out and less is tried next, if there is less."""
     try:
         return _logits(fallback.active_model, pixels(), kept)
     except (MemoryError, RuntimeError, OSError) as error:
@@ -231,13 +204,6 @@ def _attempt(
             raise
     fallback.next_attempt()  # not inside the handler: the error holds on to the tensors of the failed attempt
     return None
-
-
-def _mirrored(positions: Int[np.ndarray, "n"], size: int) -> Int[np.ndarray, "n"]:
-    """Positions inside an axis for those beyond its ends, as `np.pad` does by `symmetric`, without a padded copy."""
-    positions = positions % (2 * size)
-    inside: Int[np.ndarray, "n"] = np.minimum(positions, 2 * size - 1 - positions)
-    return inside
 
 
 def _resized(model: Model, image: Pixels, fallback: MemoryFallback) -> Iterator[tuple[slice, Iterator[Piece]]]:
