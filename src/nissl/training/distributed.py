@@ -165,10 +165,12 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Return the sum of every process's tensor, the same in all."""
         return _reduced(tensor, dist.ReduceOp.SUM)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the sum of every process's gradient: each of the sums depends on this process's tensor."""
         return _reduced(gradients[0], dist.ReduceOp.SUM)
 
 
