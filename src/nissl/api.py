@@ -124,7 +124,7 @@ def _describe(job: Job, network: dict[str, Any], counts: dict[str, int]) -> None
 
 
 def _to_reuse(pretrained: Path | str | None, out: Path, world: World, device: torch.device) -> Path | None:
-    """The run whose stage 1 is taken over, unless this one has begun its own."""
+    """The run whose pre-training is reused, unless this one has begun its own."""
     if pretrained is None:
         return None
     # Asked of all processes, so that they agree: the first must not copy while another still looks.

@@ -97,7 +97,7 @@ class Train:
     """With --resume: accept settings or data that differ from those that the run began with; with several seeds, data
     only."""
     pretrained: Path | None = None
-    """Another run with the same images, seed and settings of stage 1, of any budget and method: take its pre-trained
+    """Another run with the same images, seed and pre-training, of any budget and method: take its pre-trained
     networks."""
 
     def __call__(self) -> int:
@@ -107,7 +107,7 @@ class Train:
 
         several = self.seeds is not None or holds_seeds(self.out)
         if several and self.pretrained:
-            expected = "a run of its own: each seed has its own stage 1"
+            expected = "a run of its own: each seed has its own pre-training"
             raise InputError("--pretrained", "given with several seeds", expected, "leave one of them out")
         try:
             if not several:
