@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from nissl.learner import NETWORK, Learner, Problem, derived_seed
 from nissl.methods.settings import MethodSettings, Ramped, Weighted
+from nissl.nets.factory import parts
 from nissl.tasks.segmentation import Segmentation
 from nissl.tasks.task import Task
 
@@ -20,6 +21,9 @@ class Method(Learner):
     Args:
         networks: as many as `count` says, each initialised (and pre-trained) with a seed of its own.
         settings: of the method.
+
+    Raises:
+        InputError: the method needs encoder, decoder and head, and the network lacks one.
 
     """
 
@@ -35,6 +39,8 @@ class Method(Learner):
         self.networks = nn.ModuleList(networks)
         self.settings: Any = settings
         self.task: Task = Segmentation()
+        if self.needs_parts:
+            self.parts()  # here, before anything is made of them
 
     @classmethod
     def initial(cls, settings: Any, problem: Problem, seed: int) -> dict[str, nn.Module]:
@@ -47,6 +53,10 @@ class Method(Learner):
         made = cls(list(start.values()), settings)
         made.task = problem.task
         return made
+
+    def parts(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Return encoder, decoder and head of the first network, of a method that needs them."""
+        return parts(self.networks[0], f"--method {self.settings.name}")
 
     def supervised_losses(
         self, outputs: Float[Tensor, "batch outputs *space"], targets: Tensor
