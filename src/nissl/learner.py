@@ -27,6 +27,13 @@ def derived_seed(*names: int) -> int:
     return int(np.random.SeedSequence(names).generate_state(1, np.uint64)[0] >> 1)
 
 
+@torch.no_grad()
+def put_back(module: nn.Module, buffers: Sequence[Tensor]) -> None:
+    """Give a module back the running statistics that it had before a batch which turned out to be of no use."""
+    for buffer, before in zip(module.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is to be learnt: the task, the kind of images, and the network that maps them to the outputs."""
@@ -40,12 +47,7 @@ class Problem:
     net: NetSettings
 
     def network(self, seed: int) -> nn.Module:
-        """Make the network of the settings, images to logits; its weights follow from the seed.
-
-        Raises:
-            InputError: it cannot be made.
-
-        """
+        """Make the network, images to logits, with weights that follow from the seed; errors as of `build`."""
         return build(self.net, self.dims, self.channels, self.outputs, seed)
 
 

@@ -65,13 +65,11 @@ def parts(net: nn.Module, who: str) -> tuple[nn.Module, nn.Module, nn.Module]:
         InputError: the network has no such parts.
 
     """
-    found = [getattr(net, name, None) for name in ("encoder", "decoder", "head")]
-    if not all(isinstance(part, nn.Module) for part in found):
-        wanted = "parts named encoder, decoder and head, as those of `unet`"
-        raise InputError("net.name", f"{type(net).__name__}, with {who}", wanted, "use --net unet")
-    encoder, decoder, head = found
-    assert isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module) and isinstance(head, nn.Module)
-    return encoder, decoder, head
+    encoder, decoder, head = (getattr(net, name, None) for name in ("encoder", "decoder", "head"))
+    if isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module) and isinstance(head, nn.Module):
+        return encoder, decoder, head
+    wanted = "parts named encoder, decoder and head, as those of `unet`"
+    raise InputError("net.name", f"{type(net).__name__}, with {who}", wanted, "use --net unet")
 
 
 def _imported(path: str) -> Any:

@@ -8,7 +8,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from nissl.plasticity.rules import Rule
-from nissl.plasticity.update import PLASTIC, Learning, Transposed, accumulate
+from nissl.plasticity.update import PLASTIC, Learning, Plastic, Transposed, accumulate
 
 
 class Plasticity:
@@ -24,12 +24,9 @@ class Plasticity:
 
     Args:
         net: any network; a layer that is used more than once in a forward pass sums what it sees.
-        rule: the learning rule.
+        rule, unit_norm, transposed, samples: how the layers learn (see `nissl.plasticity.update.Learning`); `samples`
+            are those of a batch, over all processes.
         exclude: names of modules that do not learn, with all that is inside them.
-        unit_norm: take responses with unit-norm filters (see `update`).
-        transposed: reading of transposed convolutions (see `update`).
-        samples: thin the positions of large maps to about this many samples in a batch, over all processes; None learns
-            from all (see `nissl.plasticity.update`).
 
     Raises:
         ValueError: an excluded name is not in the network, or no layer is left to learn.
@@ -47,9 +44,9 @@ class Plasticity:
     ) -> None:
         self.layers = dict(plastic_layers(net, exclude))
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._all_reduce: Callable[[Tensor], None] | None = torch.distributed.all_reduce if several else None
+        all_reduce = torch.distributed.all_reduce if several else None
         processes = torch.distributed.get_world_size() if several else 1
-        self._learning = Learning(rule, unit_norm, transposed, samples, processes, self._all_reduce)
+        self._learning = Learning(rule, unit_norm, transposed, samples, processes, all_reduce)
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._no_grad = torch.no_grad()
@@ -84,7 +81,14 @@ class Plasticity:
         """Leave the negative mean update in the gradient of each weight; the sums start anew. Errors as of `step`."""
         if not self._sums:
             raise RuntimeError("run the network forward inside the `with` block before each step")
-        deltas = dict(self._negative_means())
+        deltas = {}
+        for name in [name for name in self.layers if name in self._sums]:  # in one order in all processes
+            total, samples = self._sums[name]
+            count = total.new_tensor(float(samples))
+            if self._learning.all_reduce is not None:
+                self._learning.all_reduce(total)
+                self._learning.all_reduce(count)
+            deltas[name] = total.div_(-count)
         self.forget()
         # One NaN would stay in the weights, and in an optimiser's averages, for good.
         totals = torch.stack([delta.sum().double() for delta in deltas.values()])  # a NaN or infinity stays in a sum
@@ -92,7 +96,6 @@ class Plasticity:
             raise FloatingPointError("an update is not finite")
         for name, delta in deltas.items():
             weight = self.layers[name].weight
-            assert isinstance(weight, Tensor)
             weight.grad = delta.to(weight.dtype)
 
     @property
@@ -103,17 +106,6 @@ class Plasticity:
     def forget(self) -> None:
         """Drop what was seen since the last step."""
         self._sums.clear()
-
-    def _negative_means(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self.layers:
-            if name not in self._sums:
-                continue
-            total, samples = self._sums[name]
-            count = total.new_tensor(float(samples))
-            if self._all_reduce is not None:
-                self._all_reduce(total)
-                self._all_reduce(count)
-            yield name, total.div_(-count)
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def learn(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -126,7 +118,7 @@ class Plasticity:
         return learn
 
 
-def plastic_layers(net: nn.Module, exclude: Collection[str] = ()) -> Iterator[tuple[str, nn.Module]]:
+def plastic_layers(net: nn.Module, exclude: Collection[str] = ()) -> Iterator[tuple[str, Plastic]]:
     """Name the layers of a network that a rule can train, in the order of the network.
 
     Raises:
