@@ -238,7 +238,7 @@ def evaluate(
             task.write(folder / f"{file.id}{kind}", iter([prediction]), like, model.values, "")
             rows += task.rows(case, prediction, model.classes)
             advance(case.id)
-    counts = {name: count for name, count in read_json(run / "budget.json").get("class_pixels", {}).items()}
+    counts = read_json(run / "budget.json").get("class_pixels", {})
     known = [*unfinished(model.steps, model.planned_steps), *caveats(split.shared_groups, split.transductive)]
     protocol = published(config.protocol)
     known += [*([Caveat("shared-images", copies)] if copies else []), *(protocol.caveats(run) if protocol else [])]

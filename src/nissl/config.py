@@ -282,29 +282,25 @@ def _member(base: type[Settings], tree: dict[str, Any], where: str) -> Settings:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Bring a TOML value to the type of its field."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kind = next((option for option in options if isinstance(option, type) and type(value) is option), options[0])
+    kind = next((option for option in options if type(value) is option), options[0])
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_tree(typing.cast(type[Any], kind), value, where)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal and value in inner:
-        return value
+    if origin is Literal:
+        if value in inner:
+            return value
+        near = difflib.get_close_matches(str(value), map(str, inner), n=1)
+        fix = f"did you mean {near[0]!r}?" if near else "correct the value"
+        raise InputError(where, repr(value), f"one of {', '.join(map(repr, inner))}", fix)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(inner[0], item, where) for item in value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if isinstance(kind, type) and origin is None and type(value) is kind:
+    if type(value) is kind:
         return value
-    expected = (
-        f"one of {', '.join(map(repr, inner))}"
-        if origin is Literal
-        else kind.__name__
-        if isinstance(kind, type) and origin is None
-        else str(kind)
-    )
-    near = difflib.get_close_matches(str(value), map(str, inner), n=1) if origin is Literal else []
-    raise InputError(where, repr(value), expected, f"did you mean {near[0]!r}?" if near else "correct the value")
+    raise InputError(where, repr(value), str(kind) if origin else kind.__name__, "correct the value")
 
 
 def without_foreign_options(tree: dict[str, Any]) -> dict[str, Any]:
@@ -325,11 +321,8 @@ def without_foreign_options(tree: dict[str, Any]) -> dict[str, Any]:
 
 def to_tree(config: Any) -> dict[str, Any]:
     """Nested dictionaries of plain values, for TOML and JSON; settings that are None are left out."""
-    tree: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            tree[field.name] = to_tree(value)
-        elif value is not None:
-            tree[field.name] = str(value) if isinstance(value, Path) else value
-    return tree
+
+    def plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: str(value) if isinstance(value, Path) else value for key, value in fields if value is not None}
+
+    return dataclasses.asdict(config, dict_factory=plain)

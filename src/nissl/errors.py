@@ -21,6 +21,10 @@ NO_MEMORY = (
 """Words of libraries that have no class of their own for a lack of memory, in lower case."""
 
 
+RESTORE = "restore the file from a copy, or train again"
+"""The next step where a file of a run is damaged."""
+
+
 class NisslError(Exception):
     """A fault that the user can mend.
 

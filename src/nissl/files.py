@@ -23,12 +23,7 @@ def file_digest(*paths: Path, algorithm: str = "sha256") -> str:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that after a kill or a full disk there is the old file or the new one, never a part.
-
-    Raises:
-        ResourceError: the disk is full; the old file is untouched.
-
-    """
+    """Write a file as `whole_file` does: after a kill or a full disk there is the old file or the new one."""
     # A folder whose name is not UTF-8 becomes an escape, which JSON gives back.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with whole_file(path, len(data)) as file:

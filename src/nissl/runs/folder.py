@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nissl.errors import DataError, InputError, NisslError
+from nissl.errors import RESTORE, DataError, InputError, NisslError
 from nissl.files import write_whole
 from nissl.runs.format import Tree, content_of, load_config, stamped
 
@@ -65,8 +65,7 @@ def read_json(path: Path) -> Tree:
             found, fix = "no such file: the folder holds the runs of several seeds", "name one of them, such as seed-0"
         raise InputError(path, found, "the folder of a run made by `nissl train`", fix) from error
     except ValueError as error:
-        fix = "restore the file from a copy, or train again"
-        raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", fix) from error
+        raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", RESTORE) from error
 
 
 def holds_seeds(folder: Path) -> bool:
@@ -103,12 +102,7 @@ def find_root(run: Path, facts: Tree, given: Path | str | None) -> Path:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device by name; `auto` is a GPU where there is one.
-
-    Raises:
-        InputError: the device is not on this machine.
-
-    """
+    """Return the device by name, `auto` being a GPU where there is one; an InputError where this machine lacks it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -121,12 +115,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Refuse a file that is one by its name or its first bytes: opening a pickle runs whatever it holds.
-
-    Raises:
-        InputError: it is a pickle, or another file where a run folder should be.
-
-    """
+    """Refuse, by an InputError, a pickle by its name or its first bytes: opening one runs whatever it holds."""
     if not path.is_file():
         return
     with path.open("rb") as file:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nissl.config import Config, from_tree, read_toml, without_foreign_options
-from nissl.errors import DataError, InputError
+from nissl.errors import RESTORE, DataError, InputError
 
 Tree = dict[str, Any]
 FORMAT = 2
@@ -72,17 +72,12 @@ def content_of(tree: Any, path: Path) -> Tree:
     for key, kind in CONTENT.get(path.name, {}).items():
         if not isinstance(content.get(key), kind):
             held = f"`{key}` is {content[key]!r:.40}" if key in content else f"no `{key}`"
-            raise DataError(path, held, f"`{key}` as a {kind.__name__}", "restore the file from a copy, or train again")
+            raise DataError(path, held, f"`{key}` as a {kind.__name__}", RESTORE)
     return UPGRADES[path.name](content) if found < FORMAT and path.name in UPGRADES else content
 
 
 def current_settings(tree: Tree, path: Path) -> Tree:
-    """The settings in the content of a TOML file, in the newest format; what it leaves open stays so.
-
-    Raises:
-        InputError: a newer Nissl wrote the file.
-
-    """
+    """The settings in the content of a TOML file, as `content_of` gives those of JSON; what is left open stays so."""
     content, found = _split(tree, path)
     by_hand = "format" not in tree and not any((path.parent / name).exists() for name in ("data.json", *SEEDS_FILES))
     return upgraded(content, FORMAT if by_hand else found)
@@ -103,7 +98,7 @@ def _split(tree: Any, path: Path) -> tuple[Tree, int]:
     tree = {"costs": tree} if path.name == "cost.json" and isinstance(tree, list) else tree  # format 1
     if not isinstance(tree, dict):
         found = f"it holds a {type(tree).__name__}, not an object"
-        raise DataError(path, found, "an object", "restore the file from a copy, or train again")
+        raise DataError(path, found, "an object", RESTORE)
     found_format = tree.get("format", 1)
     if type(found_format) is not int or found_format < 1:
         raise InputError(path, f"format {found_format!r}", f"a number from 1 to {FORMAT}", "restore the file")

@@ -259,12 +259,7 @@ def _differs(before: Mapping[str, str | None], file: CaseFile, hash_now: Callabl
 
 
 def require_same(out: Path, changed: Sequence[str]) -> None:
-    """Refuse to resume a run with other settings or other data.
-
-    Raises:
-        InputError: something has changed.
-
-    """
+    """Refuse, by an InputError, to resume a run with other settings or other data."""
     if changed:
         fix = "put it back, start a new run, or accept it with --allow-changed (the report will say so)"
         raise InputError(out, "; ".join(changed), "the settings and data that the run began with", fix)

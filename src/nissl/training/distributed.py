@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -117,8 +116,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise by the statistics of all processes' samples in training, by the running ones otherwise."""
         self._check_input_dim(input)
         if not self.training:  # one process may evaluate while the others do not: nothing is exchanged
-            known, options = (self.running_mean, self.running_var), (self.weight, self.bias)
-            return F.batch_norm(input, *known, *options, training=self.running_mean is None, eps=self.eps)
+            return super().forward(input)
         x = input if input.dtype == torch.float64 else input.float()  # sums in half precision lose too much
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = (1, -1, *[1] * (x.ndim - 2))

@@ -52,11 +52,6 @@ class Job:
         return kind
 
     def networks(self) -> dict[str, nn.Module]:
-        """Make the networks as they are before any training.
-
-        Raises:
-            InputError: they cannot be made.
-
-        """
+        """Make the networks as they are before any training; an InputError where they cannot be made."""
         made: dict[str, nn.Module] = self.method.initial(self.config.method, self.problem, self.config.seed)
         return made

@@ -40,12 +40,7 @@ class PublishedProtocol(Protocol):
         ...
 
     def require(self, dataset: Dataset, config: Config, processes: int) -> None:
-        """Refuse what the protocol does not cover.
-
-        Raises:
-            InputError: it does not.
-
-        """
+        """Refuse, by an InputError, what the protocol does not cover."""
         ...
 
     def choices(self, test: Sequence[str]) -> list[dict[str, Any]]:
@@ -53,12 +48,7 @@ class PublishedProtocol(Protocol):
         ...
 
     def watcher(self, job: Job, whole: Dataset, cache: Cache) -> Watcher:
-        """Open the test cases of `whole`, which are not locked there.
-
-        Raises:
-            DataError: they cannot be read, or nothing can be measured on them.
-
-        """
+        """Open the test cases of `whole`, not locked there; a DataError where nothing can be measured on them."""
         ...
 
     def caveats(self, run: Path) -> list[Caveat]:
