@@ -96,7 +96,8 @@ def train(
         job = Job(config, dataset, split, session, _to_reuse(pretrained, out, world, device))
         changed = _admit(job, resume)
         # What cannot work shows here, before the run starts.
-        networks, stores = job.networks(), open_stores(job)
+        networks = job.method.initial(config.method, job.problem, config.seed)
+        stores = open_stores(job)
         watcher = (protocol := published(config.protocol)) and protocol.watcher(job, whole, stores.cache)
         counts = job.task.require_learnable(stores.labelled, dataset)
         network = require_fit(next(iter(networks.values())), config, dataset)

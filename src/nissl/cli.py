@@ -353,11 +353,7 @@ def _parse(arguments: list[str]) -> Verb:
 def _base(flags: list[str]) -> Config:
     """Make the settings below the flags: of a file or of the run that is resumed, with the members that flags name.
 
-    A member has the flags of its own options and no others.
-
-    Raises:
-        InputError: a flag names no member, or an option of another one.
-
+    A member has the flags of its own options and no others; an InputError where a flag names none or one of another.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--out"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from nissl.errors import InputError
-from nissl.members import Settings, registry_of, require, short
+from nissl.members import Members, Settings, registry_of, require, short
 from nissl.methods.settings import MethodSettings, Supervised
 from nissl.nets.settings import NetSettings, UNet
 from nissl.pretrain.settings import NoPretraining, PretrainSettings
@@ -235,12 +235,7 @@ class Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file of settings as it is, without the defaults of what it leaves open.
-
-    Raises:
-        InputError: the file is missing or is not TOML.
-
-    """
+    """Read a TOML file of settings, without defaults; an InputError where the file is missing or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -252,7 +247,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def from_tree(kind: type[T], tree: dict[str, Any], where: str) -> T:
     """Make a dataclass from nested dictionaries; an unknown key, or an option of another member, is refused."""
     if issubclass(kind, Settings):
-        return typing.cast(T, _member(kind, tree, where))
+        kind = _member(kind, tree, where)
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for key, value in tree.items():
@@ -264,19 +259,15 @@ def from_tree(kind: type[T], tree: dict[str, Any], where: str) -> T:
     return kind(**values)
 
 
-def _member(base: type[Settings], tree: dict[str, Any], where: str) -> Settings:
-    """Make the settings of the member that a tree names; without a name, of the default member of the base class."""
-    members = registry_of(base)
+def _member(base: type[T], tree: dict[str, Any], where: str) -> type[T]:
+    """Find the settings class of the member that a tree names, or else of the first, and refuse options of others."""
+    members: Members[Any] = registry_of(typing.cast(type[Settings], base))
     name = tree.get("name", next(iter(members)))
     if not isinstance(name, str):
         raise InputError(f"{where}: name", repr(name), f"one of {', '.join(members)}", "write it in quotes")
-    kind = members.settings(name)
-    hints = typing.get_type_hints(kind)
     for key in tree:
         members.require_option(name, key, where)
-    options = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
-    made: Settings = kind(**{"name": name} | options)
-    return made
+    return members.settings(name)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -52,8 +52,6 @@ class NisslError(Exception):
 class InputError(NisslError):
     """A command, flag, setting or folder that cannot be used; exit code 2."""
 
-    exit_code = 2
-
 
 class TestSplitLocked(NisslError):
     """Something other than `evaluate` asked for a test case; exit code 2."""

@@ -55,13 +55,10 @@ def whole_file(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         need = f"more than {reached / 1e6:.3g} MB" if size is None else f"{size / 1e6:.3g} MB"
         fix = "free some space and run the command again"
         raise ResourceError(path, "disk full", f"{need} of free space", fix, "disk-full") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -172,9 +172,7 @@ class Learner(nn.Module):
     def finish(self, serve: Callable[[int], Sequence[Batch]]) -> dict[str, Any] | None:
         """Give the networks their final form after the last step; return facts of a stage that leaves any.
 
-        Args:
-            serve: the batch of a step, on the device and in parts.
-
+        `serve` gives the batch of a step, on the device and in parts.
         """
         return None
 

@@ -22,8 +22,8 @@ from nissl.evaluation.seeds import SeedsSummary, summarise_seeds
 from nissl.files import write_whole
 from nissl.progress import is_first_process
 from nissl.reporting.seeds_page import write_seeds_report
-from nissl.runs.folder import SEEDS, holds_seeds, write_json
-from nissl.runs.format import load_config, stamped
+from nissl.runs.folder import holds_seeds, write_json
+from nissl.runs.format import SEEDS, load_config, stamped
 from nissl.runs.provenance import changed_data, lock_run_folder, stored_tree
 from nissl.runs.seeds import differing_data, is_finished, runs_of, settings_of
 from nissl.tasks.scores import scores_from_csv

@@ -16,15 +16,10 @@ from nissl.tasks.task import Task
 
 
 class Method(Learner):
-    """A way to learn from few masks.
+    """A way to learn from few masks, over as many networks as `count` says.
 
-    Args:
-        networks: as many as `count` says, each initialised (and pre-trained) with a seed of its own.
-        settings: of the method.
-
-    Raises:
-        InputError: the method needs encoder, decoder and head, and the network lacks one.
-
+    Each network is initialised (and pre-trained) with a seed of its own. An InputError where the method needs encoder,
+    decoder and head, and the network lacks one.
     """
 
     count: ClassVar[int] = 1

@@ -67,9 +67,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 def moving_average(decay: Callable[[int], float]) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Make the rule of an `AveragedModel`: average <- d average + (1 - d) current; counters are copied.
 
-    Args:
-        decay: d, from the number of networks that are in the average.
-
+    `decay` gives d, from the number of networks that are in the average.
     """
 
     def average(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:

@@ -1,7 +1,7 @@
 """Plasticity of a whole network: every layer learns from what passes through it, forward only."""
 
 from collections.abc import Callable, Collection, Iterator
-from types import TracebackType
+from contextlib import ExitStack
 
 import torch
 import torch.distributed
@@ -48,21 +48,16 @@ class Plasticity:
         processes = torch.distributed.get_world_size() if several else 1
         self._learning = Learning(rule, unit_norm, transposed, samples, processes, all_reduce)
         self._sums: dict[str, tuple[Tensor, int]] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._no_grad = torch.no_grad()
+        self._inside = ExitStack()
 
     def __enter__(self) -> "Plasticity":
-        self._no_grad.__enter__()
-        self._handles = [layer.register_forward_hook(self._hook(name)) for name, layer in self.layers.items()]
+        self._inside.enter_context(torch.no_grad())
+        for name, layer in self.layers.items():
+            self._inside.enter_context(layer.register_forward_hook(self._hook(name)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._no_grad.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._inside.close()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Move the weights: the optimiser gets the negative mean update as gradient; the sums start anew.
@@ -89,7 +84,7 @@ class Plasticity:
                 self._learning.all_reduce(total)
                 self._learning.all_reduce(count)
             deltas[name] = total.div_(-count)
-        self.forget()
+        self._sums.clear()
         # One NaN would stay in the weights, and in an optimiser's averages, for good.
         totals = torch.stack([delta.sum().double() for delta in deltas.values()])  # a NaN or infinity stays in a sum
         if not bool(torch.isfinite(totals).all()):
@@ -103,10 +98,6 @@ class Plasticity:
         """Whether anything passed through a layer since the last step."""
         return bool(self._sums)
 
-    def forget(self) -> None:
-        """Drop what was seen since the last step."""
-        self._sums.clear()
-
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def learn(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             total, samples = accumulate(layer, inputs[0], output, self._learning)
@@ -119,12 +110,7 @@ class Plasticity:
 
 
 def plastic_layers(net: nn.Module, exclude: Collection[str] = ()) -> Iterator[tuple[str, Plastic]]:
-    """Name the layers of a network that a rule can train, in the order of the network.
-
-    Raises:
-        ValueError: an excluded name is not in the network, or no layer is left.
-
-    """
+    """Name the layers that a rule can train, in order; a ValueError where `exclude` names no module, or all layers."""
     names = {name for name, _ in net.named_modules()}
     if unknown := sorted(set(exclude) - names):
         raise ValueError(f"no module named {', '.join(unknown)}; there are {', '.join(sorted(names - {''}))}")

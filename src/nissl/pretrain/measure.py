@@ -1,6 +1,7 @@
 """Did a layer learn anything? Measured on one batch, after the Hebbian stage."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -42,12 +43,10 @@ def measure(net: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor, rule
 
         return look
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(hook(name)))
         net(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(rows.values())
 
 

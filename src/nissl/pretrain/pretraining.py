@@ -21,11 +21,7 @@ POINTS = 50
 class Pretraining(Learner):
     """Base of all: does nothing, which is the control `none`. Dropout is off in training mode.
 
-    Args:
-        net: the network as it was initialised; it is trained in place.
-        settings: of the pre-training.
-        seed: of whatever is drawn.
-
+    The network comes as it was initialised and is trained in place; whatever is drawn follows from the seed.
     """
 
     sees = "images"

@@ -23,14 +23,10 @@ KEY = "nissl"
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: bool = False) -> str:
-    """Write tensors and JSON facts; with `keep`, the file that was there stays beside it as `previous.NAME`.
+    """Write tensors and JSON facts; return the SHA-256 of both, which is in the file as well.
 
-    Returns:
-        The SHA-256 of the contents, which is in the file as well.
-
-    Raises:
-        ResourceError: the disk is full; the old checkpoint is untouched.
-
+    With `keep`, the file that was there stays beside it as `previous.NAME`. Errors as of `whole_file`, after which the
+    old checkpoint is untouched.
     """
     # Copies: safetensors refuses tensors that share memory, as those of tied layers do.
     layout = torch.contiguous_format

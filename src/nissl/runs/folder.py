@@ -17,7 +17,7 @@ import torch
 
 from nissl.errors import RESTORE, DataError, InputError, NisslError
 from nissl.files import write_whole
-from nissl.runs.format import Tree, content_of, load_config, stamped
+from nissl.runs.format import SEEDS, SEEDS_1, Tree, content_of, load_config, stamped
 
 WEIGHTS = Path("checkpoints") / "last.safetensors"
 STATE = Path("checkpoints") / "state.safetensors"
@@ -29,8 +29,6 @@ CONVERT = (
 LOG = Path("log.jsonl")
 FILTERS = Path("filters.npy")
 """Of the first layer of the trained network: the last thing that a training writes."""
-SEEDS, SEEDS_1 = "seeds.json", "series.json"
-"""In a folder that holds the runs of several seeds: their list. The second name is that of format 1."""
 
 
 def checkpoint_of(run: Path, network: int) -> Path:
@@ -85,12 +83,7 @@ def measured_steps(run: Path) -> tuple[int | None, int | None]:
 
 
 def find_root(run: Path, facts: Tree, given: Path | str | None) -> Path:
-    """Where the data of a run are: the folder that is given, or else the one that data.json (`facts`) names.
-
-    Raises:
-        InputError: neither names a folder, or none that is there.
-
-    """
+    """Where the data of a run are: the folder given, or else that of data.json (`facts`); an InputError if gone."""
     root = given or facts.get("root")
     if root and Path(root).is_dir():
         return Path(root)

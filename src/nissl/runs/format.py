@@ -15,7 +15,8 @@ Tree = dict[str, Any]
 FORMAT = 2
 NEW_IN_2 = {"axes": "", "image_pattern": "*", "mask_pattern": "*"}
 """Of the table `data`, settings that format 1 did not have, at what it did."""
-SEEDS_FILES = ("seeds.json", "series.json")
+SEEDS, SEEDS_1 = "seeds.json", "series.json"
+"""In a folder that holds the runs of several seeds: their list. The second name is that of format 1."""
 
 CONTENT: Mapping[str, Mapping[str, type]] = {
     "data.json": {"dims": int, "channels": int, "classes": list, "cases": list},
@@ -25,8 +26,8 @@ CONTENT: Mapping[str, Mapping[str, type]] = {
     "cost.json": {"costs": list},
     "metrics.json": {"overall": dict, "classes": dict},
     "pretrain.json": {"name": str, "steps": int},
-    "seeds.json": {"seeds": list},
-    "series.json": {"seeds": list},
+    SEEDS: {"seeds": list},
+    SEEDS_1: {"seeds": list},
 }
 """What a file must hold to be used, by its name."""
 
@@ -79,7 +80,7 @@ def content_of(tree: Any, path: Path) -> Tree:
 def current_settings(tree: Tree, path: Path) -> Tree:
     """The settings in the content of a TOML file, as `content_of` gives those of JSON; what is left open stays so."""
     content, found = _split(tree, path)
-    by_hand = "format" not in tree and not any((path.parent / name).exists() for name in ("data.json", *SEEDS_FILES))
+    by_hand = "format" not in tree and not any((path.parent / name).exists() for name in ("data.json", SEEDS, SEEDS_1))
     return upgraded(content, FORMAT if by_hand else found)
 
 

@@ -41,15 +41,7 @@ EMPTY_CHECKPOINTS = 3
 
 
 class Trainer:
-    """One stage of one run.
-
-    Args:
-        learner: what learns, with its networks.
-        stream: batches by step.
-        stage: how long, how, and under which names.
-        session: where.
-
-    """
+    """One stage of one run: a learner, its batches by step, how and how long it learns, and where."""
 
     def __init__(self, learner: Learner, stream: Steps[Batch], stage: Stage, session: Session) -> None:
         self.learner, self.stream, self.stage, self.session = learner, stream, stage, session

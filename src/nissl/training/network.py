@@ -61,11 +61,8 @@ def _require_learns(config: Config) -> None:
 def per_stream(config: Config) -> int:
     """Images that a step draws from those with masks and, where the method uses them, from those without.
 
-    A step sees as many images with every method, so that comparing two methods compares nothing else.
-
-    Raises:
-        InputError: an odd number cannot be halved.
-
+    A step sees as many images with every method, so that comparing two methods compares nothing else. An InputError
+    where an odd number would have to be halved.
     """
     batch, method = config.train.batch, config.method.name
     if METHODS[method].sees == "labelled":
