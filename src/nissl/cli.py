@@ -74,7 +74,8 @@ class Check:
 
         accepted = Accepted(self.allow_shared_groups, self.allow_shared_images)
         report = api.check(self.folder, self.data, accepted)
-        _print(_check_tree(report) if self.json else _check_text(report, None if self.all else LISTED))
+        tree = {"findings": [asdict(finding) for finding in report.findings], "facts": report.facts}
+        _print(tree if self.json else _check_text(report, None if self.all else LISTED))
         return DATA_FAULTS if report.errors else 0
 
 
@@ -374,10 +375,6 @@ def _base(flags: list[str]) -> Config:
             if table == f"--{members.kind}":
                 members.require_option(name, option.replace("-", "_") or "name", flag)
     return base
-
-
-def _check_tree(report: "check.Report") -> dict[str, Any]:
-    return {"findings": [asdict(finding) for finding in report.findings], "facts": report.facts}
 
 
 def _check_text(report: "check.Report", listed: int | None = LISTED) -> str:

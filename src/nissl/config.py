@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from nissl.errors import InputError
-from nissl.members import Members, Settings, registry_of, require, short
+from nissl.members import REGISTRIES, Members, Settings, registry_of, require, short
 from nissl.methods.settings import MethodSettings, Supervised
 from nissl.nets.settings import NetSettings, UNet
 from nissl.pretrain.settings import NoPretraining, PretrainSettings
@@ -101,9 +101,8 @@ class SplitConfig:
             try:
                 text = Path(self.labels[1:]).read_text(encoding="utf-8-sig")
             except (OSError, ValueError) as error:
-                raise InputError(
-                    "--labels", self.labels, f"a text file that can be read ({error})", "check it"
-                ) from None
+                expected = f"a text file that can be read ({error})"
+                raise InputError("--labels", self.labels, expected, "check it") from None
             object.__setattr__(self, "labels", text.rstrip() + "\n")
         require(0 < self.test_fraction < 1, "split.test_fraction", self.test_fraction, "a share between 0 and 1")
         require(self.seed is None or self.seed >= 0, "split.seed", self.seed, "0 or more")
@@ -297,10 +296,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def without_foreign_options(tree: dict[str, Any]) -> dict[str, Any]:
     """Leave out of a tree of settings the options of other members: a run of format 1 stored those of all in one."""
     kept = dict(tree)
-    for table, base in (("net", NetSettings), ("pretrain", PretrainSettings), ("method", MethodSettings)):
-        if table not in tree:
+    for members in REGISTRIES.values():
+        table, options = members.kind, tree.get(members.kind)
+        if options is None:
             continue
-        members, options = registry_of(base), tree[table]
         kind = members.settings(options.get("name", next(iter(members))))
         names = {field.name for field in dataclasses.fields(kind)}
         kept[table] = {key: value for key, value in options.items() if key in names}

@@ -61,26 +61,24 @@ class Learner(nn.Module):
 
     sees: ClassVar[Literal["images", "labelled", "labelled+unlabelled"]] = "labelled"
     """What its batches hold. Those of `images` come from a store without targets."""
+    count: ClassVar[int] = 1
+    """Networks that it trains."""
     local: ClassVar[bool] = False
     """Whether it makes its gradient itself, without back-propagation of losses."""
     settings: Any
     """Of its own settings class."""
-    fine_tuning: tuple[Sequence[nn.Parameter], float]
+    fine_tuning: tuple[Sequence[nn.Parameter], float] = ((), 1.0)
     """Parameters that learn at a fraction of the learning rate, and that fraction."""
     task: Task | None = None
     """Of a learner that learns from targets."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.fine_tuning = ((), 1.0)
-
     @classmethod
     def initial(cls, settings: Any, problem: Problem, seed: int) -> dict[str, nn.Module]:
-        """Make the networks as they are before any training, by name, of whatever shape; one by default.
+        """Make the networks as they are before any training, by name, of whatever shape; by default `count` alike.
 
-        A pre-training may train each of them before `build` takes them.
+        They differ by their seeds. A pre-training may train each of them before `build` takes them.
         """
-        return {"0": problem.network(derived_seed(seed, NETWORK, 0))}
+        return {str(index): problem.network(derived_seed(seed, NETWORK, index)) for index in range(cls.count)}
 
     @classmethod
     def build(cls, settings: Any, problem: Problem, start: Mapping[str, nn.Module], seed: int) -> Self:

@@ -75,9 +75,8 @@ def train(
                     done = ": finished before" if seed in finished else ""
                     print(f"seed {seed} ({place} of {len(runs)}){done}", file=sys.stderr)
                 if seed not in finished:
-                    api.train(
-                        data, run, settings[seed], ("changed" if allow_changed else True) if seed in begun else False
-                    )
+                    again: bool | Literal["changed"] = seed in begun and ("changed" if allow_changed else True)
+                    api.train(data, run, settings[seed], again)
         finally:
             if first and not any(run.exists() for run in runs.values()):  # refused before anything began
                 (out / SEEDS).unlink()

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from nissl.learner import NETWORK, Learner, Problem, derived_seed
+from nissl.learner import Learner, Problem
 from nissl.methods.settings import MethodSettings, Ramped, Weighted
 from nissl.nets.factory import parts
 from nissl.tasks.segmentation import Segmentation
@@ -22,8 +22,6 @@ class Method(Learner):
     decoder and head, and the network lacks one.
     """
 
-    count: ClassVar[int] = 1
-    """Networks that the method trains."""
     tasks: ClassVar[tuple[str, ...] | None] = ("segmentation",)
     """The tasks that it can learn; None for all."""
     needs_parts: ClassVar[bool] = False
@@ -36,11 +34,6 @@ class Method(Learner):
         self.task: Task = Segmentation()
         if self.needs_parts:
             self.parts()  # here, before anything is made of them
-
-    @classmethod
-    def initial(cls, settings: Any, problem: Problem, seed: int) -> dict[str, nn.Module]:
-        """Make `count` networks that differ by their seeds."""
-        return {str(index): problem.network(derived_seed(seed, NETWORK, index)) for index in range(cls.count)}
 
     @classmethod
     def build(cls, settings: Any, problem: Problem, start: Mapping[str, nn.Module], seed: int) -> Self:

@@ -31,7 +31,6 @@ class Rule(Protocol):
     @property
     def standardise(self) -> bool:
         """Whether `respond` wants the standard deviation of the layer's responses."""
-        ...
 
     @property
     def centred(self) -> bool:
@@ -40,15 +39,12 @@ class Rule(Protocol):
         Growth by centred responses follows the covariance of the inputs and not their mean (Sejnowski 1977); a
         competition between them is not won everywhere by the filters nearest to the mean input.
         """
-        ...
 
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
         """Return how strongly each neuron learns at each position."""
-        ...
 
     def forget(self, r: Responses, y: Responses) -> Float[Tensor, "neurons"] | Float[Tensor, "neurons neurons"]:
         """Return the decay, summed over batch and positions."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -121,19 +121,13 @@ def head(net: nn.Module) -> str:
 
 
 def excluded(net: nn.Module, layers: str) -> tuple[str, ...]:
-    """Name the modules that do not learn in a pre-training.
-
-    Raises:
-        InputError: the network has no part of the name asked for, or no layer in it besides the head.
-
-    """
+    """Name the modules that do not learn; an InputError where the part asked for has no layer besides the head."""
     parts, last = [name for name, _ in net.named_children()], head(net)
     if layers == "all":
         return (last,)
     if layers not in learning_parts(net):
-        raise InputError(
-            "pretrain.layers", layers, f"`all`, or a part of this network: {', '.join(parts)}", "use `--layers all`"
-        )
+        expected = f"`all`, or a part of this network: {', '.join(parts)}"
+        raise InputError("pretrain.layers", layers, expected, "use `--layers all`")
     others = tuple(name for name in parts if name != layers)
     return (*others, last) if last.startswith(f"{layers}.") else others
 

@@ -137,11 +137,8 @@ def unpack_optimiser(
 ) -> None:
     """Put the state that `pack_optimiser` took back into an optimiser over the same parameters.
 
-    What was set when the optimiser was made stays as it is now: decay and fractions may have been changed knowingly.
-
-    Raises:
-        ValueError: the state is of another kind of optimiser, or of other parameters.
-
+    What was set when the optimiser was made stays as it is now: decay and fractions may have been changed knowingly. A
+    ValueError where the state is of another kind of optimiser, or of other parameters.
     """
     own = optimiser.state_dict()["param_groups"]
     for then, now in zip(groups, own, strict=True):

@@ -64,10 +64,7 @@ def stamped(tree: Mapping[str, Any]) -> Tree:
 def content_of(tree: Any, path: Path) -> Tree:
     """What a JSON file holds, in the newest format and without its version.
 
-    Raises:
-        InputError: a newer Nissl wrote the file.
-        DataError: the file does not hold what one of its name must.
-
+    An InputError where a newer Nissl wrote the file, a DataError where it does not hold what one of its name must.
     """
     content, found = _split(tree, path)
     for key, kind in CONTENT.get(path.name, {}).items():

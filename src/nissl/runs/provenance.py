@@ -77,12 +77,9 @@ def lock_run_folder(out: Path, resume: bool) -> Iterator[None]:
     try:
         present = sorted(path.name for path in out.iterdir() if path.name not in (LOCK, OWNER))
         if present and not resume and not _never_began(out, present):
-            raise InputError(
-                out,
-                f"not empty: {', '.join(present[:4])}{' …' if len(present) > 4 else ''}",
-                "a new or empty folder",
-                "choose another --out, or add --resume to continue an interrupted run",
-            )
+            found = f"not empty: {', '.join(present[:4])}{' …' if len(present) > 4 else ''}"
+            fix = "choose another --out, or add --resume to continue an interrupted run"
+            raise InputError(out, found, "a new or empty folder", fix)
         for part in (*out.glob(".*.tmp"), *out.glob("checkpoints/*.tmp")):
             part.unlink()  # what a killed run was writing
         (out / OWNER).write_text(f"process {os.getpid()} on {platform.node()}")

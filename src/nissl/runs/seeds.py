@@ -21,10 +21,7 @@ def runs_of(folder: Path) -> dict[int, Path]:
 
 
 def settings_of(config: Config, seeds: Iterable[int]) -> dict[int, Config]:
-    """Settings of each run: initialisation, order, augmentation and the masks of the budget follow its seed.
-
-    The draw of the test cases is that of the first seed for all, so that all runs are measured on the same cases.
-    """
+    """Settings of each run: whatever is drawn follows its seed, but the test cases are those of the first."""
     test_seed = config.seed if config.split.seed is None else config.split.seed
     split = dataclasses.replace(config.split, seed=test_seed)
     return {seed: dataclasses.replace(config, split=split, seed=seed) for seed in seeds}

@@ -52,11 +52,8 @@ def joined(device: torch.device) -> Iterator[World]:
     """Join the processes that `torchrun` started, for the time of the block.
 
     Where the block ends well, or by SystemExit because all are to stop, each waits for the others: torchrun ends all as
-    soon as one leaves with an error. An error of ours that several processes meet is reported by the first alone.
-
-    Raises:
-        ResourceError: another process was killed or cannot be reached.
-
+    soon as one leaves with an error. An error of ours that several processes meet is reported by the first alone. A
+    ResourceError says that another process was killed or cannot be reached.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -81,12 +78,10 @@ def joined(device: torch.device) -> Iterator[World]:
     except RuntimeError as error:
         if out_of_memory(error) or not any(words in str(error) for words in LOST):
             raise
-        lost = ResourceError(
-            f"process {dist.get_rank()} of {dist.get_world_size()}",
-            "another process of this run was killed or cannot be reached",
-            "all of them until the last step",
-            "look for its own message, most often a lack of memory; start again with --resume",
-        )
+        where = f"process {dist.get_rank()} of {dist.get_world_size()}"
+        found = "another process of this run was killed or cannot be reached"
+        fix = "look for its own message, most often a lack of memory; start again with --resume"
+        lost = ResourceError(where, found, "all of them until the last step", fix)
         lost.reported = _was_reported(lost.found)
         raise lost from error
     finally:
@@ -144,18 +139,10 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronise(net: nn.Module) -> None:
-    """Replace each BatchNorm of a network, in place, by one over all processes; parameters and buffers are kept."""
-    for name, child in list(net.named_children()):
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, SynchronisedBatchNorm):
-            options = (child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-            twin = SynchronisedBatchNorm(*options)
-            twin.weight, twin.bias = child.weight, child.bias
-            twin.running_mean, twin.running_var = child.running_mean, child.running_var
-            twin.num_batches_tracked = child.num_batches_tracked
-            twin.train(child.training)
-            setattr(net, name, twin)
-        else:
-            synchronise(child)
+    """Turn each BatchNorm of a network, in place, into one over all processes; its state stays."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = SynchronisedBatchNorm
 
 
 class _Total(torch.autograd.Function):

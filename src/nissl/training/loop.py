@@ -242,12 +242,10 @@ class Trainer:
         if self._bad == 1:
             warn(f"{self.stage.title}: step {self.step} was skipped, not finite in loss or gradient. See {suspects}")
         if self._bad == BAD_STEPS:
-            raise ResourceError(
-                f"{self.stage.title}, step {self.step}, cases {', '.join(batch.ids)}",
-                f"no finite loss or gradient in {BAD_STEPS} steps in a row",
-                "a loss that can be followed downhill",
-                f"check or change {suspects}, and resume from the last checkpoint",
-            )
+            where = f"{self.stage.title}, step {self.step}, cases {', '.join(batch.ids)}"
+            found = f"no finite loss or gradient in {BAD_STEPS} steps in a row"
+            fix = f"check or change {suspects}, and resume from the last checkpoint"
+            raise ResourceError(where, found, "a loss that can be followed downhill", fix)
 
     def _gradient(
         self, make: Callable[[Sequence[Batch]], dict[str, Any]], batch: Batch, buffers: Sequence[Tensor]

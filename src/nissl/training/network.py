@@ -25,11 +25,7 @@ from nissl.training.protocol import published
 def resolve_settings(config: Config, dataset: Dataset, split: Split, device: torch.device) -> Config:
     """Fill in every setting that follows from the data, the device, the network or the protocol.
 
-    Resolving twice changes nothing.
-
-    Raises:
-        InputError: the settings do not fit the data or each other.
-
+    Resolving twice changes nothing. An InputError where the settings do not fit the data or each other.
     """
     if protocol := published(config.protocol):
         config = protocol.settled(config, len(split.labelled))
