@@ -16,7 +16,7 @@ from nissl.data.cases import Finding
 from nissl.data.check import Report
 from nissl.errors import DataError, InputError, ResourceError
 from nissl.methods.settings import CPS, DTC, Supervised
-from nissl.nets.settings import ForeignNet, VNet
+from nissl.nets.settings import ForeignNet, UNet, VNet
 from nissl.pretrain.settings import VAE, Hebbian
 from nissl.runs.format import load_config
 
@@ -147,6 +147,15 @@ def test_a_flag_sets_its_field_and_no_other(flags, where, value, tmp_path):
     part, _, name = where.rpartition(".")
     changed = dataclasses.replace(getattr(Config(), part) if part else Config(), **{name: value})
     assert settings == (dataclasses.replace(Config(), **{part: changed}) if part else changed)
+
+
+def test_dropout_follows_the_widths_that_a_flag_gives(tmp_path):
+    flags = ["train", str(tmp_path), "--out", "x", "--widths", "4", "8"]
+    assert cli._parse(flags).settings.net == UNet(widths=(4, 8), dropout=(0.05, 0.5))
+    path = write_settings(tmp_path, "[net]\nwidths = [2, 4, 8, 16]\n")
+    assert cli._parse([*flags, "--config", str(path)]).settings.net == UNet(widths=(4, 8), dropout=(0.05, 0.5))
+    path = write_settings(tmp_path, "[net]\nwidths = [2, 4, 8, 16]\ndropout = [0, 0, 0, 0.1]\n")
+    assert leave([*flags, "--config", path]) == 2
 
 
 def write_settings(folder, text):
@@ -338,7 +347,8 @@ def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path
         (["train", "x", "--out", "y", "--method", "unimatsch"], "`unimatch`"),
         (["train", "x", "--out", "y", "--steps", "0"], "train.steps"),
         (["train", "x", "--out", "y", "--seed", "-1"], "seed"),
-        (["train", "x", "--out", "y", "--widths", "4", "8"], "net.dropout"),
+        (["train", "x", "--out", "y", "--widths", "4", "8", "--net.dropout", "0.1"], "net.dropout"),
+        (["train", "x", "--out", "y", "--widths", "4", "8", "--net.dropout", *map(str, UNet().dropout)], "net.dropout"),
         (["evaluate"], "PATH"),
         (["evaluate", "gone"], "gone"),
         (["evaluate", "gone", "--on", "train"], "train"),

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from nissl.config import (
     SplitConfig,
     TrainConfig,
     from_tree,
+    read_toml,
     to_tree,
 )
 from nissl.errors import InputError
@@ -178,6 +180,28 @@ def test_a_file_that_is_no_settings_file_is_named(tmp_path, content, found):
     with pytest.raises(InputError) as caught:
         load_config(path)
     assert caught.value.where == str(path) and found in caught.value.found
+
+
+@pytest.mark.parametrize(
+    "dropout",
+    [(0.05, 0.5), (0.05, 0.2, 0.5), (0.05, 0.133, 0.267, 0.5), (0.05, 0.1, 0.2, 0.3, 0.5)],
+)
+def test_dropout_follows_the_number_of_widths_and_is_written(dropout, tmp_path):
+    net = UNet(widths=(4,) * len(dropout))
+    assert net.dropout == dropout
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(to_tree(Config(net=net))))
+    assert tuple(read_toml(path)["net"]["dropout"]) == dropout
+    assert load_config(path).net == net == dataclasses.replace(UNet(), widths=net.widths)
+
+
+def test_dropout_of_any_depth_rises_from_the_first_of_the_five_numbers_to_the_last():
+    for levels in range(2, 12):
+        dropout = UNet(widths=(4,) * levels).dropout
+        assert len(dropout) == levels and dropout[0] == 0.05 and dropout[-1] == 0.5
+        assert list(dropout) == sorted(dropout)
+        between = np.interp(np.linspace(0, 4, levels), range(5), UNet().dropout)
+        assert np.allclose(dropout, between, rtol=0, atol=5.1e-4)
 
 
 def test_settings_cannot_be_changed_after_they_are_checked():

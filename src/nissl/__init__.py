@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     __version__: str
 
 _PLACES = {
-    "Config": ("nissl.config", "Config"),
-    "load_config": ("nissl.runs.format", "load_config"),
-    "find_cases": ("nissl.data.discovery", "find_cases"),
-    "check": ("nissl.api", "check"),
-    "compare": ("nissl.api", "compare"),
-    "train": ("nissl.api", "train"),
-    "evaluate": ("nissl.api", "evaluate"),
-    "predict": ("nissl.api", "predict"),
-    "report": ("nissl.api", "report"),
+    "Config": "nissl.config",
+    "load_config": "nissl.runs.format",
+    "find_cases": "nissl.data.discovery",
+    "check": "nissl.api",
+    "compare": "nissl.api",
+    "train": "nissl.api",
+    "evaluate": "nissl.api",
+    "predict": "nissl.api",
+    "report": "nissl.api",
 }
 __all__ = ["Config", "check", "compare", "evaluate", "find_cases", "load_config", "predict", "report", "train"]
 
@@ -39,5 +39,4 @@ def __getattr__(name: str) -> Any:
         return version("nissl")
     if name not in _PLACES:
         raise AttributeError(f"module 'nissl' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(_PLACES[name]), name)

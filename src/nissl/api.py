@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from nissl.config import Config, DataConfig, from_tree, to_tree
+from nissl.data.cases import CaseFile, Dataset
 from nissl.data.check import Accepted, Report
 from nissl.data.check import check as check_data
 from nissl.data.discovery import find_cases, inspect_header, list_cases, scan
@@ -81,12 +82,7 @@ def train(
     config = config or (load_config(out / "config.toml") if resume else Config())
     config = from_tree(Config, to_tree(config), "settings")  # as they read back: 0 of a rate is 0.0
     keep_freed_memory()
-    scanned = list_cases(data, config.data)
-    if scanned.private:
-        config = without_names(config, scanned)
-    split = make_split(scanned.cases, config.split, config.seed)
-    seen = split.labelled + split.unlabelled  # not even the header of a test image is read
-    whole = inspect_header(data, scanned, config.data, seen)
+    config, whole, split = _find(data, config)
     dataset = lock_test_cases(whole, split)
     device = choose_device(config.device)
     config = resolve_settings(config, dataset, split, device)
@@ -95,7 +91,8 @@ def train(
         job = Job(config, dataset, split, session, _to_reuse(pretrained, out, world, device))
         changed = _admit(job, resume)
         # What cannot work shows here, before the run starts.
-        networks, stores = job.networks(), open_stores(job)
+        networks = job.method.initial(config.method, job.problem, config.seed)
+        stores = open_stores(job)
         watcher = (protocol := published(config.protocol)) and protocol.watcher(job, whole, stores.cache)
         counts = job.task.require_learnable(stores.labelled, dataset)
         network = require_fit(next(iter(networks.values())), config, dataset)
@@ -111,6 +108,16 @@ def train(
     return out
 
 
+def _find(data: Path, config: Config) -> tuple[Config, Dataset, Split]:
+    """Find the cases and split them; return the settings as well, without names where the data are private."""
+    scanned = list_cases(data, config.data)
+    if scanned.private:
+        config = without_names(config, scanned)
+    split = make_split(scanned.cases, config.split, config.seed)
+    seen = split.labelled + split.unlabelled  # not even the header of a test image is read
+    return config, inspect_header(data, scanned, config.data, seen), split
+
+
 def _describe(job: Job, network: dict[str, Any], counts: dict[str, int]) -> None:
     """Write what the run is made of and what its model needs."""
     out, config, dataset = job.session.folder, job.config, job.dataset
@@ -123,7 +130,7 @@ def _describe(job: Job, network: dict[str, Any], counts: dict[str, int]) -> None
 
 
 def _to_reuse(pretrained: Path | str | None, out: Path, world: World, device: torch.device) -> Path | None:
-    """The run whose stage 1 is taken over, unless this one has begun its own."""
+    """The run whose pre-training is reused, unless this one has begun its own."""
     if pretrained is None:
         return None
     # Asked of all processes, so that they agree: the first must not copy while another still looks.
@@ -224,20 +231,8 @@ def evaluate(
         raise InputError(dataset.root, copies, "test images that no training saw", fix)
     folder = run / ("predictions" if on == "test" else f"predictions_{on}")
     folder.mkdir(exist_ok=True)
-    rows: list[Any] = []
-    fallback = MemoryFallback(model)
-    with track(len(cases), "measuring") as advance:
-        for file in cases:
-            case = task.targets.read(file, dataset.label_map, config.data)
-            if case.target is None:
-                raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
-            prediction = predict_mask(model, case.image, fallback)
-            kind = mask_suffix(file.image)
-            like = read_raster(file.image, config.data.limit_gib, file.alias, config.data.axes)
-            task.write(folder / f"{file.id}{kind}", iter([prediction]), like, model.values, "")
-            rows += task.rows(case, prediction, model.classes)
-            advance(case.id)
-    counts = {name: count for name, count in read_json(run / "budget.json").get("class_pixels", {}).items()}
+    rows = _measure(model, cases, dataset, config.data, folder)
+    counts = read_json(run / "budget.json").get("class_pixels", {})
     known = [*unfinished(model.steps, model.planned_steps), *caveats(split.shared_groups, split.transductive)]
     protocol = published(config.protocol)
     known += [*([Caveat("shared-images", copies)] if copies else []), *(protocol.caveats(run) if protocol else [])]
@@ -247,6 +242,24 @@ def evaluate(
     facts = {"split": on, "cases": len(cases), "steps": model.steps, "planned_steps": model.planned_steps}
     write_json(run / f"{name}.json", summary.to_tree() | facts)
     return summary
+
+
+def _measure(model: Model, cases: list[CaseFile], dataset: Dataset, settings: DataConfig, folder: Path) -> list[Any]:
+    """Predict each case, write what is predicted to a folder, and compare it; return the rows of all."""
+    task, fallback = model.task, MemoryFallback(model)
+    rows: list[Any] = []
+    with track(len(cases), "measuring") as advance:
+        for file in cases:
+            case = task.targets.read(file, dataset.label_map, settings)
+            if case.target is None:
+                raise InputError(file.image_name, "its mask is gone", "the data of the run", "put the mask back")
+            prediction = predict_mask(model, case.image, fallback)
+            like = read_raster(file.image, settings.limit_gib, file.alias, settings.axes)
+            target = folder / f"{file.id}{mask_suffix(file.image)}"
+            task.write(target, iter([prediction]), like, model.values, "")
+            rows += task.rows(case, prediction, model.classes)
+            advance(case.id)
+    return rows
 
 
 @contextmanager

@@ -74,7 +74,8 @@ class Check:
 
         accepted = Accepted(self.allow_shared_groups, self.allow_shared_images)
         report = api.check(self.folder, self.data, accepted)
-        _print(_check_tree(report) if self.json else _check_text(report, None if self.all else LISTED))
+        tree = {"findings": [asdict(finding) for finding in report.findings], "facts": report.facts}
+        _print(tree if self.json else _check_text(report, None if self.all else LISTED))
         return DATA_FAULTS if report.errors else 0
 
 
@@ -97,7 +98,7 @@ class Train:
     """With --resume: accept settings or data that differ from those that the run began with; with several seeds, data
     only."""
     pretrained: Path | None = None
-    """Another run with the same images, seed and settings of stage 1, of any budget and method: take its pre-trained
+    """Another run with the same images, seed and pre-training, of any budget and method: take its pre-trained
     networks."""
 
     def __call__(self) -> int:
@@ -107,7 +108,7 @@ class Train:
 
         several = self.seeds is not None or holds_seeds(self.out)
         if several and self.pretrained:
-            expected = "a run of its own: each seed has its own stage 1"
+            expected = "a run of its own: each seed has its own pre-training"
             raise InputError("--pretrained", "given with several seeds", expected, "leave one of them out")
         try:
             if not several:
@@ -355,11 +356,7 @@ def _parse(arguments: list[str]) -> Verb:
 def _base(flags: list[str]) -> Config:
     """Make the settings below the flags: of a file or of the run that is resumed, with the members that flags name.
 
-    A member has the flags of its own options and no others.
-
-    Raises:
-        InputError: a flag names no member, or an option of another one.
-
+    A member has the flags of its own options and no others; an InputError where a flag names none or one of another.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--out"):
@@ -380,10 +377,6 @@ def _base(flags: list[str]) -> Config:
             if table == f"--{members.kind}":
                 members.require_option(name, option.replace("-", "_") or "name", flag)
     return base
-
-
-def _check_tree(report: "check.Report") -> dict[str, Any]:
-    return {"findings": [asdict(finding) for finding in report.findings], "facts": report.facts}
 
 
 def _check_text(report: "check.Report", listed: int | None = LISTED) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from nissl.errors import InputError
-from nissl.members import Settings, registry_of, require, short
+from nissl.members import REGISTRIES, Members, Settings, registry_of, require, short
 from nissl.methods.settings import MethodSettings, Supervised
 from nissl.nets.settings import NetSettings, UNet
 from nissl.pretrain.settings import NoPretraining, PretrainSettings
@@ -101,9 +101,8 @@ class SplitConfig:
             try:
                 text = Path(self.labels[1:]).read_text(encoding="utf-8-sig")
             except (OSError, ValueError) as error:
-                raise InputError(
-                    "--labels", self.labels, f"a text file that can be read ({error})", "check it"
-                ) from None
+                expected = f"a text file that can be read ({error})"
+                raise InputError("--labels", self.labels, expected, "check it") from None
             object.__setattr__(self, "labels", text.rstrip() + "\n")
         require(0 < self.test_fraction < 1, "split.test_fraction", self.test_fraction, "a share between 0 and 1")
         require(self.seed is None or self.seed >= 0, "split.seed", self.seed, "0 or more")
@@ -235,12 +234,7 @@ class Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file of settings as it is, without the defaults of what it leaves open.
-
-    Raises:
-        InputError: the file is missing or is not TOML.
-
-    """
+    """Read a TOML file of settings, without defaults; an InputError where the file is missing or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -252,7 +246,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def from_tree(kind: type[T], tree: dict[str, Any], where: str) -> T:
     """Make a dataclass from nested dictionaries; an unknown key, or an option of another member, is refused."""
     if issubclass(kind, Settings):
-        return typing.cast(T, _member(kind, tree, where))
+        kind = _member(kind, tree, where)
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for key, value in tree.items():
@@ -264,56 +258,48 @@ def from_tree(kind: type[T], tree: dict[str, Any], where: str) -> T:
     return kind(**values)
 
 
-def _member(base: type[Settings], tree: dict[str, Any], where: str) -> Settings:
-    """Make the settings of the member that a tree names; without a name, of the default member of the base class."""
-    members = registry_of(base)
+def _member(base: type[T], tree: dict[str, Any], where: str) -> type[T]:
+    """Find the settings class of the member that a tree names, or else of the first, and refuse options of others."""
+    members: Members[Any] = registry_of(typing.cast(type[Settings], base))
     name = tree.get("name", next(iter(members)))
     if not isinstance(name, str):
         raise InputError(f"{where}: name", repr(name), f"one of {', '.join(members)}", "write it in quotes")
-    kind = members.settings(name)
-    hints = typing.get_type_hints(kind)
     for key in tree:
         members.require_option(name, key, where)
-    options = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
-    made: Settings = kind(**{"name": name} | options)
-    return made
+    return members.settings(name)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Bring a TOML value to the type of its field."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kind = next((option for option in options if isinstance(option, type) and type(value) is option), options[0])
+    kind = next((option for option in options if type(value) is option), options[0])
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_tree(typing.cast(type[Any], kind), value, where)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal and value in inner:
-        return value
+    if origin is Literal:
+        if value in inner:
+            return value
+        near = difflib.get_close_matches(str(value), map(str, inner), n=1)
+        fix = f"did you mean {near[0]!r}?" if near else "correct the value"
+        raise InputError(where, repr(value), f"one of {', '.join(map(repr, inner))}", fix)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(inner[0], item, where) for item in value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if isinstance(kind, type) and origin is None and type(value) is kind:
+    if type(value) is kind:
         return value
-    expected = (
-        f"one of {', '.join(map(repr, inner))}"
-        if origin is Literal
-        else kind.__name__
-        if isinstance(kind, type) and origin is None
-        else str(kind)
-    )
-    near = difflib.get_close_matches(str(value), map(str, inner), n=1) if origin is Literal else []
-    raise InputError(where, repr(value), expected, f"did you mean {near[0]!r}?" if near else "correct the value")
+    raise InputError(where, repr(value), str(kind) if origin else kind.__name__, "correct the value")
 
 
 def without_foreign_options(tree: dict[str, Any]) -> dict[str, Any]:
     """Leave out of a tree of settings the options of other members: a run of format 1 stored those of all in one."""
     kept = dict(tree)
-    for table, base in (("net", NetSettings), ("pretrain", PretrainSettings), ("method", MethodSettings)):
-        if table not in tree:
+    for members in REGISTRIES.values():
+        table, options = members.kind, tree.get(members.kind)
+        if options is None:
             continue
-        members, options = registry_of(base), tree[table]
         kind = members.settings(options.get("name", next(iter(members))))
         names = {field.name for field in dataclasses.fields(kind)}
         kept[table] = {key: value for key, value in options.items() if key in names}
@@ -325,11 +311,8 @@ def without_foreign_options(tree: dict[str, Any]) -> dict[str, Any]:
 
 def to_tree(config: Any) -> dict[str, Any]:
     """Nested dictionaries of plain values, for TOML and JSON; settings that are None are left out."""
-    tree: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            tree[field.name] = to_tree(value)
-        elif value is not None:
-            tree[field.name] = str(value) if isinstance(value, Path) else value
-    return tree
+
+    def plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: str(value) if isinstance(value, Path) else value for key, value in fields if value is not None}
+
+    return dataclasses.asdict(config, dict_factory=plain)

@@ -21,6 +21,10 @@ NO_MEMORY = (
 """Words of libraries that have no class of their own for a lack of memory, in lower case."""
 
 
+RESTORE = "restore the file from a copy, or train again"
+"""The next step where a file of a run is damaged."""
+
+
 class NisslError(Exception):
     """A fault that the user can mend.
 
@@ -47,8 +51,6 @@ class NisslError(Exception):
 
 class InputError(NisslError):
     """A command, flag, setting or folder that cannot be used; exit code 2."""
-
-    exit_code = 2
 
 
 class TestSplitLocked(NisslError):

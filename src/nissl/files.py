@@ -24,12 +24,7 @@ def file_digest(*paths: Path, algorithm: str = "sha256") -> str:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that after a kill or a full disk there is the old file or the new one, never a part.
-
-    Raises:
-        ResourceError: the disk is full; the old file is untouched.
-
-    """
+    """Write a file as `whole_file` does: after a kill or a full disk there is the old file or the new one."""
     # A folder whose name is not UTF-8 becomes an escape, which JSON gives back.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with whole_file(path, len(data)) as file:
@@ -61,16 +56,13 @@ def whole_file(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         need = f"more than {reached / 1e6:.3g} MB" if size is None else f"{size / 1e6:.3g} MB"
         fix = "free some space and run the command again"
         raise ResourceError(path, "disk full", f"{need} of free space", fix, "disk-full") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def data_uri(content: bytes, kind: str) -> str:

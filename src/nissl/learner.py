@@ -27,6 +27,13 @@ def derived_seed(*names: int) -> int:
     return int(np.random.SeedSequence(names).generate_state(1, np.uint64)[0] >> 1)
 
 
+@torch.no_grad()
+def put_back(module: nn.Module, buffers: Sequence[Tensor]) -> None:
+    """Give a module back the running statistics that it had before a batch which turned out to be of no use."""
+    for buffer, before in zip(module.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is to be learnt: the task, the kind of images, and the network that maps them to the outputs."""
@@ -40,12 +47,7 @@ class Problem:
     net: NetSettings
 
     def network(self, seed: int) -> nn.Module:
-        """Make the network of the settings, images to logits; its weights follow from the seed.
-
-        Raises:
-            InputError: it cannot be made.
-
-        """
+        """Make the network, images to logits, with weights that follow from the seed; errors as of `build`."""
         return build(self.net, self.dims, self.channels, self.outputs, seed)
 
 
@@ -59,26 +61,24 @@ class Learner(nn.Module):
 
     sees: ClassVar[Literal["images", "labelled", "labelled+unlabelled"]] = "labelled"
     """What its batches hold. Those of `images` come from a store without targets."""
+    count: ClassVar[int] = 1
+    """Networks that it trains."""
     local: ClassVar[bool] = False
     """Whether it makes its gradient itself, without back-propagation of losses."""
     settings: Any
     """Of its own settings class."""
-    fine_tuning: tuple[Sequence[nn.Parameter], float]
+    fine_tuning: tuple[Sequence[nn.Parameter], float] = ((), 1.0)
     """Parameters that learn at a fraction of the learning rate, and that fraction."""
     task: Task | None = None
     """Of a learner that learns from targets."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.fine_tuning = ((), 1.0)
-
     @classmethod
     def initial(cls, settings: Any, problem: Problem, seed: int) -> dict[str, nn.Module]:
-        """Make the networks as they are before any training, by name, of whatever shape; one by default.
+        """Make the networks as they are before any training, by name, of whatever shape; by default `count` alike.
 
-        A pre-training may train each of them before `build` takes them.
+        They differ by their seeds. A pre-training may train each of them before `build` takes them.
         """
-        return {"0": problem.network(derived_seed(seed, NETWORK, 0))}
+        return {str(index): problem.network(derived_seed(seed, NETWORK, index)) for index in range(cls.count)}
 
     @classmethod
     def build(cls, settings: Any, problem: Problem, start: Mapping[str, nn.Module], seed: int) -> Self:
@@ -170,9 +170,7 @@ class Learner(nn.Module):
     def finish(self, serve: Callable[[int], Sequence[Batch]]) -> dict[str, Any] | None:
         """Give the networks their final form after the last step; return facts of a stage that leaves any.
 
-        Args:
-            serve: the batch of a step, on the device and in parts.
-
+        `serve` gives the batch of a step, on the device and in parts.
         """
         return None
 

@@ -34,9 +34,7 @@ def segmentation_losses(
     masks: Integer[Tensor, "batch *space"],
     loss: str = "dice+cross-entropy",
 ) -> dict[str, Float[Tensor, ""]]:
-    """Return soft Dice (per image and class, background included, then the mean) and cross-entropy per pixel.
-
-    The first alone where `loss` is `dice`.
+    """Return `soft_dice` and the cross-entropy per pixel; the first alone where `loss` is `dice`.
 
     Per image, not per batch, so that a batch split over processes has the same loss.
     """

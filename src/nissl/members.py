@@ -21,12 +21,7 @@ def short(name: str) -> Any:
 
 
 def require(holds: bool, key: str, value: object, expected: str) -> None:
-    """Refuse the value of a setting.
-
-    Raises:
-        InputError: it does not hold.
-
-    """
+    """Refuse, by an InputError, the value of a setting that is not as expected."""
     if not holds:
         raise InputError(key, repr(value), expected, f"change {key} on the command line or in the settings file")
 
@@ -73,12 +68,7 @@ class Members(MutableMapping[str, Any], Generic[S]):
         self._settings[name], self._places[name] = settings, implementation
 
     def settings(self, name: str) -> type[S]:
-        """Return the settings class of a member.
-
-        Raises:
-            InputError: there is no member of that name.
-
-        """
+        """Return the settings class of a member; an InputError where there is none of that name."""
         if name in self._settings:
             return self._settings[name]
         if self._foreign and ":" in name:
@@ -90,12 +80,7 @@ class Members(MutableMapping[str, Any], Generic[S]):
         raise InputError(f"{self.kind}.name", repr(name), expected, fix)
 
     def make(self, name: str, **options: Any) -> S:
-        """Make the settings of a member.
-
-        Raises:
-            InputError: there is no member of that name, or it has no such option.
-
-        """
+        """Make the settings of a member; an InputError where there is none of that name, or it has no such option."""
         for option in options:
             self.require_option(name, option, f"{self.kind}.{option}")
         return self.settings(name)(name=name, **options)
@@ -106,12 +91,7 @@ class Members(MutableMapping[str, Any], Generic[S]):
         return [name for name, options in named.items() if option in options]
 
     def require_option(self, name: str, option: str, where: str) -> None:
-        """Refuse an option that a member does not have.
-
-        Raises:
-            InputError: it is one of other members, or of none.
-
-        """
+        """Refuse, by an InputError, an option that a member does not have: one of other members, or of none."""
         options = [field.name for field in dataclasses.fields(self.settings(name))]
         if option in options:
             return

@@ -20,7 +20,6 @@ from nissl.tasks.settings import Segmentation, TaskSettings
 from nissl.tasks.task import Task, task_of
 
 MODEL = "model.json"
-FIX = "restore the file from a copy, or train again"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ class Tracker(Protocol):
 
     def __call__(self, total: int, what: str, start: int = 0) -> AbstractContextManager[Advance]:
         """Show the progress of `total` units of work; the function counts one as done, with a short message."""
-        ...
 
 
 def warn(text: str) -> None:

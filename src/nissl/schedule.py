@@ -6,11 +6,7 @@ from nissl.config import TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of a step, counted from 0.
-
-    It rises linearly over the warm-up and then falls to zero along a half cosine or a line, or is halved whenever,
-    since the warm-up, another quarter of all steps has passed.
-    """
+    """Return the learning rate of a step, counted from 0, as `warmup` and `schedule` of the settings say."""
     warmup = math.ceil(config.warmup * config.steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup

@@ -22,8 +22,8 @@ from nissl.evaluation.seeds import SeedsSummary, summarise_seeds
 from nissl.files import write_whole
 from nissl.progress import is_first_process
 from nissl.reporting.seeds_page import write_seeds_report
-from nissl.runs.folder import SEEDS, holds_seeds, read_json, write_json
-from nissl.runs.format import load_config, stamped
+from nissl.runs.folder import holds_seeds, read_json, write_json
+from nissl.runs.format import SEEDS, load_config, stamped
 from nissl.runs.provenance import changed_data, lock_run_folder, stored_tree
 from nissl.runs.seeds import differing_data, is_finished, runs_of, settings_of
 from nissl.tasks.task import task_of
@@ -75,9 +75,8 @@ def train(
                     done = ": finished before" if seed in finished else ""
                     print(f"seed {seed} ({place} of {len(runs)}){done}", file=sys.stderr)
                 if seed not in finished:
-                    api.train(
-                        data, run, settings[seed], ("changed" if allow_changed else True) if seed in begun else False
-                    )
+                    again: bool | Literal["changed"] = seed in begun and ("changed" if allow_changed else True)
+                    api.train(data, run, settings[seed], again)
         finally:
             if first and not any(run.exists() for run in runs.values()):  # refused before anything began
                 (out / SEEDS).unlink()

@@ -1,4 +1,4 @@
-"""A stage 1 that is taken over is the one that would have been made, or it is refused."""
+"""A pre-training that is reused is the one that would have been made, or it is refused."""
 
 import dataclasses
 import json

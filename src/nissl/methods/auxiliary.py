@@ -25,12 +25,7 @@ class Sizes:
 
 @torch.no_grad()
 def sizes(net: nn.Module, method: str) -> Sizes:
-    """Find out by passing one small image through a copy of the network, which itself is left alone.
-
-    Raises:
-        InputError: the network has no encoder, decoder and head.
-
-    """
+    """Find out by passing one small image through a copy of the network; errors as of `nissl.nets.factory.parts`."""
     encoder, decoder, head = parts(copy.deepcopy(net).eval(), f"--method {method}")
     kernel = next(parameter for parameter in encoder.parameters() if parameter.ndim > 3)
     dims = kernel.ndim - 2

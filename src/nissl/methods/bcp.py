@@ -4,21 +4,19 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Integer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from nissl.data.batches import Batch
 from nissl.losses import one_hot
-from nissl.methods import settings
-from nissl.methods.method import Method
-from nissl.methods.shared import Teacher, box, masked_dice, unlabelled
+from nissl.methods.shared import Taught, box, masked_dice, unlabelled
 
 Terms = dict[str, Float[Tensor, ""]]
 Labelled = tuple[Float[Tensor, "batch channels *space"], Integer[Tensor, "batch *space"]]
 """Images, and a label for each pixel."""
 
 
-class BidirectionalCopyPaste(Method):
+class BidirectionalCopyPaste(Taught):
     """Mixed images learn by masks and by an averaged teacher's pseudo-labels (Bai et al. 2023, CVPR, "BCP").
 
     One box of 2/3 of each side, anywhere, is drawn for a step. Inwards, unlabelled images are pasted into labelled
@@ -34,10 +32,6 @@ class BidirectionalCopyPaste(Method):
     """
 
     sees = "labelled+unlabelled"
-
-    def __init__(self, networks: Sequence[nn.Module], options: settings.BCP) -> None:
-        super().__init__(networks, options)
-        self.teacher = Teacher(self.networks[0], options.decay)
 
     def losses(self, batch: Batch, progress: float) -> Terms:
         """Return `dice` and `cross_entropy` by masks and, after the first steps, `pseudo_…` by pseudo-labels."""
@@ -55,21 +49,8 @@ class BidirectionalCopyPaste(Method):
     def sides(self, front: Labelled, back: Labelled, inside: Bool[Tensor, "*space"]) -> tuple[Terms, Terms]:
         """Paste the boxes of the one into the other and compare each side with its own labels: inside, outside."""
         logits = self.networks[0](paste(front[0], back[0], inside))
-        return self.region(logits, front[1], inside), self.region(logits, back[1], ~inside)
-
-    def region(
-        self,
-        logits: Float[Tensor, "batch classes *space"],
-        labels: Integer[Tensor, "batch *space"],
-        inside: Bool[Tensor, "*space"],
-    ) -> Terms:
-        """Compare with the labels of a region as the settings say."""
-        terms = region_losses(logits, labels, inside)
-        return terms if self.settings.loss != "dice" else {"dice": terms["dice"]}
-
-    def after_step(self) -> None:
-        """Move the teacher."""
-        self.teacher.update(self.networks[0])
+        loss = self.settings.loss
+        return region_losses(logits, front[1], inside, loss), region_losses(logits, back[1], ~inside, loss)
 
 
 def draw_box(size: Sequence[int], side: float) -> Bool[Tensor, "*space"]:
@@ -90,15 +71,16 @@ def region_losses(
     logits: Float[Tensor, "batch classes *space"],
     labels: Integer[Tensor, "batch *space"],
     inside: Bool[Tensor, "*space"],
+    loss: str = "dice+cross-entropy",
 ) -> Terms:
-    """Return Dice and cross-entropy by the pixels of a region, which is the same in all images."""
+    """Return Dice and, unless `loss` is `dice`, cross-entropy by the pixels of a region, the same in all images."""
     logits = logits.float()
+    terms = {"dice": masked_dice(logits, labels, inside.expand(labels.shape))}
+    if loss == "dice":
+        return terms
     # Classes as probabilities: with class numbers, torch has no deterministic cross-entropy of images on a GPU.
     cross_entropy = functional.cross_entropy(logits, one_hot(labels, logits.shape[1]), reduction="none")
-    return {
-        "dice": masked_dice(logits, labels, inside.expand(labels.shape)),
-        "cross_entropy": (cross_entropy * inside).sum() / (len(labels) * inside.sum()).clamp(min=1),
-    }
+    return terms | {"cross_entropy": (cross_entropy * inside).sum() / (len(labels) * inside.sum()).clamp(min=1)}
 
 
 def mean(terms: Sequence[Terms], weight: float) -> Terms:

@@ -13,7 +13,6 @@ from nissl.methods import settings
 from nissl.methods.auxiliary import fixed_draws
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
-from nissl.nets.factory import parts
 from nissl.nets.unet import Features
 
 SPREAD = 0.1
@@ -81,14 +80,14 @@ class CCT(Method):
 
     def __init__(self, networks: Sequence[nn.Module], options: settings.CCT) -> None:
         super().__init__(networks, options)
-        _, decoder, head = parts(self.networks[0], "--method cct")
+        _, decoder, head = self.parts()
         self.perturbations = PERTURBATIONS
         with fixed_draws():
             self.auxiliaries = nn.ModuleList(AuxiliaryDecoder(decoder, head) for _ in self.perturbations)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return `dice` and `cross_entropy` of the main decoder, and `consistency`."""
-        encoder, decoder, head = parts(self.networks[0], "--method cct")
+        encoder, decoder, head = self.parts()
         terms = self.supervised_losses(self.networks[0](batch.images), batch.targets)
         features = encoder(unlabelled(batch))
         pairs = zip(self.perturbations, self.auxiliaries, strict=True)

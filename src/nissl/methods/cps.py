@@ -16,8 +16,7 @@ class CrossPseudoSupervision(Method):
 
     As in the paper, on the images with masks as well as on those without, all counting the same; the losses of both
     networks are summed, and the first network is the predictor. The loss against the other network's labels is the
-    one against a mask: cross-entropy in the paper, Dice plus cross-entropy here. The weight between the two is the
-    paper's smaller one (1.5 for PASCAL VOC; 6 for Cityscapes).
+    one against a mask: cross-entropy in the paper, Dice plus cross-entropy here.
     """
 
     count = 2

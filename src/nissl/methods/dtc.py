@@ -13,7 +13,6 @@ from nissl.methods import settings
 from nissl.methods.auxiliary import fixed_draws, sizes
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
-from nissl.nets.factory import parts
 from nissl.nets.unet import CONVOLUTION
 
 
@@ -48,7 +47,7 @@ class DTC(Method):
         self, images: Float[Tensor, "batch channels *space"]
     ) -> tuple[Float[Tensor, "batch classes *space"], Float[Tensor, "batch foreground *space"]]:
         """Return logits, and signed distances from -1 to 1 of each foreground class."""
-        encoder, decoder, head = parts(self.networks[0], "--method dtc")
+        encoder, decoder, head = self.parts()
         finest = decoder(encoder(images))[-1]
         return head(finest), torch.tanh(self.distance(finest).float())
 

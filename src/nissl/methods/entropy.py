@@ -14,8 +14,7 @@ from nissl.methods.shared import unlabelled
 class Entropy(Method):
     """The supervised loss, plus the entropy of the predictions on images without masks (Grandvalet and Bengio 2004).
 
-    They choose its weight by validation. Ours is that of Luo (2020, SSL4MIS): 0.1 beside (Dice + cross-entropy) / 2,
-    hence 0.2 beside their sum.
+    They choose its weight by validation; `settings.Entropy` says where ours comes from.
     """
 
     sees = "labelled+unlabelled"

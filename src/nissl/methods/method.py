@@ -8,23 +8,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from nissl.learner import NETWORK, Learner, Problem, derived_seed
+from nissl.learner import Learner, Problem
 from nissl.methods.settings import MethodSettings, Ramped, Weighted
+from nissl.nets.factory import parts
 from nissl.tasks.segmentation import Segmentation
 from nissl.tasks.task import Task
 
 
 class Method(Learner):
-    """A way to learn from few masks.
+    """A way to learn from few masks, over as many networks as `count` says.
 
-    Args:
-        networks: as many as `count` says, each initialised (and pre-trained) with a seed of its own.
-        settings: of the method.
-
+    Each network is initialised (and pre-trained) with a seed of its own. An InputError where the method needs encoder,
+    decoder and head, and the network lacks one.
     """
 
-    count: ClassVar[int] = 1
-    """Networks that the method trains."""
     tasks: ClassVar[tuple[str, ...] | None] = ("segmentation",)
     """The tasks that it can learn; None for all."""
     needs_parts: ClassVar[bool] = False
@@ -35,11 +32,8 @@ class Method(Learner):
         self.networks = nn.ModuleList(networks)
         self.settings: Any = settings
         self.task: Task = Segmentation()
-
-    @classmethod
-    def initial(cls, settings: Any, problem: Problem, seed: int) -> dict[str, nn.Module]:
-        """Make `count` networks that differ by their seeds."""
-        return {str(index): problem.network(derived_seed(seed, NETWORK, index)) for index in range(cls.count)}
+        if self.needs_parts:
+            self.parts()  # here, before anything is made of them
 
     @classmethod
     def build(cls, settings: Any, problem: Problem, start: Mapping[str, nn.Module], seed: int) -> Self:
@@ -47,6 +41,10 @@ class Method(Learner):
         made = cls(list(start.values()), settings)
         made.task = problem.task
         return made
+
+    def parts(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Return encoder, decoder and head of the first network, of a method that needs them."""
+        return parts(self.networks[0], f"--method {self.settings.name}")
 
     def supervised_losses(
         self, outputs: Float[Tensor, "batch outputs *space"], targets: Tensor

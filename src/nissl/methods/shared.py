@@ -10,6 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from nissl.data.batches import Batch
 from nissl.losses import one_hot, soft_dice
+from nissl.methods.method import Method
+from nissl.methods.settings import MethodSettings
 
 
 class Teacher(nn.Module):
@@ -47,15 +49,25 @@ class Teacher(nn.Module):
         return logits
 
 
+class Taught(Method):
+    """A method with an averaged teacher of its first network, whose decay is in the settings."""
+
+    def __init__(self, networks: Sequence[nn.Module], options: MethodSettings) -> None:
+        super().__init__(networks, options)
+        self.teacher = Teacher(self.networks[0], self.settings.decay)
+
+    def after_step(self) -> None:
+        """Move the teacher towards the network."""
+        self.teacher.update(self.networks[0])
+
+
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def moving_average(decay: Callable[[int], float]) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Make the rule of an `AveragedModel`: average <- d average + (1 - d) current; counters are copied.
 
-    Args:
-        decay: d, from the number of networks that are in the average.
-
+    `decay` gives d, from the number of networks that are in the average.
     """
 
     def average(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
@@ -73,12 +85,7 @@ def noisy(images: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batc
 
 
 def unlabelled(batch: Batch) -> Float[Tensor, "batch channels *space"]:
-    """Images without masks of a batch.
-
-    Raises:
-        ValueError: there are none, which only a stream made without them gives.
-
-    """
+    """Images without masks of a batch; a ValueError where there are none, as in a stream made without them."""
     if batch.unlabelled is None:
         raise ValueError("this method needs images without masks in the batch")
     return batch.unlabelled

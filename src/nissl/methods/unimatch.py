@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Integer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from nissl.data.batches import Batch
-from nissl.methods import settings
 from nissl.methods.method import Method
 from nissl.methods.shared import box, masked_dice, unlabelled
-from nissl.nets.factory import parts
 
 JITTERED, BLURRED, PASTED = 0.8, 0.5, 0.5
 """Fractions of the images whose intensities change, that are blurred, and that get a box of another image."""
@@ -31,23 +29,15 @@ class UniMatch(Method):
     views: one by one, features of double the variance would enter the running statistics and nothing else. Different
     from that code: boxes come from images of the same batch, whose pseudo-labels are at hand (so a batch in parts mixes
     within a part); Dice has no squares in its denominator and is per image, where that code sums over the batch.
-
-    Raises:
-        InputError: the network has no encoder, decoder and head.
-
     """
 
     sees = "labelled+unlabelled"
     needs_parts = True
 
-    def __init__(self, networks: Sequence[nn.Module], options: settings.UniMatch) -> None:
-        super().__init__(networks, options)
-        parts(self.networks[0], "--method unimatch")
-
     def losses(self, batch: Batch, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Return the terms of `supervised`, and `strong_1`, `strong_2` and `features`."""
         net, images, weight = self.networks[0], unlabelled(batch), self.weight(1.0)
-        encoder, decoder, head = parts(net, "--method unimatch")
+        encoder, decoder, head = self.parts()
         masked = len(batch.images)
         features = encoder(torch.cat([batch.images, images]))
         together = [torch.cat([level, dropped(level[masked:], self.settings.dropped)]) for level in features]
@@ -81,8 +71,7 @@ def dropped(
     features: Float[Tensor, "batch channels *space"], fraction: float
 ) -> Float[Tensor, "batch channels *space"]:
     """Drop a fraction of the channels, whole ones, each image's own."""
-    drop = functional.dropout2d if features.ndim == 4 else functional.dropout3d
-    return drop(features, fraction)
+    return torch.feature_dropout(features, fraction, train=True)
 
 
 @dataclass(frozen=True)

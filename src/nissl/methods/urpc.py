@@ -13,7 +13,6 @@ from nissl.methods import settings
 from nissl.methods.auxiliary import fixed_draws, sizes
 from nissl.methods.method import Method
 from nissl.methods.shared import unlabelled
-from nissl.nets.factory import parts
 from nissl.nets.unet import CONVOLUTION, LINEAR_MODE
 
 EPSILON = 1e-8
@@ -46,7 +45,7 @@ class URPC(Method):
 
     def pyramid(self, images: Float[Tensor, "batch channels *space"]) -> list[Float[Tensor, "batch classes *space"]]:
         """Return each scale's logits, brought linearly to the images' size; the network's own are the last."""
-        encoder, decoder, head = parts(self.networks[0], "--method urpc")
+        encoder, decoder, head = self.parts()
         levels = decoder(encoder(images))[-self.settings.scales :]
         size, mode = images.shape[2:], LINEAR_MODE[images.ndim - 2]
         coarse = [own(level) for own, level in zip(self.heads, levels[:-1], strict=True)]
@@ -64,9 +63,7 @@ def pyramid_consistency(scales: Sequence[Float[Tensor, "batch classes *space"]])
     is at most log(scales); published code has both. Per image, not per batch, so that a batch split over processes has
     the same loss. No term is detached, as in the paper.
     """
-    log_probabilities = torch.stack(
-        [F.log_softmax(logits.float(), 1) for logits in scales]
-    )  # scales, batch, classes, space
+    log_probabilities = torch.stack([F.log_softmax(logits.float(), 1) for logits in scales])  # scales first
     together = log_probabilities.logsumexp(0) - math.log(len(scales))
     probabilities = log_probabilities.exp()
     uncertainty = (probabilities * (log_probabilities - together)).sum(2, keepdim=True)

@@ -1,7 +1,6 @@
 """Make a network from its settings, and reach its parts."""
 
 import importlib
-import inspect
 from typing import Any
 
 import torch
@@ -34,19 +33,15 @@ def build(settings: NetSettings, dims: int, in_channels: int, classes: int, seed
                 raise InputError("net.name", found, "a network that takes these images", fix) from error
         kind = _imported(settings.name)
         try:
-            inspect.signature(kind).bind(spatial_dims=dims, in_channels=in_channels, out_channels=classes)
             net = kind(spatial_dims=dims, in_channels=in_channels, out_channels=classes)
         except Exception as error:  # another's class may raise anything
-            raise InputError(
-                "net.name",
-                f"{settings.name} cannot be made: {error}",
-                "a network made by (spatial_dims, in_channels, out_channels), as those of MONAI",
-                "wrap it in a class with these three arguments and name that class",
-            ) from error
+            found = f"{settings.name} cannot be made: {error}"
+            wanted = "a network made by (spatial_dims, in_channels, out_channels), as those of MONAI"
+            fix = "wrap it in a class with these three arguments and name that class"
+            raise InputError("net.name", found, wanted, fix) from error
     if not isinstance(net, nn.Module):
-        raise InputError(
-            "net.name", f"{settings.name} makes a {type(net).__name__}", "a torch module", "name a network"
-        )
+        found = f"{settings.name} makes a {type(net).__name__}"
+        raise InputError("net.name", found, "a torch module", "name a network")
     return make_precise(net)
 
 
@@ -59,19 +54,13 @@ def parts(net: nn.Module, who: str) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Encoder, decoder and head of a network that has them, as the U-Net does; `who` asks, such as `--method urpc`.
 
     The encoder gives the features of each level, the finest first; the decoder makes of them its own, the finest last,
-    from which the head makes logits.
-
-    Raises:
-        InputError: the network has no such parts.
-
+    from which the head makes logits. An InputError where the network has no such parts.
     """
-    found = [getattr(net, name, None) for name in ("encoder", "decoder", "head")]
-    if not all(isinstance(part, nn.Module) for part in found):
-        wanted = "parts named encoder, decoder and head, as those of `unet`"
-        raise InputError("net.name", f"{type(net).__name__}, with {who}", wanted, "use --net unet")
-    encoder, decoder, head = found
-    assert isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module) and isinstance(head, nn.Module)
-    return encoder, decoder, head
+    encoder, decoder, head = (getattr(net, name, None) for name in ("encoder", "decoder", "head"))
+    if isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module) and isinstance(head, nn.Module):
+        return encoder, decoder, head
+    wanted = "parts named encoder, decoder and head, as those of `unet`"
+    raise InputError("net.name", f"{type(net).__name__}, with {who}", wanted, "use --net unet")
 
 
 def _imported(path: str) -> Any:
@@ -79,9 +68,6 @@ def _imported(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # another's module may raise anything while it is imported
-        raise InputError(
-            "net.name",
-            f"{path!r}: {error}",
-            f"one of {', '.join(NETWORKS)}, or a class by dotted path",
-            "write it as package.module:Class, such as monai.networks.nets:BasicUNet",
-        ) from error
+        wanted = f"one of {', '.join(NETWORKS)}, or a class by dotted path"
+        fix = "write it as package.module:Class, such as monai.networks.nets:BasicUNet"
+        raise InputError("net.name", f"{path!r}: {error}", wanted, fix) from error

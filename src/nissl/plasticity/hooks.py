@@ -1,14 +1,14 @@
 """Plasticity of a whole network: every layer learns from what passes through it, forward only."""
 
 from collections.abc import Callable, Collection, Iterator
-from types import TracebackType
+from contextlib import ExitStack
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
 from nissl.plasticity.rules import Rule
-from nissl.plasticity.update import PLASTIC, Learning, Transposed, accumulate
+from nissl.plasticity.update import PLASTIC, Learning, Plastic, Transposed, accumulate
 
 
 class Plasticity:
@@ -24,12 +24,9 @@ class Plasticity:
 
     Args:
         net: any network; a layer that is used more than once in a forward pass sums what it sees.
-        rule: the learning rule.
+        rule, unit_norm, transposed, samples: how the layers learn (see `nissl.plasticity.update.Learning`); `samples`
+            are those of a batch, over all processes.
         exclude: names of modules that do not learn, with all that is inside them.
-        unit_norm: take responses with unit-norm filters (see `update`).
-        transposed: reading of transposed convolutions (see `update`).
-        samples: thin the positions of large maps to about this many samples in a batch, over all processes; None learns
-            from all (see `nissl.plasticity.update`).
 
     Raises:
         ValueError: an excluded name is not in the network, or no layer is left to learn.
@@ -47,25 +44,20 @@ class Plasticity:
     ) -> None:
         self.layers = dict(plastic_layers(net, exclude))
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._all_reduce: Callable[[Tensor], None] | None = torch.distributed.all_reduce if several else None
+        all_reduce = torch.distributed.all_reduce if several else None
         processes = torch.distributed.get_world_size() if several else 1
-        self._learning = Learning(rule, unit_norm, transposed, samples, processes, self._all_reduce)
+        self._learning = Learning(rule, unit_norm, transposed, samples, processes, all_reduce)
         self._sums: dict[str, tuple[Tensor, int]] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._no_grad = torch.no_grad()
+        self._inside = ExitStack()
 
     def __enter__(self) -> "Plasticity":
-        self._no_grad.__enter__()
-        self._handles = [layer.register_forward_hook(self._hook(name)) for name, layer in self.layers.items()]
+        self._inside.enter_context(torch.no_grad())
+        for name, layer in self.layers.items():
+            self._inside.enter_context(layer.register_forward_hook(self._hook(name)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._no_grad.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._inside.close()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Move the weights: the optimiser gets the negative mean update as gradient; the sums start anew.
@@ -84,36 +76,27 @@ class Plasticity:
         """Leave the negative mean update in the gradient of each weight; the sums start anew. Errors as of `step`."""
         if not self._sums:
             raise RuntimeError("run the network forward inside the `with` block before each step")
-        deltas = dict(self._negative_means())
-        self.forget()
+        deltas = {}
+        for name in [name for name in self.layers if name in self._sums]:  # in one order in all processes
+            total, samples = self._sums[name]
+            count = total.new_tensor(float(samples))
+            if self._learning.all_reduce is not None:
+                self._learning.all_reduce(total)
+                self._learning.all_reduce(count)
+            deltas[name] = total.div_(-count)
+        self._sums.clear()
         # One NaN would stay in the weights, and in an optimiser's averages, for good.
         totals = torch.stack([delta.sum().double() for delta in deltas.values()])  # a NaN or infinity stays in a sum
         if not bool(torch.isfinite(totals).all()):
             raise FloatingPointError("an update is not finite")
         for name, delta in deltas.items():
             weight = self.layers[name].weight
-            assert isinstance(weight, Tensor)
             weight.grad = delta.to(weight.dtype)
 
     @property
     def saw(self) -> bool:
         """Whether anything passed through a layer since the last step."""
         return bool(self._sums)
-
-    def forget(self) -> None:
-        """Drop what was seen since the last step."""
-        self._sums.clear()
-
-    def _negative_means(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self.layers:
-            if name not in self._sums:
-                continue
-            total, samples = self._sums[name]
-            count = total.new_tensor(float(samples))
-            if self._all_reduce is not None:
-                self._all_reduce(total)
-                self._all_reduce(count)
-            yield name, total.div_(-count)
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def learn(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -126,13 +109,8 @@ class Plasticity:
         return learn
 
 
-def plastic_layers(net: nn.Module, exclude: Collection[str] = ()) -> Iterator[tuple[str, nn.Module]]:
-    """Name the layers of a network that a rule can train, in the order of the network.
-
-    Raises:
-        ValueError: an excluded name is not in the network, or no layer is left.
-
-    """
+def plastic_layers(net: nn.Module, exclude: Collection[str] = ()) -> Iterator[tuple[str, Plastic]]:
+    """Name the layers that a rule can train, in order; a ValueError where `exclude` names no module, or all layers."""
     names = {name for name, _ in net.named_modules()}
     if unknown := sorted(set(exclude) - names):
         raise ValueError(f"no module named {', '.join(unknown)}; there are {', '.join(sorted(names - {''}))}")

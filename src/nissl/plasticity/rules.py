@@ -16,7 +16,7 @@ Equations: Lagani et al. 2024 (FastHebb), Ciampi et al. 2024, Sanger 1989, Oja 1
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,6 @@ class Rule(Protocol):
     @property
     def standardise(self) -> bool:
         """Whether `respond` wants the standard deviation of the layer's responses."""
-        ...
 
     @property
     def centred(self) -> bool:
@@ -40,23 +39,17 @@ class Rule(Protocol):
         Growth by centred responses follows the covariance of the inputs and not their mean (Sejnowski 1977); a
         competition between them is not won everywhere by the filters nearest to the mean input.
         """
-        ...
 
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
         """Return how strongly each neuron learns at each position."""
-        ...
 
     def forget(self, r: Responses, y: Responses) -> Float[Tensor, "neurons"] | Float[Tensor, "neurons neurons"]:
         """Return the decay, summed over batch and positions."""
-        ...
 
 
 @dataclass(frozen=True)
-class SWTA:
-    """Soft winner-takes-all: dw_i = sum_n r_ni (x_n - w_i), r = softmax over neurons of inverse_temperature * y.
-
-    The minimum is a soft k-means of the inputs. FastHebb, Lagani et al. 2024; Ciampi et al. 2024.
-    """
+class Competitive:
+    """Neurons compete at each position: r = softmax over neurons of inverse_temperature * y."""
 
     inverse_temperature: float = 1.0
     standardise: bool = False
@@ -65,7 +58,19 @@ class SWTA:
 
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
         """Return the softmax over the neurons."""
-        return _competition(y, self.inverse_temperature, deviation)
+        y = y * (self.inverse_temperature if deviation is None else self.inverse_temperature / deviation)
+        last = y.movedim(1, -1)
+        # Softmax along the channels of a channels-last tensor first copies it, at 2 to 10 times the cost; along the
+        # last dimension of its permuted view it does not.
+        return last.softmax(-1).movedim(-1, 1) if last.is_contiguous() else y.softmax(1)
+
+
+@dataclass(frozen=True)
+class SWTA(Competitive):
+    """Soft winner-takes-all: dw_i = sum_n r_ni (x_n - w_i), r as of `Competitive`.
+
+    The minimum is a soft k-means of the inputs. FastHebb, Lagani et al. 2024; Ciampi et al. 2024.
+    """
 
     def forget(self, r: Responses, y: Responses) -> Float[Tensor, "neurons"]:
         """Return the summed responses: each neuron forgets as much as it learns."""
@@ -73,21 +78,18 @@ class SWTA:
 
 
 @dataclass(frozen=True)
-class SoftHebb:
-    """SoftHebb: dw_i = sum_n r_ni (x_n - y_ni w_i), r = softmax over neurons of inverse_temperature * y.
+class SoftHebb(Competitive):
+    """SoftHebb: dw_i = sum_n r_ni (x_n - y_ni w_i), r as of `Competitive`.
 
     With `anti_hebbian`, all but the winner of each position learn with the opposite sign (Journé et al. 2023, who
     found it better in deep networks). Moraitis et al. 2022, eq. 12.
     """
 
-    inverse_temperature: float = 1.0
-    standardise: bool = False
     anti_hebbian: bool = False
-    centred: bool = False
 
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
         """Return the softmax over the neurons, negative for the losers under `anti_hebbian`."""
-        r = _competition(y, self.inverse_temperature, deviation)
+        r = super().respond(y, deviation)
         return torch.where(r == r.amax(1, keepdim=True), r, -r) if self.anti_hebbian else r
 
     def forget(self, r: Responses, y: Responses) -> Float[Tensor, "neurons"]:
@@ -96,7 +98,19 @@ class SoftHebb:
 
 
 @dataclass(frozen=True)
-class HPCA:
+class Linear:
+    """Each neuron learns by its own response."""
+
+    centred: bool = False
+    standardise: ClassVar[bool] = False
+
+    def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
+        """Return the responses themselves."""
+        return y
+
+
+@dataclass(frozen=True)
+class HPCA(Linear):
     """Hebbian principal components: dw_i = sum_n y_ni (x_n - sum_{j<=i} y_nj w_j).
 
     The minimum is the ordered principal components (Sanger 1989, the generalised Hebbian algorithm). `rectified` takes
@@ -104,11 +118,9 @@ class HPCA:
     """
 
     rectified: bool = False
-    standardise: bool = False
-    centred: bool = False
 
     def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
-        """Return the responses themselves."""
+        """Return the responses themselves, or what is positive in them."""
         return y.clamp(min=0) if self.rectified else y
 
     def forget(self, r: Responses, y: Responses) -> Float[Tensor, "neurons neurons"]:
@@ -118,15 +130,8 @@ class HPCA:
 
 
 @dataclass(frozen=True)
-class Oja:
+class Oja(Linear):
     """Oja's rule: dw_i = sum_n y_ni (x_n - y_ni w_i); every neuron goes to the first principal component. Oja 1982."""
-
-    standardise: bool = False
-    centred: bool = False
-
-    def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
-        """Return the responses themselves."""
-        return y
 
     def forget(self, r: Responses, y: Responses) -> Float[Tensor, "neurons"]:
         """Return the summed squared responses."""
@@ -134,16 +139,10 @@ class Oja:
 
 
 @dataclass(frozen=True)
-class Hebb:
+class Hebb(Linear):
     """Plain Hebb with decay: dw_i = sum_n (y_ni x_n - decay w_i)."""
 
     decay: float = 1.0
-    standardise: bool = False
-    centred: bool = False
-
-    def respond(self, y: Responses, deviation: Float[Tensor, ""] | None) -> Responses:
-        """Return the responses themselves."""
-        return y
 
     def forget(self, r: Responses, y: Responses) -> Float[Tensor, "neurons"]:
         """Return the decay times the number of samples, the same for every neuron."""
@@ -157,14 +156,6 @@ RULES: dict[str, type[SWTA] | type[SoftHebb] | type[HPCA] | type[Oja] | type[Heb
     "oja": Oja,
     "hebb": Hebb,
 }
-
-
-def _competition(y: Responses, inverse_temperature: float, deviation: Float[Tensor, ""] | None) -> Responses:
-    y = y * (inverse_temperature if deviation is None else inverse_temperature / deviation)
-    last = y.movedim(1, -1)
-    # Softmax along the channels of a channels-last tensor first copies it, at 2 to 10 times the cost; along the last
-    # dimension of its permuted view it does not.
-    return last.softmax(-1).movedim(-1, 1) if last.is_contiguous() else y.softmax(1)
 
 
 def _total(values: Responses) -> Float[Tensor, "neurons"]:

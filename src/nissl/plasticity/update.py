@@ -25,7 +25,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,8 @@ Transposed = Literal["T", "T-summed", "S"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PLASTIC = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
-FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-FORWARD_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+Plastic = nn.Linear | nn.modules.conv._ConvNd
+"""A layer of one of these kinds."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,8 @@ def update(
     Args:
         module: Linear, Conv1d-3d or ConvTranspose1d-3d, with any stride, padding, dilation and groups.
         x: the layer's input, `(batch, in, *space)`; for Linear `(..., in)`.
-        rule: the learning rule.
+        rule, unit_norm, transposed: how the layer learns (see `Learning`).
         reduction: `sum` over samples (batch and positions) or their `mean`.
-        unit_norm: take the response with filters of unit norm; the decay uses the raw weight. A bias is left out.
-        transposed: reading of a transposed convolution.
 
     Returns:
         The change of `module.weight`, of its shape and in float32 or float64, to be *added* to it. No graph is built.
@@ -144,24 +142,22 @@ class Geometry:
 
     def response(self, x: Tensor, weight: Tensor) -> Tensor:
         """Run the layer without its bias."""
-        dims = len(self.stride)
-        if not self.transposed:
-            return FORWARD[dims](x, weight, None, self.stride, self.padding, self.dilation, self.groups)
-        options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-        return FORWARD_TRANSPOSED[dims](x, weight, None, *options)
+        return torch.convolution(x, weight, None, *self._options())
 
     def growth(self, r: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return sum_n r_n x_n^T over patches: the weight gradient of the layer with r as gradient of its output."""
-        kernel = (self.stride, self.padding, self.dilation, self.transposed, self.output_padding or (0,), self.groups)
-        grown: Tensor = torch.ops.aten.convolution_backward(r, x, weight, None, *kernel, (False, True, False))[1]
+        wanted = (False, True, False)
+        grown: Tensor = torch.ops.aten.convolution_backward(r, x, weight, None, *self._options(), wanted)[1]
         return grown
 
+    def _options(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.dilation, self.transposed, self.output_padding or (0,), self.groups
 
-def _geometry(module: nn.Module, x: Tensor) -> tuple[Tensor, Geometry]:
+
+def _geometry(module: Plastic, x: Tensor) -> tuple[Tensor, Geometry]:
     """Return the kernel's geometry and the input, padded beforehand where the kernel cannot say how."""
     if isinstance(module, nn.Linear):
         return x, Geometry((1,), (0,), (1,), (1,))
-    assert isinstance(module, CONVOLUTIONS + TRANSPOSED)
     padding: tuple[int, ...] | str = module.padding
     if isinstance(padding, str) or module.padding_mode != "zeros":
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -178,7 +174,7 @@ def _convolution(
     weight: Tensor, x: Tensor, y: Tensor | None, geometry: Geometry, learning: Learning
 ) -> tuple[Tensor, int]:
     """A neuron is an output channel; D = diag(forget) W or forget W, per group."""
-    norms = _norms(weight, range(1, weight.ndim)) if learning.unit_norm else None
+    norms = filter_norms(weight, range(1, weight.ndim)) if learning.unit_norm else None
     y = geometry.response(x, weight) if y is None else y
     stride = thinning(_samples(y) * learning.processes, y.ndim - 2, learning.samples)
     if stride > 1:
@@ -211,7 +207,7 @@ def _every(tensor: Tensor, stride: int) -> Tensor:
 
 def _exchanged(weight: Tensor, x: Tensor, geometry: Geometry, learning: Learning) -> tuple[Tensor, int]:
     """-S: a neuron is an input channel, its response is x, its input the patch of the output that it feeds."""
-    filters = weight / _norms(weight, range(1, weight.ndim)) if learning.unit_norm else weight
+    filters = weight / filter_norms(weight, range(1, weight.ndim)) if learning.unit_norm else weight
     patches = geometry.response(x, filters)
     y = _about(x, learning)
     r = _respond(y, geometry.groups, learning)
@@ -226,7 +222,7 @@ def _per_offset(
     """-T: a neuron is an output channel at one kernel offset; growth comes for all offsets in one kernel."""
     groups = geometry.groups
     grouped = weight.view(groups, -1, *weight.shape[1:])
-    norms = _norms(grouped, (1, *range(3, grouped.ndim))) if learning.unit_norm else None
+    norms = filter_norms(grouped, (1, *range(3, grouped.ndim))) if learning.unit_norm else None
     y = _about(_unit(geometry.response(x, weight) if y is None else y, norms), learning)
     r = _respond(y, groups, learning)
     loss = torch.zeros_like(weight)
@@ -301,7 +297,7 @@ def _forgotten(grown: Tensor, weight: Tensor, seen: tuple[Responses, Responses],
     return grown
 
 
-def _norms(weight: Tensor, axes: Iterable[int]) -> Tensor:
+def filter_norms(weight: Tensor, axes: Iterable[int]) -> Tensor:
     """L2 norms, 1 where they are 0."""
     norms = torch.linalg.vector_norm(weight, dim=tuple(axes), keepdim=True)
     return torch.where(norms > 0, norms, 1.0)

@@ -7,7 +7,6 @@ same in every layer. Dropout is off; running statistics of the normalisation lay
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,10 +15,13 @@ from torch import Tensor, nn
 from nissl import optimisers
 from nissl.config import TrainConfig
 from nissl.data.batches import Batch
-from nissl.plasticity import HPCA, RULES, SWTA, Plasticity, RelativeStep, Rule, SoftHebb, plastic_layers
+from nissl.learner import put_back
+from nissl.plasticity import HPCA, RULES, Plasticity, RelativeStep, Rule, plastic_layers
+from nissl.plasticity.rules import Competitive
+from nissl.plasticity.update import TRANSPOSED
 from nissl.pretrain import settings
 from nissl.pretrain.measure import measure
-from nissl.pretrain.pretraining import Partial, at_point, buffers_kept, require_finite
+from nissl.pretrain.pretraining import Partial, at_point, follow_statistics
 from nissl.pretrain.unit_norm import keep_unit_norm, normalise
 from nissl.pretrain.whitening import whitened
 
@@ -39,10 +41,10 @@ class Hebbian(Partial):
         super().__init__(net, settings, seed)
         # Filters of unit norm, and what they were before and at the start.
         self._layers = dict(plastic_layers(net, self.excluded()))
-        self._scales = [torch.linalg.vector_norm(_weight(layer)) for layer in self._layers.values()]
+        self._scales = [torch.linalg.vector_norm(layer.weight) for layer in self._layers.values()]
         if self.steps:
             normalise(self._layers.values(), settings.transposed)
-        self._start = [_weight(layer).clone() for layer in self._layers.values()]
+        self._start = [layer.weight.clone() for layer in self._layers.values()]
 
     @classmethod
     def resolved(cls, settings: Any, net: nn.Module) -> Any:
@@ -57,17 +59,13 @@ class Hebbian(Partial):
         if self.settings.handover == "unit-norm":
             keep_unit_norm(self.net, self.excluded())
 
-    def trained(self) -> list[nn.Parameter]:
-        """Return the filters."""
-        return self.trained_of_the_network()
-
     def trained_of_the_network(self) -> list[nn.Parameter]:
         """Return the filters in their final form."""
         return [parameter for layer in self._layers.values() for parameter in layer.parameters()]
 
     def optimiser(self, train: TrainConfig) -> torch.optim.Optimizer:
         """Make the optimiser that the settings name, over the filters alone."""
-        weights = [_weight(layer) for layer in self._layers.values()]
+        weights = [layer.weight for layer in self._layers.values()]
         return OPTIMISERS[self.settings.optimiser](weights, self.settings.rate)
 
     def learning_rate(self, step: int, train: TrainConfig) -> float:
@@ -97,7 +95,14 @@ class Hebbian(Partial):
 
     def progress_facts(self, step: int) -> dict[str, Any]:
         """Return how far each layer has moved, in units of its norm, at the points of the curves."""
-        return {"change": _changes(self._layers.values(), self._start)} if at_point(step, self.steps) else {}
+        return {"change": self._changes()} if at_point(step, self.steps) else {}
+
+    @torch.no_grad()
+    def _changes(self) -> list[float]:
+        """How far each layer has moved, in units of its norm."""
+        norm = torch.linalg.vector_norm
+        pairs = zip(self._layers.values(), self._start, strict=True)
+        return [float(norm(layer.weight - before) / norm(before)) for layer, before in pairs]
 
     def _seen(self, part: Batch) -> Tensor:
         return whitened(part.images) if self.settings.whiten else part.images
@@ -113,52 +118,49 @@ class Hebbian(Partial):
     def finish(self, serve: Callable[[int], Sequence[Batch]]) -> dict[str, Any]:
         """Measure what was learnt, then hand over."""
         options, layers = self.settings, self._layers
-        self._alter(layers.values())
+        self._alter()
         batch = serve(options.steps)[0].images.nan_to_num(0.0, 0.0, 0.0)  # images have mean 0
         batch = whitened(batch) if options.whiten else batch
         measures = measure(self.net, layers, batch, make_rule(options))
-        changes = _changes(layers.values(), self._start)
+        changes = self._changes()
         if options.handover == "fold":
             for layer, scale in zip(layers.values(), self._scales, strict=True):
-                _weight(layer).mul_(scale / torch.linalg.vector_norm(_weight(layer)))
+                layer.weight.mul_(scale / torch.linalg.vector_norm(layer.weight))
         self.restructure()
         self.train()
         for step in range(SETTLING):
-            with suppress(FloatingPointError), buffers_kept(self.net):
-                for part in serve(step):
-                    self.net(part.images)
-                require_finite("running statistics", list(self.net.buffers()))
+            before = [buffer.clone() for buffer in self.net.buffers()]
+            try:
+                follow_statistics(self.net, (part.images for part in serve(step)))
+            except FloatingPointError:  # a batch that is of no use
+                put_back(self.net, before)
         rows = [row | {"relative_change": change} for row, change in zip(measures, changes, strict=True)]
         return self.facts(rule=options.rule, layers=rows)
 
-    def _alter(self, layers: Any) -> None:
+    def _alter(self) -> None:
         """Change the trained filters; nothing here, the control does."""
 
 
 class Shuffled(Hebbian):
     """The control: trained filters with the entries of each filter shuffled, so that only their values are left."""
 
-    def _alter(self, layers: Any) -> None:
+    @torch.no_grad()
+    def _alter(self) -> None:
         """Shuffle the entries of each filter."""
         generator = torch.Generator().manual_seed(self.seed)
-        for layer in layers:
-            weight = _weight(layer)
-            with torch.no_grad():
-                by_filter = weight.movedim(1, 0) if getattr(layer, "transposed", False) else weight
-                for row in by_filter:
-                    order = torch.randperm(row.numel(), generator=generator).to(row.device)
-                    row.copy_(row.flatten()[order].view_as(row))
+        for layer in self._layers.values():
+            weight = layer.weight
+            for row in weight.movedim(1, 0) if isinstance(layer, TRANSPOSED) else weight:
+                order = torch.randperm(row.numel(), generator=generator).to(row.device)
+                row.copy_(row.flatten()[order].view_as(row))
 
 
 class Untrained(Hebbian):
     """The control: the same hand-over of the same filters, which have learnt nothing."""
 
-    @torch.no_grad()
     def learn(self, parts: Sequence[Batch], progress: float) -> dict[str, Any]:
         """Pass a batch forward, as `warm` does."""
-        for part in parts:
-            self.net(self._seen(part))
-        require_finite("running statistics", list(self.net.buffers()))
+        follow_statistics(self.net, map(self._seen, parts))
         return {}
 
     def after_step(self) -> None:
@@ -173,21 +175,8 @@ def make_rule(options: settings.Hebbian) -> Rule:
     """Make the rule of the settings; competition is between responses divided by their standard deviation."""
     kind = RULES[options.rule]
     centred = options.response == "centred" or (options.response == "auto" and kind is HPCA)
-    if kind in (SWTA, SoftHebb):
+    if issubclass(kind, Competitive):
         return kind(inverse_temperature=options.inverse_temperature, standardise=True, centred=centred)
     if options.response == "rectified":
         return HPCA(rectified=True)
     return kind(centred=centred)
-
-
-@torch.no_grad()
-def _changes(layers: Any, start: Sequence[Tensor]) -> list[float]:
-    return [
-        float(torch.linalg.vector_norm(_weight(layer) - before) / torch.linalg.vector_norm(before))
-        for layer, before in zip(layers, start, strict=True)
-    ]
-
-
-def _weight(layer: nn.Module) -> Tensor:
-    assert isinstance(layer.weight, Tensor)
-    return layer.weight

@@ -1,13 +1,15 @@
 """Did a layer learn anything? Measured on one batch, after the Hebbian stage."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nissl.plasticity import HPCA, SWTA, Rule, SoftHebb
+from nissl.plasticity import HPCA, Rule
+from nissl.plasticity.rules import Competitive
 from nissl.plasticity.update import TRANSPOSED
 
 DEAD = 1e-4
@@ -35,18 +37,16 @@ def measure(net: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor, rule
             y = _responses(layer, output)
             rows[name] |= {
                 "sparsity": _sparsity(y),
-                "dead_units": _dead(y - _means(y) if rule.centred else y, isinstance(rule, SWTA | SoftHebb)),
+                "dead_units": _dead(y, rule),
                 "variance_explained": _explained(layer, inputs[0], y) if isinstance(rule, HPCA) else None,
             }
 
         return look
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(hook(name)))
         net(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(rows.values())
 
 
@@ -57,18 +57,16 @@ def _responses(layer: nn.Module, output: Tensor) -> Float[Tensor, "batch units *
     return y - bias.view(-1, *[1] * (y.ndim - 2)) if isinstance(bias, Tensor) else y
 
 
-def _means(y: Float[Tensor, "batch units *space"]) -> Float[Tensor, "1 units *ones"]:
-    return y.mean([axis for axis in range(y.ndim) if axis != 1], keepdim=True)
-
-
 def _sparsity(y: Float[Tensor, "batch units *space"]) -> float:
     squares = y.square().mean(1)
     lost = y.abs().mean(1).square() / torch.where(squares > 0, squares, 1.0)
     return float(1 - lost.mean())
 
 
-def _dead(y: Float[Tensor, "batch units *space"], competitive: bool) -> int:
-    if competitive:
+def _dead(y: Float[Tensor, "batch units *space"], rule: Rule) -> int:
+    if rule.centred:
+        y = y - y.mean([axis for axis in range(y.ndim) if axis != 1], keepdim=True)
+    if isinstance(rule, Competitive):
         return y.shape[1] - int(torch.unique(y.argmax(1)).numel())
     variance = y.movedim(1, 0).flatten(1).var(1)
     return int((variance <= DEAD * variance.mean()).sum())

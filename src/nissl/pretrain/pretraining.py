@@ -1,8 +1,7 @@
 """What a pre-training is: it sees images, never masks, and leaves a network that learns from masks as any other."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,11 +21,7 @@ POINTS = 50
 class Pretraining(Learner):
     """Base of all: does nothing, which is the control `none`. Dropout is off in training mode.
 
-    Args:
-        net: the network as it was initialised; it is trained in place.
-        settings: of the pre-training.
-        seed: of whatever is drawn.
-
+    The network comes as it was initialised and is trained in place; whatever is drawn follows from the seed.
     """
 
     sees = "images"
@@ -45,12 +40,7 @@ class Pretraining(Learner):
 
     @classmethod
     def resolved(cls, settings: Any, net: nn.Module) -> Any:
-        """Fill in what the settings leave open for a network.
-
-        Raises:
-            InputError: the network lacks a part.
-
-        """
+        """Fill in what the settings leave open for a network; an InputError where it lacks a part."""
         return settings
 
     @property
@@ -77,8 +67,12 @@ class Pretraining(Learner):
         return {"name": self.settings.name, "steps": self.steps} | empty | others
 
     def trained_of_the_network(self) -> list[nn.Parameter]:
-        """Return what it has trained of the network; nothing by default."""
+        """Return what it trains of the network; nothing by default."""
         return []
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return what the optimiser moves; of the network alone by default."""
+        return self.trained_of_the_network()
 
     def hands_over(self) -> Mapping[str, nn.Module]:
         """Return the network."""
@@ -98,12 +92,7 @@ class Partial(Pretraining):
         return dataclasses.replace(settings, layers=layers)
 
     def excluded(self) -> tuple[str, ...]:
-        """Name the modules of the network that do not learn.
-
-        Raises:
-            InputError: the network has no part of the name asked for.
-
-        """
+        """Name the modules of the network that do not learn; errors as of the function `excluded`."""
         return excluded(self.net, self.resolved(self.settings, self.net).layers)
 
 
@@ -112,31 +101,17 @@ def at_point(step: int, steps: int) -> bool:
     return (step + 1) % max(1, steps // POINTS) == 0 or step + 1 == steps
 
 
-@contextmanager
-def buffers_kept(net: nn.Module) -> Iterator[None]:
-    """Put the buffers of a network back where the block fails.
+@torch.no_grad()
+def follow_statistics(net: nn.Module, images: Iterable[Tensor]) -> None:
+    """Pass batches forward, for the running statistics of a network in training mode; nothing else changes.
 
-    Running statistics take in a batch on the way, before it shows that it is of no use.
+    A FloatingPointError says that the statistics came to hold NaN or infinity.
     """
-    before = [buffer.clone() for buffer in net.buffers()]
-    try:
-        yield
-    except Exception:
-        for buffer, kept in zip(net.buffers(), before, strict=True):
-            buffer.copy_(kept)
-        raise
-
-
-def require_finite(what: str, tensors: Sequence[Tensor]) -> None:
-    """Refuse tensors of which one holds NaN or infinity.
-
-    Raises:
-        FloatingPointError: one does.
-
-    """
-    largest = [tensor.abs().amax() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    if largest and not bool(torch.isfinite(torch.stack([value.float() for value in largest])).all()):
-        raise FloatingPointError(f"{what} not finite")
+    for batch in images:
+        net(batch)
+    finite = [buffer.isfinite().all() for buffer in net.buffers()]
+    if finite and not bool(torch.stack(finite).all()):
+        raise FloatingPointError("running statistics not finite")
 
 
 def head(net: nn.Module) -> str:
@@ -146,19 +121,13 @@ def head(net: nn.Module) -> str:
 
 
 def excluded(net: nn.Module, layers: str) -> tuple[str, ...]:
-    """Name the modules that do not learn in a pre-training.
-
-    Raises:
-        InputError: the network has no part of the name asked for, or no layer in it besides the head.
-
-    """
+    """Name the modules that do not learn; an InputError where the part asked for has no layer besides the head."""
     parts, last = [name for name, _ in net.named_children()], head(net)
     if layers == "all":
         return (last,)
     if layers not in learning_parts(net):
-        raise InputError(
-            "pretrain.layers", layers, f"`all`, or a part of this network: {', '.join(parts)}", "use `--layers all`"
-        )
+        expected = f"`all`, or a part of this network: {', '.join(parts)}"
+        raise InputError("pretrain.layers", layers, expected, "use `--layers all`")
     others = tuple(name for name in parts if name != layers)
     return (*others, last) if last.startswith(f"{layers}.") else others
 

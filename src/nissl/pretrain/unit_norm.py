@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nissl.plasticity import plastic_layers
-from nissl.plasticity.update import TRANSPOSED, Transposed
+from nissl.plasticity.update import TRANSPOSED, Plastic, Transposed, filter_norms
 from nissl.pretrain.pretraining import Partial
 
 
@@ -26,12 +26,10 @@ class UnitNorm(nn.Module):
     def norms(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return each filter's norm, in a shape that divides the weight; 1 for a filter of zeros."""
         if not self.groups:
-            norms = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
-        else:
-            grouped = weight.view(self.groups, -1, *weight.shape[1:])
-            norms = torch.linalg.vector_norm(grouped, dim=(1, *range(3, grouped.ndim)), keepdim=True)
-            norms = norms.expand(-1, grouped.shape[1], *norms.shape[2:]).flatten(0, 1)
-        return torch.where(norms > 0, norms, 1.0)
+            return filter_norms(weight, range(1, weight.ndim))
+        grouped = weight.view(self.groups, -1, *weight.shape[1:])
+        norms = filter_norms(grouped, (1, *range(3, grouped.ndim)))
+        return norms.expand(-1, grouped.shape[1], *norms.shape[2:]).flatten(0, 1)
 
     def forward(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return filters of norm 1; a filter of zeros stays."""
@@ -43,7 +41,7 @@ class UnitNorm(nn.Module):
 
 
 @torch.no_grad()
-def normalise(layers: Iterable[nn.Module], transposed: Transposed = "T") -> None:
+def normalise(layers: Iterable[Plastic], transposed: Transposed = "T") -> None:
     """Bring the filters that a rule reads to unit norm, in place.
 
     In transposed layers the reading says what a filter is: an output channel at one kernel offset (`T`), an output
@@ -53,15 +51,14 @@ def normalise(layers: Iterable[nn.Module], transposed: Transposed = "T") -> None
     """
     for layer in layers:
         weight = layer.weight
-        assert isinstance(weight, Tensor)
         if not isinstance(layer, TRANSPOSED) or transposed == "T-summed":
             norms = UnitNorm(layer).norms(weight)
         elif transposed == "S":
-            norms = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
+            norms = filter_norms(weight, range(1, weight.ndim))
         else:
-            by_group = weight.view(int(layer.groups), -1, *weight.shape[1:])
-            norms = torch.linalg.vector_norm(by_group, dim=1, keepdim=True).expand_as(by_group).flatten(0, 1)
-        weight.div_(torch.where(norms > 0, norms, 1.0))
+            by_group = weight.view(layer.groups, -1, *weight.shape[1:])
+            norms = filter_norms(by_group, (1,)).expand_as(by_group).flatten(0, 1)
+        weight.div_(norms)
 
 
 def keep_unit_norm(net: nn.Module, still: Collection[str]) -> None:

@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
 from nissl.data.batches import Batch
-from nissl.pretrain.pretraining import Pretraining, require_finite
+from nissl.pretrain.pretraining import Pretraining, follow_statistics
 
 
 class Warm(Pretraining):
@@ -15,14 +12,7 @@ class Warm(Pretraining):
 
     local = True
 
-    def trained(self) -> list[nn.Parameter]:
-        """Nothing."""
-        return []
-
-    @torch.no_grad()
     def learn(self, parts: Sequence[Batch], progress: float) -> dict[str, Any]:
         """Pass a batch forward."""
-        for part in parts:
-            self.net(part.images)
-        require_finite("running statistics", list(self.net.buffers()))
+        follow_statistics(self.net, (part.images for part in parts))
         return {}

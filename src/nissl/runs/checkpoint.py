@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nissl.errors import DataError
+from nissl.errors import RESTORE, DataError
 from nissl.files import write_whole
 
 PREVIOUS = "previous."
@@ -23,14 +23,10 @@ KEY = "nissl"
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: bool = False) -> str:
-    """Write tensors and JSON facts; with `keep`, the file that was there stays beside it as `previous.NAME`.
+    """Write tensors and JSON facts; return the SHA-256 of both, which is in the file as well.
 
-    Returns:
-        The SHA-256 of the contents, which is in the file as well.
-
-    Raises:
-        ResourceError: the disk is full; the old checkpoint is untouched.
-
+    With `keep`, the file that was there stays beside it as `previous.NAME`. Errors as of `whole_file`, after which the
+    old checkpoint is untouched.
     """
     # Copies: safetensors refuses tensors that share memory, as those of tied layers do.
     layout = torch.contiguous_format
@@ -68,26 +64,18 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise DataError(path, "no such file", "a checkpoint", "train first, or check the run's folder") from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise DataError(path, f"unreadable ({error})", "a whole safetensors file", _RESTORE) from error
+        raise DataError(path, f"unreadable ({error})", "a whole safetensors file", RESTORE) from error
     checksum, text = stored[:64], stored[64:]
     if not text:
-        raise DataError(path, "no checksum in it", "a checkpoint written by Nissl", _RESTORE)
+        raise DataError(path, "no checksum in it", "a checkpoint written by Nissl", RESTORE)
     if _checksum(tensors, text) != checksum:
-        raise DataError(path, "checksum differs: the file was altered", "the bytes that were written", _RESTORE)
+        raise DataError(path, "checksum differs: the file was altered", "the bytes that were written", RESTORE)
     facts: dict[str, Any] = json.loads(text)
     return tensors, facts | {"sha256": checksum}
 
 
-_RESTORE = "restore the file from a copy, or train again"
-
-
 def load_newest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], DataError | None]:
-    """Read a checkpoint or, where it is damaged, the one before; the fault is returned, to be shown.
-
-    Raises:
-        DataError: neither can be read.
-
-    """
+    """Read a checkpoint or, where it is damaged, the one before; the fault is returned, or raised where both are."""
     try:
         return *load_checkpoint(path), None
     except DataError as fault:
@@ -149,11 +137,8 @@ def unpack_optimiser(
 ) -> None:
     """Put the state that `pack_optimiser` took back into an optimiser over the same parameters.
 
-    What was set when the optimiser was made stays as it is now: decay and fractions may have been changed knowingly.
-
-    Raises:
-        ValueError: the state is of another kind of optimiser, or of other parameters.
-
+    What was set when the optimiser was made stays as it is now: decay and fractions may have been changed knowingly. A
+    ValueError where the state is of another kind of optimiser, or of other parameters.
     """
     own = optimiser.state_dict()["param_groups"]
     for then, now in zip(groups, own, strict=True):

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from nissl.errors import Caveat, DataError, InputError, NisslError
+from nissl.errors import RESTORE, Caveat, DataError, InputError, NisslError
 from nissl.files import write_whole
-from nissl.runs.format import Tree, content_of, load_config, stamped
+from nissl.runs.format import SEEDS, SEEDS_1, Tree, content_of, load_config, stamped
 
 WEIGHTS = Path("checkpoints") / "last.safetensors"
 STATE = Path("checkpoints") / "state.safetensors"
@@ -29,8 +29,6 @@ CONVERT = (
 LOG = Path("log.jsonl")
 FILTERS = Path("filters.npy")
 """Of the first layer of the trained network: the last thing that a training writes."""
-SEEDS, SEEDS_1 = "seeds.json", "series.json"
-"""In a folder that holds the runs of several seeds: their list. The second name is that of format 1."""
 
 
 def checkpoint_of(run: Path, network: int) -> Path:
@@ -65,8 +63,7 @@ def read_json(path: Path) -> Tree:
             found, fix = "no such file: the folder holds the runs of several seeds", "name one of them, such as seed-0"
         raise InputError(path, found, "the folder of a run made by `nissl train`", fix) from error
     except ValueError as error:
-        fix = "restore the file from a copy, or train again"
-        raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", fix) from error
+        raise DataError(path, f"unreadable ({error})", "the JSON that the run wrote", RESTORE) from error
 
 
 def holds_seeds(folder: Path) -> bool:
@@ -94,12 +91,7 @@ def unfinished(steps: int | None, planned_steps: int | None) -> list[Caveat]:
 
 
 def find_root(run: Path, facts: Tree, given: Path | str | None) -> Path:
-    """Where the data of a run are: the folder that is given, or else the one that data.json (`facts`) names.
-
-    Raises:
-        InputError: neither names a folder, or none that is there.
-
-    """
+    """Where the data of a run are: the folder given, or else that of data.json (`facts`); an InputError if gone."""
     root = given or facts.get("root")
     if root and Path(root).is_dir():
         return Path(root)
@@ -111,12 +103,7 @@ def find_root(run: Path, facts: Tree, given: Path | str | None) -> Path:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device by name; `auto` is a GPU where there is one.
-
-    Raises:
-        InputError: the device is not on this machine.
-
-    """
+    """Return the device by name, `auto` being a GPU where there is one; an InputError where this machine lacks it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -129,12 +116,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Refuse a file that is one by its name or its first bytes: opening a pickle runs whatever it holds.
-
-    Raises:
-        InputError: it is a pickle, or another file where a run folder should be.
-
-    """
+    """Refuse, by an InputError, a pickle by its name or its first bytes: opening one runs whatever it holds."""
     if not path.is_file():
         return
     with path.open("rb") as file:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from nissl.config import Config, from_tree, read_toml, without_foreign_options
-from nissl.errors import DataError, InputError
+from nissl.errors import RESTORE, DataError, InputError
 
 Tree = dict[str, Any]
 FORMAT = 3
 NEW_IN_2 = {"axes": "", "image_pattern": "*", "mask_pattern": "*"}
 """Of the table `data`, settings that format 1 did not have, at what it did."""
-SEEDS_FILES = ("seeds.json", "series.json")
+SEEDS, SEEDS_1 = "seeds.json", "series.json"
+"""In a folder that holds the runs of several seeds: their list. The second name is that of format 1."""
 
 CONTENT: Mapping[str, Mapping[str, type]] = {
     "data.json": {"dims": int, "channels": int, "classes": list, "cases": list},
@@ -25,8 +26,8 @@ CONTENT: Mapping[str, Mapping[str, type]] = {
     "cost.json": {"costs": list},
     "metrics.json": {"overall": dict, "classes": dict},
     "pretrain.json": {"name": str, "steps": int},
-    "seeds.json": {"seeds": list},
-    "series.json": {"seeds": list},
+    SEEDS: {"seeds": list},
+    SEEDS_1: {"seeds": list},
 }
 """What a file must hold to be used, by its name."""
 
@@ -75,29 +76,21 @@ def stamped(tree: Mapping[str, Any]) -> Tree:
 def content_of(tree: Any, path: Path) -> Tree:
     """What a JSON file holds, in the newest format and without its version.
 
-    Raises:
-        InputError: a newer Nissl wrote the file.
-        DataError: the file does not hold what one of its name must.
-
+    An InputError where a newer Nissl wrote the file, a DataError where it does not hold what one of its name must.
     """
     content, found = _split(tree, path)
     for key, kind in CONTENT.get(path.name, {}).items():
         if not isinstance(content.get(key), kind):
             held = f"`{key}` is {content[key]!r:.40}" if key in content else f"no `{key}`"
-            raise DataError(path, held, f"`{key}` as a {kind.__name__}", "restore the file from a copy, or train again")
+            raise DataError(path, held, f"`{key}` as a {kind.__name__}", RESTORE)
     last, upgrade = UPGRADES.get(path.name, (0, dict))
     return upgrade(content) if found <= last else content
 
 
 def current_settings(tree: Tree, path: Path) -> Tree:
-    """The settings in the content of a TOML file, in the newest format; what it leaves open stays so.
-
-    Raises:
-        InputError: a newer Nissl wrote the file.
-
-    """
+    """The settings in the content of a TOML file, as `content_of` gives those of JSON; what is left open stays so."""
     content, found = _split(tree, path)
-    by_hand = "format" not in tree and not any((path.parent / name).exists() for name in ("data.json", *SEEDS_FILES))
+    by_hand = "format" not in tree and not any((path.parent / name).exists() for name in ("data.json", SEEDS, SEEDS_1))
     return upgraded(content, FORMAT if by_hand else found)
 
 
@@ -116,7 +109,7 @@ def _split(tree: Any, path: Path) -> tuple[Tree, int]:
     tree = {"costs": tree} if path.name == "cost.json" and isinstance(tree, list) else tree  # format 1
     if not isinstance(tree, dict):
         found = f"it holds a {type(tree).__name__}, not an object"
-        raise DataError(path, found, "an object", "restore the file from a copy, or train again")
+        raise DataError(path, found, "an object", RESTORE)
     found_format = tree.get("format", 1)
     if type(found_format) is not int or found_format < 1:
         raise InputError(path, f"format {found_format!r}", f"a number from 1 to {FORMAT}", "restore the file")

@@ -77,12 +77,9 @@ def lock_run_folder(out: Path, resume: bool) -> Iterator[None]:
     try:
         present = sorted(path.name for path in out.iterdir() if path.name not in (LOCK, OWNER))
         if present and not resume and not _never_began(out, present):
-            raise InputError(
-                out,
-                f"not empty: {', '.join(present[:4])}{' …' if len(present) > 4 else ''}",
-                "a new or empty folder",
-                "choose another --out, or add --resume to continue an interrupted run",
-            )
+            found = f"not empty: {', '.join(present[:4])}{' …' if len(present) > 4 else ''}"
+            fix = "choose another --out, or add --resume to continue an interrupted run"
+            raise InputError(out, found, "a new or empty folder", fix)
         for part in (*out.glob(".*.tmp"), *out.glob("checkpoints/*.tmp")):
             part.unlink()  # what a killed run was writing
         (out / OWNER).write_text(f"process {os.getpid()} on {platform.node()}")
@@ -259,12 +256,7 @@ def _differs(before: Mapping[str, str | None], file: CaseFile, hash_now: Callabl
 
 
 def require_same(out: Path, changed: Sequence[str]) -> None:
-    """Refuse to resume a run with other settings or other data.
-
-    Raises:
-        InputError: something has changed.
-
-    """
+    """Refuse, by an InputError, to resume a run with other settings or other data."""
     if changed:
         fix = "put it back, start a new run, or accept it with --allow-changed (the report will say so)"
         raise InputError(out, "; ".join(changed), "the settings and data that the run began with", fix)

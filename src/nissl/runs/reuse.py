@@ -1,4 +1,4 @@
-"""The stage 1 of another run: whether it is that of this one too, and its reuse."""
+"""The pre-training of another run: whether it is that of this one too, and its reuse."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from nissl.runs.format import current_settings, load_config
 from nissl.runs.provenance import FACTS, PLACE, data_of, differing_keys, flat
 
 STAGE_1 = ("seed", "deterministic", "protocol", "data", "augment", "net", "pretrain")
-"""Settings that stage 1 follows from; of these, not the ones below."""
+"""Settings that the pre-training follows from; of these, not the ones below."""
 NOT_STAGE_1 = (
     *("data.workers", "data.cache_gib", "data.limit_gib"),  # how images are read, not what is in them
     *("data.masks", "data.foreground"),  # it sees no mask
@@ -26,7 +26,7 @@ NOT_STAGE_1 = (
 
 
 def stage_1_settings(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Of the settings of a run, those that stage 1 follows from: where they agree, so do its networks.
+    """Of the settings of a run, those that the pre-training follows from: where they agree, so do its networks.
 
     `tree` is what `nissl.config.to_tree` makes; the result has each value in JSON by its dotted name.
     """
@@ -35,7 +35,7 @@ def stage_1_settings(tree: Mapping[str, Any]) -> dict[str, str]:
 
 
 def has_begun(run: Path) -> bool:
-    """Say whether a run has a stage 1 of its own, or is beyond it."""
+    """Say whether a run has a pre-training of its own, or is beyond it."""
     return has_checkpoint(checkpoint_of(run, 0)) or has_checkpoint(run / STATE)
 
 
@@ -69,8 +69,8 @@ def require_alike(
     if not checkpoint_of(other, 0).is_file():
         listed.append("there is no pre-trained network in it")
     if listed:
-        fix = "leave out --pretrained, or begin this run with the same seed, images and settings of stage 1"
-        raise InputError(other, "; ".join(listed), "a run whose stage 1 is that of this one", fix)
+        fix = "leave out --pretrained, or begin this run with the same seed, images and settings of the pre-training"
+        raise InputError(other, "; ".join(listed), "a run whose pre-training is that of this one", fix)
     for path in checkpoints_of(other):
         load_checkpoint(path)
 
@@ -84,7 +84,7 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 
 def note_origin(run: Path, other: Path, private: bool) -> None:
-    """Enter in env.json where stage 1 comes from, and that the run is exact only if that was made in the same way."""
+    """Enter in env.json where the pre-training comes from; the run is exact only if that was made in the same way."""
     here, there = read_json(run / "env.json"), read_json(other / "env.json")
     same = all(there.get(key) == here[key] for key in PLACE)
     origin = "another run" if private else os.path.relpath(other, run)
@@ -93,7 +93,7 @@ def note_origin(run: Path, other: Path, private: bool) -> None:
 
 
 def reuse(other: Path, run: Path, networks: int) -> None:
-    """Begin the stage 1 of a run where that of another one is, or has ended; what the run has itself stays."""
+    """Begin the pre-training of a run where that of another one is, or has ended; what the run has itself stays."""
     for network, theirs in enumerate(checkpoints_of(other)[:networks]):
         ours = checkpoint_of(run, network)
         if not has_checkpoint(ours):

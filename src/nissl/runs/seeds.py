@@ -7,18 +7,12 @@ from pathlib import Path
 from nissl.config import Config
 from nissl.errors import DataError, InputError
 from nissl.runs.checkpoint import load_checkpoint
-from nissl.runs.folder import FILTERS, SEEDS, SEEDS_1, WEIGHTS, read_json
-from nissl.runs.format import load_config
+from nissl.runs.folder import FILTERS, WEIGHTS, read_json
+from nissl.runs.format import SEEDS, SEEDS_1, load_config
 
 
 def runs_of(folder: Path) -> dict[int, Path]:
-    """Run folder of each seed.
-
-    Raises:
-        InputError: the folder does not hold the runs of several seeds.
-        DataError: its list of seeds is damaged.
-
-    """
+    """Run folder of each seed; an InputError where the folder holds no list of seeds, a DataError where it is bad."""
     path = folder / (SEEDS_1 if (folder / SEEDS_1).is_file() and not (folder / SEEDS).is_file() else SEEDS)
     seeds = read_json(path)["seeds"]
     if not seeds or not all(type(seed) is int for seed in seeds):
@@ -27,10 +21,7 @@ def runs_of(folder: Path) -> dict[int, Path]:
 
 
 def settings_of(config: Config, seeds: Iterable[int]) -> dict[int, Config]:
-    """Settings of each run: initialisation, order, augmentation and the masks of the budget follow its seed.
-
-    The draw of the test cases is that of the first seed for all, so that all runs are measured on the same cases.
-    """
+    """Settings of each run: whatever is drawn follows its seed, but the test cases are those of the first."""
     test_seed = config.seed if config.split.seed is None else config.split.seed
     split = dataclasses.replace(config.split, seed=test_seed)
     return {seed: dataclasses.replace(config, split=split, seed=seed) for seed in seeds}

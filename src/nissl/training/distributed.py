@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -53,11 +52,8 @@ def joined(device: torch.device) -> Iterator[World]:
     """Join the processes that `torchrun` started, for the time of the block.
 
     Where the block ends well, or by SystemExit because all are to stop, each waits for the others: torchrun ends all as
-    soon as one leaves with an error. An error of ours that several processes meet is reported by the first alone.
-
-    Raises:
-        ResourceError: another process was killed or cannot be reached.
-
+    soon as one leaves with an error. An error of ours that several processes meet is reported by the first alone. A
+    ResourceError says that another process was killed or cannot be reached.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -82,12 +78,10 @@ def joined(device: torch.device) -> Iterator[World]:
     except RuntimeError as error:
         if out_of_memory(error) or not any(words in str(error) for words in LOST):
             raise
-        lost = ResourceError(
-            f"process {dist.get_rank()} of {dist.get_world_size()}",
-            "another process of this run was killed or cannot be reached",
-            "all of them until the last step",
-            "look for its own message, most often a lack of memory; start again with --resume",
-        )
+        where = f"process {dist.get_rank()} of {dist.get_world_size()}"
+        found = "another process of this run was killed or cannot be reached"
+        fix = "look for its own message, most often a lack of memory; start again with --resume"
+        lost = ResourceError(where, found, "all of them until the last step", fix)
         lost.reported = _was_reported(lost.found)
         raise lost from error
     finally:
@@ -117,8 +111,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise by the statistics of all processes' samples in training, by the running ones otherwise."""
         self._check_input_dim(input)
         if not self.training:  # one process may evaluate while the others do not: nothing is exchanged
-            known, options = (self.running_mean, self.running_var), (self.weight, self.bias)
-            return F.batch_norm(input, *known, *options, training=self.running_mean is None, eps=self.eps)
+            return super().forward(input)
         x = input if input.dtype == torch.float64 else input.float()  # sums in half precision lose too much
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = (1, -1, *[1] * (x.ndim - 2))
@@ -146,18 +139,10 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronise(net: nn.Module) -> None:
-    """Replace each BatchNorm of a network, in place, by one over all processes; parameters and buffers are kept."""
-    for name, child in list(net.named_children()):
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, SynchronisedBatchNorm):
-            options = (child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-            twin = SynchronisedBatchNorm(*options)
-            twin.weight, twin.bias = child.weight, child.bias
-            twin.running_mean, twin.running_var = child.running_mean, child.running_var
-            twin.num_batches_tracked = child.num_batches_tracked
-            twin.train(child.training)
-            setattr(net, name, twin)
-        else:
-            synchronise(child)
+    """Turn each BatchNorm of a network, in place, into one over all processes; its state stays."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = SynchronisedBatchNorm
 
 
 class _Total(torch.autograd.Function):
@@ -165,10 +150,12 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Return the sum of every process's tensor, the same in all."""
         return _reduced(tensor, dist.ReduceOp.SUM)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the sum of every process's gradient: each of the sums depends on this process's tensor."""
         return _reduced(gradients[0], dist.ReduceOp.SUM)
 
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from nissl.config import Config
 from nissl.data.cases import Dataset
 from nissl.data.split import Split
@@ -50,13 +48,3 @@ class Job:
         """Class of the pre-training."""
         kind: type[Pretraining] = PRETRAININGS[self.config.pretrain.name]
         return kind
-
-    def networks(self) -> dict[str, nn.Module]:
-        """Make the networks as they are before any training.
-
-        Raises:
-            InputError: they cannot be made.
-
-        """
-        made: dict[str, nn.Module] = self.method.initial(self.config.method, self.problem, self.config.seed)
-        return made

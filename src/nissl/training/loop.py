@@ -11,14 +11,14 @@ from time import perf_counter
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from nissl.data.batches import Batch, Steps, loader, more_parts
 from nissl.errors import InputError, ResourceError, out_of_memory
 from nissl.files import write_whole
-from nissl.learner import Learner, derived_seed
+from nissl.learner import Learner, derived_seed, put_back
 from nissl.methods.shared import moving_average
 from nissl.progress import warn
 from nissl.runs.checkpoint import (
@@ -41,15 +41,7 @@ EMPTY_CHECKPOINTS = 3
 
 
 class Trainer:
-    """One stage of one run.
-
-    Args:
-        learner: what learns, with its networks.
-        stream: batches by step.
-        stage: how long, how, and under which names.
-        session: where.
-
-    """
+    """One stage of one run: a learner, its batches by step, how and how long it learns, and where."""
 
     def __init__(self, learner: Learner, stream: Steps[Batch], stage: Stage, session: Session) -> None:
         self.learner, self.stream, self.stage, self.session = learner, stream, stage, session
@@ -231,7 +223,7 @@ class Trainer:
                 self.average.update_parameters(learner.predictor())
             line |= learner.progress_facts(self.step)
         else:  # running statistics took in the batch on the way
-            _put_back(learner, buffers)
+            put_back(learner, buffers)
         self._bad = 0 if finite else self._bad + 1
         self.step += 1
         if not finite:
@@ -251,12 +243,10 @@ class Trainer:
         if self._bad == 1:
             warn(f"{self.stage.title}: step {self.step} was skipped, not finite in loss or gradient. See {suspects}")
         if self._bad == BAD_STEPS:
-            raise ResourceError(
-                f"{self.stage.title}, step {self.step}, cases {', '.join(batch.ids)}",
-                f"no finite loss or gradient in {BAD_STEPS} steps in a row",
-                "a loss that can be followed downhill",
-                f"check or change {suspects}, and resume from the last checkpoint",
-            )
+            where = f"{self.stage.title}, step {self.step}, cases {', '.join(batch.ids)}"
+            found = f"no finite loss or gradient in {BAD_STEPS} steps in a row"
+            fix = f"check or change {suspects}, and resume from the last checkpoint"
+            raise ResourceError(where, found, "a loss that can be followed downhill", fix)
 
     def _gradient(
         self, make: Callable[[Sequence[Batch]], dict[str, Any]], batch: Batch, buffers: Sequence[Tensor]
@@ -283,7 +273,7 @@ class Trainer:
                 if not out_of_memory(error) or world.size > 1 or self._parts >= len(batch.images):
                     raise
             # Here, and not in the handler, which keeps the tensors of the failed pass alive.
-            _put_back(self.learner, buffers)
+            put_back(self.learner, buffers)
             self._parts = more_parts(self._parts, len(batch.images))
             images = len(batch.images) // self._parts
             warn(f"out of memory: from step {self.step + 1} on, batches pass in {self._parts} parts of {images}")
@@ -333,23 +323,13 @@ def _message(line: dict[str, Any]) -> str:
     return f"loss {line['loss']:.3f}" if "loss" in line else ""
 
 
-def _put_back(module: nn.Module, buffers: Sequence[Tensor]) -> None:
-    for buffer, before in zip(module.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-
-
 def _finite(value: float) -> float | None:
     """JSON has no word for infinity."""
     return value if math.isfinite(value) else None
 
 
 def _append(log: BinaryIO, line: dict[str, Any]) -> None:
-    """Write one line at once.
-
-    Raises:
-        ResourceError: the disk is full.
-
-    """
+    """Write one line at once; a ResourceError where the disk is full."""
     try:
         log.write(json.dumps(line).encode() + b"\n")
     except OSError as error:

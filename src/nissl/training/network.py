@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,11 +25,7 @@ from nissl.training.protocol import published
 def resolve_settings(config: Config, dataset: Dataset, split: Split, device: torch.device) -> Config:
     """Fill in every setting that follows from the data, the device, the network or the protocol.
 
-    Resolving twice changes nothing.
-
-    Raises:
-        InputError: the settings do not fit the data or each other.
-
+    Resolving twice changes nothing. An InputError where the settings do not fit the data or each other.
     """
     if protocol := published(config.protocol):
         config = protocol.settled(config, len(split.labelled))
@@ -62,11 +57,8 @@ def _require_learns(config: Config) -> None:
 def per_stream(config: Config) -> int:
     """Images that a step draws from those with masks and, where the method uses them, from those without.
 
-    A step sees as many images with every method, so that comparing two methods compares nothing else.
-
-    Raises:
-        InputError: an odd number cannot be halved.
-
+    A step sees as many images with every method, so that comparing two methods compares nothing else. An InputError
+    where an odd number would have to be halved.
     """
     batch, method = config.train.batch, config.method.name
     if METHODS[method].sees == "labelled":
@@ -78,26 +70,13 @@ def per_stream(config: Config) -> int:
 
 
 def require_fit(net: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Refuse a network that data, pre-training or method cannot work with; return its facts, as of `measure_network`.
+    """Refuse a network that data, pre-training or method cannot work with; return its facts, as in network.json.
+
+    `multiply_adds` are those of one image.
 
     Raises:
-        InputError: it does not fit the images or a step of them, or lacks a part.
-
-    """
-    facts = measure_network(net, config, dataset, _steps(config))
-    PRETRAININGS[config.pretrain.name].resolved(config.pretrain, net)
-    if METHODS[config.method.name].needs_parts:
-        factory.parts(net, f"--method {config.method.name}")
-    return facts
-
-
-def measure_network(net: nn.Module, config: Config, dataset: Dataset, steps: Mapping[str, int]) -> dict[str, Any]:
-    """Count parameters, and multiply-adds for one input.
-
-    `steps` are the images of a step of each stage, by the setting that says how many.
-
-    Raises:
-        InputError: the network does not make logits of the size of its input, or cannot normalise what a step shows it.
+        InputError: the network does not make logits of the size of its input, cannot normalise what a step shows it, or
+            lacks a part.
 
     """
     size, outputs = config.data.size, len(task_of(config.task).outputs(dataset))
@@ -114,7 +93,10 @@ def measure_network(net: nn.Module, config: Config, dataset: Dataset, steps: Map
         wanted = f"logits of shape {(1, outputs, *size)} for an image of that size"
         raise InputError(f"net.name {config.net.name}", found, wanted, f"try --size {fitting}, or another network")
     net.train(training)
-    _require_batch(net, config, dataset.channels, steps)
+    _require_batch(net, config, dataset.channels)
+    PRETRAININGS[config.pretrain.name].resolved(config.pretrain, net)
+    if METHODS[config.method.name].needs_parts:
+        factory.parts(net, f"--method {config.method.name}")
     return {
         "name": config.net.name,
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
@@ -123,13 +105,14 @@ def measure_network(net: nn.Module, config: Config, dataset: Dataset, steps: Map
     }
 
 
-def _require_batch(net: nn.Module, config: Config, channels: int, steps: Mapping[str, int]) -> None:
-    """Refuse steps of one image that is a single pixel where the network is coarsest: it has no variance.
+def _require_batch(net: nn.Module, config: Config, channels: int) -> None:
+    """Refuse, by an InputError, steps of one image that is a single pixel where the network is coarsest.
 
-    Raises:
-        InputError: a normalisation layer cannot train on them.
-
+    A normalisation layer cannot train on them: it has no variance.
     """
+    steps = {"train.batch": per_stream(config)}
+    if isinstance(config.pretrain, Stepped):
+        steps["pretrain.batch"] = config.pretrain.batch
     for key, images in steps.items():
         if images > 1:
             continue
@@ -140,11 +123,3 @@ def _require_batch(net: nn.Module, config: Config, channels: int, steps: Mapping
             found = f"one image of {'x'.join(map(str, config.data.size))} pixels at a time: {error}"
             fix = f"raise --{key} (with images without masks, one half of it has masks) or --size"
             raise InputError(key, found, "two images in a step, or larger ones, to normalise by", fix) from error
-
-
-def _steps(config: Config) -> dict[str, int]:
-    """Images that pass through a network at once in a step of each stage, by the setting that says how many."""
-    steps = {"train.batch": per_stream(config)}
-    if isinstance(config.pretrain, Stepped):
-        steps["pretrain.batch"] = config.pretrain.batch
-    return steps

@@ -25,11 +25,9 @@ class Watcher(Protocol):
 
     def __call__(self, learner: Learner, step: int) -> dict[str, Any]:
         """Return what a step of the last stage adds to its line of the log."""
-        ...
 
     def write(self, run: Path) -> None:
         """Write what was found into the folder of a run that has ended."""
-        ...
 
 
 class PublishedProtocol(Protocol):
@@ -37,33 +35,18 @@ class PublishedProtocol(Protocol):
 
     def settled(self, config: Config, masks: int) -> Config:
         """Fill in what the protocol fixes, for so many labelled images; settling twice changes nothing."""
-        ...
 
     def require(self, dataset: Dataset, config: Config, processes: int) -> None:
-        """Refuse what the protocol does not cover.
-
-        Raises:
-            InputError: it does not.
-
-        """
-        ...
+        """Refuse, by an InputError, what the protocol does not cover."""
 
     def choices(self, test: Sequence[str]) -> list[dict[str, Any]]:
         """What is chosen on the masks of these test cases, as budget.json tells it."""
-        ...
 
     def watcher(self, job: Job, whole: Dataset, cache: Cache) -> Watcher:
-        """Open the test cases of `whole`, which are not locked there.
-
-        Raises:
-            DataError: they cannot be read, or nothing can be measured on them.
-
-        """
-        ...
+        """Open the test cases of `whole`, not locked there; a DataError where nothing can be measured on them."""
 
     def caveats(self, run: Path) -> list[Caveat]:
         """Say what the protocol makes of the numbers of a run, the most important first."""
-        ...
 
 
 def published(name: str) -> PublishedProtocol | None:

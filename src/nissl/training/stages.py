@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from nissl.config import TrainConfig
 from nissl.data.batches import Cache, Schedule, Store, Stream
@@ -88,13 +88,7 @@ def open_stores(job: Job) -> Stores:
 
 
 def chosen(dataset: Dataset, ids: Sequence[str]) -> list[CaseFile]:
-    """Return the cases of these ids.
-
-    Raises:
-        InputError: one is gone.
-        TestSplitLocked: one is locked.
-
-    """
+    """Return the cases of these ids; an InputError where one is gone, TestSplitLocked where one is locked."""
     by_id = {case.id: case for case in dataset.cases}
     if missing := [name for name in ids if name not in by_id]:
         found = f"{len(missing)} cases of the run are gone, such as {missing[0]}"
@@ -173,12 +167,11 @@ def _run_pretraining(job: Job, learner: Pretraining, images: Store, index: int) 
     settings = config.pretrain
     assert isinstance(settings, Stepped)
     path = checkpoint_of(session.folder, index)
-    log = pretraining_log(index)
     schedule = Schedule(learner.seed, settings.batch, session.world.rank, session.world.size)
-    train = dataclasses.replace(pretraining_loop(settings), precision=config.train.precision)
-    train = dataclasses.replace(train, save_every=config.train.save_every)
-    state = path.relative_to(session.folder)
-    stage = Stage(f"pre-training ({settings.name})", train, learner.seed, state, None, log)
+    precision, save_every = config.train.precision, config.train.save_every
+    train = dataclasses.replace(pretraining_loop(settings), precision=precision, save_every=save_every)
+    state, title = path.relative_to(session.folder), f"pre-training ({settings.name})"
+    stage = Stage(title, train, learner.seed, state, None, pretraining_log(index))
     return run_stage(learner, Stream(None, images, config.augment, schedule), stage, session, has_checkpoint(path))
 
 
@@ -211,7 +204,6 @@ def _report(out: Path, trainer: Trainer) -> dict[str, Any]:
 def save_filters(path: Path, net: nn.Module) -> None:
     """Write the filters of the first layer, `(out, in, *kernel)`."""
     first = next(plastic_layers(net))[1]
-    assert isinstance(first.weight, Tensor)
     buffer = io.BytesIO()
     np.save(buffer, first.weight.detach().cpu().numpy(), allow_pickle=False)
     write_whole(path, buffer.getvalue())
