@@ -142,7 +142,7 @@ def test_other_seeds_are_refused(five, data, tmp_path, capsys):
 def test_the_labelled_cases_of_several_seeds_have_no_common_interval(five, tmp_path):
     copy = shutil.copytree(five, tmp_path / "five")
     summary = several_seeds.evaluate(copy, "labelled")
-    assert np.isnan(summary.overall.dice_ci_cases).all() and np.isfinite(summary.overall.dice_ci_seeds).all()
+    assert np.isnan(summary.overall.ci_cases).all() and np.isfinite(summary.overall.ci_seeds).all()
     assert (copy / "metrics_labelled.json").exists()
     assert (copy / "metrics.json").read_bytes() == (five / "metrics.json").read_bytes()
 

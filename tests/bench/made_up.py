@@ -31,14 +31,14 @@ def scores(dice, groups=None):
 
 def result(of, dice=None, masks=5, **changes):
     """A finished run with the Dice of each case, or one of another status; a change is a field of it or of a part."""
-    known = Result(of.data, of.budget, of.arm, of.seed, "missing", f"runs/{of.id}", METRICS)
+    known = Result(of.data, of.budget, of.arm, of.seed, "missing", f"runs/{of.id}", dict.fromkeys(METRICS))
     if dice is not None:
         mean = float(np.mean(dice))
         known = replace(
             known,
             status="done",
-            scores={"dice": mean, "pooled_dice": mean + 0.01, "hd95": 10.0},
-            trivial={"dice": 0.4, "pooled_dice": 0.5},
+            scores=dict(zip(METRICS, (mean, mean + 0.01, 10.0), strict=True)),
+            trivial={METRICS[0]: 0.4, METRICS[1]: 0.5},
             tested=Tested(unit="px", n_missed=0, n_false_positive=0, n_cases=len(dice)),
             training=TRAINED,
         )

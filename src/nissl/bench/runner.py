@@ -210,7 +210,6 @@ class _Bench:
     def _record(self, cell: Cell) -> str:
         result = self.results[cell] = result_of(self.out, cell)
         write_results(self.out, list(self.results.values()))
-        primary = result.metrics[0]
-        score = result.scores.get(primary.name)
+        primary, score = next(iter(result.scores.items()))
         unit = result.tested.unit or ""
         return f"{cell.id}: " + (result.status if score is None else f"{primary.title} {primary.text(score, unit)}")

@@ -1,7 +1,7 @@
 """Two runs on the same test cases: paired differences with intervals, or a refusal where they are not paired."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -38,8 +38,8 @@ class Compared:
 
     values: tuple[float, float]
     """Mean of the primary metric of A and of B (over their seeds, if several), as `evaluate` prints it."""
-    differences: Mapping[str, Difference]
-    """A - B by metric, the primary one first; those of lengths in `unit`."""
+    differences: Mapping[Metric, Difference]
+    """A - B, the primary metric first; those of lengths in `unit`."""
     over_seeds: tuple[float, float]
     """95 % interval of the difference of the primary metric over seeds, paired by seed; nan for single runs."""
     unit: str
@@ -52,9 +52,9 @@ class Compared:
 
     def to_tree(self) -> dict[str, Any]:
         """Plain values by the names of the metrics, such as `dice_a`, `dice_b` and `dice`."""
-        name = next(iter(self.differences))
+        name = next(iter(self.differences)).name
         named = {f"{name}_a": self.values[0], f"{name}_b": self.values[1], f"{name}_seeds": self.over_seeds}
-        differences = {metric: asdict(found) for metric, found in self.differences.items()}
+        differences = {metric.name: asdict(found) for metric, found in self.differences.items()}
         return named | differences | ({"unit": self.unit} if self.unit else {})
 
 
@@ -64,8 +64,6 @@ class Comparison:
 
     names: tuple[str, str]
     """Of A and of B."""
-    metrics: tuple[Metric, ...]
-    """Those that are compared, the primary one first."""
     seeds: tuple[int, ...]
     """Of each side; empty for two single runs."""
     classes: dict[str, Compared]
@@ -85,11 +83,10 @@ class Comparison:
 
     def to_tree(self) -> dict[str, Any]:
         """Nested dictionaries of plain values for JSON, nan as None."""
-        tree = asdict(self)
-        del tree["metrics"]
-        tree["classes"] = {label: found.to_tree() for label, found in self.classes.items()}
-        whole: dict[str, Any] = without_nan(tree | {"overall": self.overall.to_tree()})
-        return whole
+        classes = {label: found.to_tree() for label, found in self.classes.items()}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        tree: dict[str, Any] = without_nan(plain | {"classes": classes, "overall": self.overall.to_tree()})
+        return tree
 
 
 def compare_scores(task: Task, a: Scored, b: Scored, names: tuple[str, str], rng: np.random.Generator) -> Comparison:
@@ -118,7 +115,6 @@ def compare_scores(task: Task, a: Scored, b: Scored, names: tuple[str, str], rng
     false_positives = (sum(map(task.false_positives, a.values())), sum(map(task.false_positives, b.values())))
     return Comparison(
         names=names,
-        metrics=tuple(task.by_case),
         seeds=tuple(sorted(a)) if several else (),
         classes={label: _compared(task, a, b, [label], members, draws) for label in labels},
         overall=overall,
@@ -143,7 +139,7 @@ def _compared(
     return Compared(
         values=(_mean(task, a, labels), _mean(task, b, labels)),
         differences={
-            metric.name: paired_difference(side_by_side(table), members, np.random.default_rng(draws))
+            metric: paired_difference(side_by_side(table), members, np.random.default_rng(draws))
             for metric, table in tables.items()
         },
         over_seeds=seed_interval(np.array([mean_over_classes(one) for one in tables[task.primary]])),

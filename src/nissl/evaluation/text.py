@@ -68,8 +68,9 @@ def _rest(task: Task) -> list[Column]:
 
 def comparison_text(found: Comparison) -> str:
     """The sentence first, then the table of differences in points (hundredths) and the other metrics."""
-    primary, others = found.metrics[0], found.metrics[1:]
-    scale, overall = primary.scale, found.overall
+    overall = found.overall
+    primary, *others = overall.differences
+    scale = primary.scale
     lines = [verdict_text(found), *(f"{side}: {name}" for side, name in zip("AB", found.names, strict=True))]
     lines += [f"differs in {setting}" for setting in found.settings] or ["the settings of both are the same"]
     lines += _table(
@@ -98,7 +99,7 @@ def comparison_text(found: Comparison) -> str:
 
 def verdict_text(found: Comparison) -> str:
     """Say the verdict in one sentence, with the difference in points (hundredths) or in its unit."""
-    primary, overall, seeds = found.metrics[0], found.overall, len(found.seeds)
+    primary, overall, seeds = next(iter(found.overall.differences)), found.overall, len(found.seeds)
     first, sign = overall.primary, -1 if primary.sign * overall.primary.mean < 0 else 1
     turned = primary.scale * primary.sign * sign
     kind = "group" if found.grouped else "case"
@@ -132,7 +133,7 @@ def _steps(metric: Metric, overall: Compared) -> str:
 
 
 def _words(metric: Metric, overall: Compared) -> str:
-    difference: Difference = overall.differences[metric.name]
+    difference: Difference = overall.differences[metric]
     if math.isnan(difference.mean):
         return "not known"
     mean, low, high = (metric.scale * value for value in (difference.mean, difference.low, difference.high))

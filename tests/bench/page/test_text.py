@@ -118,7 +118,7 @@ def test_what_weakens_the_numbers_is_warned_of(monkeypatch):
     assert all(part in text.unequal(longer)[0].text for part in (f"300: {BASELINE}", "600: none + cps"))
     failed = finished(lambda one: replace(one, status="failed") if one.seed == 2 and "cps" in one.arm else one)
     assert codes(failed) == ["incomplete"] and "1 of 6" in text.warnings(failed)[0].text
-    poor = finished(lambda one: replace(one, trivial={"dice": 0.99}))
+    poor = finished(lambda one: replace(one, trivial={DICE: 0.99}))
     assert codes(poor) == ["trivial"] and BASELINE in text.warnings(poor)[0].text
     few = finished(lambda one: changed(one, n_groups=4))
     assert codes(few) == ["powerless-over-units"]

@@ -155,10 +155,10 @@ class Table:
         return [metric for metric in self.task.metrics if not metric.detail]
 
     @property
-    def trivial(self) -> dict[str, float]:
-        """What the trivial prediction reaches, by metric; empty where the task has none."""
-        known = {name for run in self.done for name in run.trivial}
-        return {name: _spread([run.trivial.get(name) for run in self.done]).mean for name in known}
+    def trivial(self) -> dict[Metric, float]:
+        """What the trivial prediction reaches; empty where the task has none."""
+        known = {metric for run in self.done for metric in run.trivial}
+        return {metric: _spread([run.trivial.get(metric) for run in self.done]).mean for metric in known}
 
 
 def baseline_of(configs: Mapping[str, Config]) -> str:
@@ -258,7 +258,7 @@ def _row(
     if done:
         together = side_by_side(np.stack([found[run.run].values for run in done]))
         interval = bootstrap_interval(together, members, np.random.default_rng(0))
-    others = {one.name: _spread([run.scores.get(one.name) for run in done]) for one in task.metrics[1:]}
+    others = {one.name: _spread([run.scores.get(one) for run in done]) for one in task.metrics[1:]}
     others["published"] = _spread([run.published.pooled_dice for run in done if run.published])
     return ArmRow(
         arm=arm,

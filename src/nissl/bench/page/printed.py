@@ -91,7 +91,7 @@ def results_table(table: Table) -> PrintedTable:
     shown = [(head, text) for head, text in columns if needed.get(head, True)]
     rows = [PrintedRow(tuple(text(row) for _, text in shown), _kind(row, table)) for row in table.rows]
     if table.task.trivial:
-        known = {_title(one, done): amount(one, table.trivial.get(one.name, math.nan)) for one in table.metrics}
+        known = {_title(one, done): amount(one, table.trivial.get(one, math.nan)) for one in table.metrics}
         texts = {"arm": table.task.trivial} | {head: text for head, text in known.items() if text != UNKNOWN}
         rows.append(PrintedRow(tuple(texts.get(head, "") for head, _ in shown), "trivial"))
     return PrintedTable(tuple(head for head, _ in shown), tuple(rows))

@@ -62,7 +62,7 @@ def warnings(table: Table) -> list[Caveat]:
         counts = f"{len(lacking)} of {whole} runs have no result ({failed} failed, {len(lacking) - failed} missing)"
         found.append(Caveat("incomplete", f"{counts}: means are over those that are done."))
     primary, trivial = table.task.primary, table.trivial
-    poor = [row.arm for row in table.rows if primary.sign * (row.value - trivial.get(primary.name, math.nan)) <= 0]
+    poor = [row.arm for row in table.rows if primary.sign * (row.value - trivial.get(primary, math.nan)) <= 0]
     if poor:
         found.append(Caveat("trivial", f"No better than {table.task.trivial}: {', '.join(poor)}."))
     if table.done and max(len(row.done) for row in table.rows) < 3:

@@ -81,11 +81,9 @@ class Result:
     status: Status
     run: str = ""
     """Folder of the run, in that of the bench."""
-    metrics: tuple[Metric, ...] = ()
-    """Those of the task that tables show, the primary one first."""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """By the name of a metric: means over test cases, then over classes."""
-    trivial: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[Metric, float | None] = field(default_factory=dict)
+    """Means over test cases, then over classes, of the metrics that tables show, the primary one first."""
+    trivial: Mapping[Metric, float] = field(default_factory=dict)
     """The same of the trivial prediction, of the metrics that it has."""
     tested: Tested = Tested()
     training: Training = Training()
@@ -113,8 +111,8 @@ def is_done(out: Path, cell: Cell) -> bool:
 def result_of(out: Path, cell: Cell) -> Result:
     """Read what came of a cell; one whose files are damaged counts as failed, with the reason."""
     run = folder_of(out, cell)
-    metrics = tuple(metric for metric in task_of(cell.config.task).metrics if not metric.detail)
-    known = Result(cell.data, cell.budget, cell.arm, cell.seed, "missing", f"{RUNS}/{cell.id}", metrics)
+    nothing = {metric: None for metric in task_of(cell.config.task).metrics if not metric.detail}
+    known = Result(cell.data, cell.budget, cell.arm, cell.seed, "missing", f"{RUNS}/{cell.id}", nothing)
     try:
         if is_done(out, cell):
             return _measured(run, known)
@@ -135,8 +133,8 @@ def _measured(run: Path, known: Result) -> Result:
     return replace(
         known,
         status="done",
-        scores={one.name: scores[one.name] for one in known.metrics if scores[one.name] is not None},
-        trivial={one.name: scores[key] for one in known.metrics if (key := f"trivial_{one.name}") in scores},
+        scores={metric: scores[metric.name] for metric in known.scores},
+        trivial={metric: scores[key] for metric in known.scores if (key := f"trivial_{metric.name}") in scores},
         tested=Tested(**{one.name: scores.get(one.name) for one in fields(Tested)}),
         training=Training(
             masks_seen=len(read_json(run / "budget.json")["masks_seen"]),
@@ -244,9 +242,9 @@ def _columns(result: Result) -> dict[str, object]:
     protocol = "" if result.status != "done" else "parity" if result.published else "nissl"
     return {
         **{name: getattr(result, name) for name in ("data", "budget", "arm", "seed", "status")},
-        **{metric.name: result.scores.get(metric.name) for metric in result.metrics},
+        **{metric.name: value for metric, value in result.scores.items()},
         **asdict(result.tested),
-        **{f"trivial_{one.name}": result.trivial.get(one.name) for one in result.metrics if not one.unit},
+        **{f"trivial_{metric.name}": result.trivial.get(metric) for metric in result.scores if not metric.unit},
         **asdict(result.training),
         "protocol": protocol,
         "parity_pooled_dice": result.published and result.published.pooled_dice,
