@@ -131,7 +131,7 @@ def case_plot(metric: Metric, values: Sequence[float], trivial: tuple[str, float
         axes.set(
             xlabel="test case, worst first",
             ylabel=f"{metric.title}{unit_shown}",
-            ylim=(0, None if metric.unit else 1.02),
+            ylim=(0, 1.02 if metric.higher_is_better and not metric.unit else None),
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=False, axis="x")

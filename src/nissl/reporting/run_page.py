@@ -1,6 +1,7 @@
 """The page of a run: one HTML file that needs nothing else and can be read without a network."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -189,7 +190,7 @@ def results_table(task: Task, metrics: Tree) -> ResultsTable | None:
     rows: list[tuple[str, tuple[str, ...]]] = []
     for name, scores in named.items():
         values = [fixed(scores[metric.name], metric.digits) for metric in task.metrics]
-        interval = " – ".join(fixed(end) for end in scores[f"{primary.name}_ci"])
+        interval = span(scores[f"{primary.name}_ci"])
         rows.append(("", (name, values[0], interval, *values[1:], *(str(scores[key]) for key in task.counted))))
         if task.trivial:
             trivial = [fixed(scores[key]) if (key := f"trivial_{m.name}") in scores else "" for m in task.metrics]
@@ -244,6 +245,11 @@ def _plots(contents: Contents) -> dict[str, str]:
 def fixed(value: Any, digits: int = 3) -> str:
     """Print a number with fixed digits; a dash where there is none."""
     return "–" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
+
+
+def span(ends: Sequence[float | None]) -> str:
+    """Print an interval; a dash where there is none."""
+    return fixed(None) if ends[0] is None else " – ".join(map(fixed, ends))
 
 
 def percent(value: Any) -> str:

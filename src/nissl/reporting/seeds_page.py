@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nissl.files import write_whole
 from nissl.reporting.contents import read_run
-from nissl.reporting.run_page import PAGE, ResultsTable, counted, environment, fixed, short, warnings
+from nissl.reporting.run_page import PAGE, ResultsTable, counted, environment, fixed, short, span, warnings
 from nissl.runs.folder import read_json
 from nissl.runs.format import Tree, load_config
 from nissl.runs.seeds import runs_of
@@ -67,7 +67,7 @@ def _table(task: Task, metrics: Tree) -> ResultsTable:
     rows = [
         (
             *(name, fixed(scores[primary.name])),
-            *(" – ".join(fixed(end) for end in scores[f"{primary.name}_ci_{what}"]) for what in ("seeds", "cases")),
+            *(span(scores[f"{primary.name}_ci_{what}"]) for what in ("seeds", "cases")),
             fixed(scores[f"{primary.name}_sd"]),
             *(fixed(scores.get(metric.name), metric.digits) for metric in shown),
             *([fixed(scores[trivial])] if task.trivial else []),

@@ -90,7 +90,7 @@ def content_of(tree: Any, path: Path) -> Tree:
 def current_settings(tree: Tree, path: Path) -> Tree:
     """The settings in the content of a TOML file, as `content_of` gives those of JSON; what is left open stays so."""
     content, found = _split(tree, path)
-    by_hand = "format" not in tree and not any((path.parent / name).exists() for name in ("data.json", SEEDS, SEEDS_1))
+    by_hand = "format" not in tree and not any((path.parent / name).exists() for name in CONTENT)
     return upgraded(content, FORMAT if by_hand else found)
 
 

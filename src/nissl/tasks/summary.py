@@ -79,8 +79,10 @@ def summarise(
 
 def few_units(n_cases: int, n_groups: int | None) -> list[Caveat]:
     """Warn of an interval over few cases or groups."""
-    units, kind = (n_cases, "cases") if n_groups is None else (n_groups, "groups")
+    units, kind = (n_cases, "case") if n_groups is None else (n_groups, "group")
     if units >= FEW:
         return []
-    text = f"Only {units} test {kind}: the interval over them is itself uncertain. Below {FEW}, take it as a hint."
+    if units == 1:
+        return [Caveat("few-units", f"Only one test {kind}: there is no interval.")]
+    text = f"Only {units} test {kind}s: the interval over them is itself uncertain. Below {FEW}, take it as a hint."
     return [Caveat("few-units", text)]
