@@ -20,7 +20,7 @@ from nissl.runs.format import load_config
 from nissl.tasks.settings import TASKS
 
 
-def test_it_runs_from_the_command_line_to_pictures(tmp_path):
+def test_it_runs_from_the_command_line_to_pictures(tmp_path, capsys):
     data, out = write_tiny(tmp_path / "data"), tmp_path / "run"
     for path in (data / "masks").iterdir():
         image = read_raster(data / "images" / path.name).pixels
@@ -32,6 +32,8 @@ def test_it_runs_from_the_command_line_to_pictures(tmp_path):
     assert set(lines[0]["terms"]) == {"squared"} and lines[-1]["loss"] < lines[0]["loss"]
     assert cli.run(["evaluate", str(out)]) == 0
     assert cli.run(["predict", str(out), str(data / "images"), "--out", str(tmp_path / "new")]) == 0
+    shown = capsys.readouterr().out
+    assert "mean error" in shown and "in the masks" not in shown  # there are no classes
     found = read_raster(tmp_path / "new" / "field002.png").pixels
     assert found.shape[1:] == (32, 32) and len(np.unique(found)) > 8
 

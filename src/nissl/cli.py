@@ -243,7 +243,8 @@ class Predict:
         print(f"{len(result.written)} masks written to {self.out}, {len(result.failed)} images failed{left}")
         for caveat in unfinished(result.steps, result.planned_steps):
             print(f"warning: {caveat.text}")
-        print(f"in the masks: {', '.join(f'{value} is {name}' for name, value in result.values.items())}")
+        if result.values:
+            print(f"in the masks: {', '.join(f'{value} is {name}' for name, value in result.values.items())}")
         return DATA_FAULTS if result.failed else 0
 
 

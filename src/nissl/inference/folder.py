@@ -29,7 +29,7 @@ class FolderResult:
     written: tuple[Path, ...]
     failed: tuple[NisslError, ...]
     values: dict[str, int | str]
-    """What stands for each class in the masks."""
+    """What stands for each class in the masks; empty for a task without classes."""
     steps: int
     """Steps that the weights have behind them."""
     planned_steps: int
@@ -174,7 +174,9 @@ def _record(run: Path, model: Model) -> dict[str, Any]:
         "steps": model.steps,
         "planned_steps": model.planned_steps,
         "classes": dict(enumerate(model.classes)),
-        "values": dict(zip(model.classes, model.values or range(len(model.classes)), strict=True)),
+        "values": dict(zip(model.classes, model.values or range(len(model.classes)), strict=True))
+        if model.task.classes
+        else {},
         "sampling": data.sampling,
         "size": data.size,
         "precision": model.description.precision,

@@ -34,6 +34,7 @@ class Segmentation(Task):
     name: ClassVar[str] = "segmentation"
     metrics: ClassVar[tuple[Metric, ...]] = SEGMENTATION
     columns = COLUMNS
+    classes = True
     counted: ClassVar[Mapping[str, str]] = {
         "n_missed": "missed",
         "n_false_positive": "false positive",

@@ -30,6 +30,8 @@ class Task(ABC):
     """What a measurement gives, the primary metric first."""
     columns: ClassVar[Columns[Any]]
     """Of metrics.csv."""
+    classes: ClassVar[bool] = False
+    """Whether a prediction holds classes, by their numbers or by what stands for them in the user's files."""
     counted: ClassVar[Mapping[str, str]] = {}
     """What a summary counts beside the metrics: names in metrics.json, each with the words for it."""
     trivial: ClassVar[str] = ""
