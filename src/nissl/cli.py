@@ -349,7 +349,8 @@ def _answer(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> Verb:
     """Parse the flags; what they win over says which flags there are."""
     if arguments[:1] != ["train"]:
-        return tyro.cli(Verb, prog="nissl", description=DESCRIPTION, args=arguments)
+        verb = Annotated[Verb, tyro.conf.arg(help="")]  # else tyro parses the source of `typing` for one
+        return tyro.cli(verb, prog="nissl", description=DESCRIPTION, args=arguments)
     default = Train(tyro.MISSING, tyro.MISSING, _base(arguments[1:]))
     return tyro.cli(Train, prog="nissl train", args=arguments[1:], default=default)
 
