@@ -241,7 +241,7 @@ def test_evaluate_prints_one_json_object_on_stdout(run_folder, capsys):
 def test_evaluate_prints_a_table_with_interval_and_trivial_score(run_folder, capsys):
     assert leave(["evaluate", run_folder]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:3]] == ["class", "foreground", "overall"]
+    assert [line.split()[0] for line in lines[:2]] == ["class", "foreground"]
     assert "95 % interval" in lines[0] and "trivial" in lines[0] and any("warning: Only 2" in line for line in lines)
 
 

@@ -147,20 +147,16 @@ class Evaluate:
     def __call__(self) -> int:
         """Run the verb."""
         from nissl import api, several_seeds
-        from nissl.evaluation.text import score_text, seeds_text
+        from nissl.evaluation.text import score_text
         from nissl.runs.folder import holds_seeds, read_json
         from nissl.runs.format import load_config
         from nissl.tasks.task import task_of
 
         options = (self.run, self.on, self.device, self.data, self.allow_shared_images)
-        several = holds_seeds(self.run)
-        (several_seeds if several else api).evaluate(*options)
+        (several_seeds if holds_seeds(self.run) else api).evaluate(*options)
         found = read_json(self.run / ("metrics.json" if self.on == "test" else f"metrics_{self.on}.json"))
-        if self.json:
-            _print(found)
-        else:
-            text = seeds_text if several else score_text
-            _print(text(task_of(load_config(self.run / "config.toml").task), found))
+        task = task_of(load_config(self.run / "config.toml").task)
+        _print(found if self.json else score_text(task, found))
         return 0
 
 

@@ -220,7 +220,7 @@ def test_volumes_with_several_classes_are_shown(tmp_path):
     page = Page(write_report(run))
     assert "Not on this page" not in page.text
     assert len(page.pictures("Reference and")) == 2
-    for part in ("mean over classes", "trivial: head", "Distances in mm", "the slice with the largest"):
+    for part in ("mean over classes", "trivial", "Distances in mm", "the slice with the largest"):
         assert part in page.text
 
 

@@ -1,24 +1,20 @@
 """Scores and comparisons as text for people: fractions in tables, differences in percentage points."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from nissl.evaluation.compare import Compared, Comparison
+from nissl.evaluation.table import score_table
 from nissl.metrics.metric import Metric
 from nissl.metrics.statistics import Difference, smallest_p_value
 from nissl.runs.folder import unfinished
 from nissl.runs.format import Tree
 from nissl.tasks.task import Task
 
-Column = tuple[str, Callable[[Any], str]]
-"""Title, and the text of a row."""
 
-
-def _table(rows: Mapping[str, Any], *columns: Column) -> list[str]:
-    """A line of titles, and one for each row by its name; columns are as wide as they need to be."""
-    lines = [["class", *(title for title, _ in columns)]]
-    lines += [[name, *(text(row) for _, text in columns)] for name, row in rows.items()]
+def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A line of titles, and one for each row; columns are as wide as they need to be."""
+    lines = [head, *rows]
     first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     return [
         f"{name:{first}}" + "".join(f"  {text:>{width}}" for text, width in zip(texts, others, strict=True))
@@ -27,43 +23,26 @@ def _table(rows: Mapping[str, Any], *columns: Column) -> list[str]:
 
 
 def score_text(task: Task, metrics: Tree) -> str:
-    """The scores in metrics.json as a table, one row per class, and what to know about them."""
-    missing = metrics.get("not_trained", ())
-    rows = {f"{name} (not trained)" if name in missing else name: row for name, row in metrics["classes"].items()}
-    interval: Column = ("95 % interval", lambda row: _span(task.primary, row[f"{task.primary.name}_ci"]))
-    others = [_value(metric) for metric in task.metrics[1:] if not metric.detail]
-    cases: Column = ("cases", lambda row: str(row["n_cases"]))
-    columns = (_value(task.primary), interval, *others, cases, *_rest(task))
-    single = "One run, one seed: the interval is over test cases only. `nissl train ... --seeds 5` measures the rest."
-    lines = _table({**rows, "overall": metrics["overall"]}, *columns)
-    return "\n".join([*lines, *_warnings(metrics["warnings"]), single, task.policy]).rstrip()
+    """The scores in metrics.json of a run or of several seeds, and what to know about them."""
+    table = score_table(task, metrics)
+    lines, last = _lines(table.head, table.rows), []
+    if "runs" in metrics:
+        runs = metrics["runs"]
+        lines.insert(0, f"mean over {len(runs)} seed{'s' * (len(runs) != 1)}, {_cases(metrics)}")
+        values = (f"{seed}: {task.primary.text(value)}" for seed, value in runs.items())
+        lines.append(f"each seed: {', '.join(values)}")
+    else:
+        lines.append(_cases(metrics["overall"]))
+        last = [
+            "One run, one seed: the interval is over test cases only. `nissl train ... --seeds 5` measures the rest."
+        ]
+    return "\n".join([*lines, *_warnings(metrics["warnings"]), *last, task.policy]).rstrip()
 
 
-def seeds_text(task: Task, metrics: Tree) -> str:
-    """The means over seeds in metrics.json as a table, then each run."""
-    primary, count = task.primary, len(metrics["runs"])
-    groups = f" of {metrics['n_groups']} groups" if metrics["n_groups"] is not None else ""
-    intervals: list[Column] = [
-        ("95 % over seeds", lambda row: _span(primary, row[f"{primary.name}_ci_seeds"])),
-        ("95 % over cases", lambda row: _span(primary, row[f"{primary.name}_ci_cases"])),
-    ]
-    others = [_value(metric) for metric in task.by_case[1:] if not metric.detail]
-    rows = {**metrics["classes"], "overall": metrics["overall"]}
-    lines = _table(rows, _value(primary), *intervals, *others, *_rest(task))
-    head = f"mean over {count} seed{'s' * (count != 1)}, {metrics['n_cases']} cases{groups}"
-    each = "each seed: " + ", ".join(f"{seed}: {primary.text(value)}" for seed, value in metrics["runs"].items())
-    return "\n".join([head, *lines, each, *_warnings(metrics["warnings"]), task.policy]).rstrip()
-
-
-def _value(metric: Metric) -> Column:
-    return metric.title, lambda row: metric.text(row[metric.name], row.get("unit", ""))
-
-
-def _rest(task: Task) -> list[Column]:
-    """What the trivial prediction reaches, and what the task counts."""
-    name = f"trivial_{task.primary.name}"
-    trivial: list[Column] = [("trivial", lambda row: task.primary.text(row[name]))] if task.trivial else []
-    return trivial + [(title, lambda row, key=key: str(row[key])) for key, title in task.counted.items()]
+def _cases(known: Tree) -> str:
+    groups = known["n_groups"]
+    shown = "" if groups is None else f" of {groups} group{'s' * (groups != 1)}"
+    return f"{known['n_cases']} cases{shown}"
 
 
 def comparison_text(found: Comparison) -> str:
@@ -73,16 +52,16 @@ def comparison_text(found: Comparison) -> str:
     scale = primary.scale
     lines = [verdict_text(found), *(f"{side}: {name}" for side, name in zip("AB", found.names, strict=True))]
     lines += [f"differs in {setting}" for setting in found.settings] or ["the settings of both are the same"]
-    lines += _table(
-        {**found.classes, "overall": overall},
-        (f"{primary.title} A", lambda row: f"{scale * row.values[0]:.1f}"),
-        (f"{primary.title} B", lambda row: f"{scale * row.values[1]:.1f}"),
-        ("A - B", lambda row: f"{scale * row.primary.mean:+.1f}"),
-        ("95 % interval", lambda row: f"{scale * row.primary.low:+.1f} to {scale * row.primary.high:+.1f}"),
-        ("p", lambda row: f"{row.primary.p_value:.3f}"),
-        ("pairs", lambda row: str(row.primary.n_pairs)),
-        ("left out", lambda row: str(row.primary.n_left_out)),
+    head = ("class", f"{primary.title} A", f"{primary.title} B", "A - B", "95 % interval", "p", "pairs", "left out")
+    rows = (
+        (
+            *(name, *(f"{scale * value:.1f}" for value in row.values), f"{scale * row.primary.mean:+.1f}"),
+            f"{scale * row.primary.low:+.1f} to {scale * row.primary.high:+.1f}",
+            *(f"{row.primary.p_value:.3f}", str(row.primary.n_pairs), str(row.primary.n_left_out)),
+        )
+        for name, row in {**found.classes, "overall": overall}.items()
     )
+    lines += _lines(head, rows)
     for metric in others:
         less = "" if metric.higher_is_better else "; less is better"
         lines.append(f"overall {metric.title}: A - B is {_words(metric, overall)}{less}")
@@ -138,10 +117,6 @@ def _words(metric: Metric, overall: Compared) -> str:
         return "not known"
     mean, low, high = (metric.scale * value for value in (difference.mean, difference.low, difference.high))
     return f"{mean:+.1f} {_steps(metric, overall)} ({low:+.1f} to {high:+.1f}), p {difference.p_value:.3f}"
-
-
-def _span(metric: Metric, ends: tuple[float | None, float | None]) -> str:
-    return "–" if ends[0] is None else f"{metric.text(ends[0])} to {metric.text(ends[1])}"
 
 
 def _warnings(texts: Iterable[str]) -> list[str]:

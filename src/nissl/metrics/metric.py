@@ -38,10 +38,13 @@ class Metric:
         """The unit of values, where lengths are in `lengths`; empty for a fraction."""
         return lengths if self.unit == "length" else self.unit
 
+    def number(self, value: float | None) -> str:
+        """A value without its unit, a dash where it is not known."""
+        return "–" if value is None or math.isnan(value) else f"{value:.{self.digits}f}"
+
     def text(self, value: float | None, lengths: str = "") -> str:
         """A value with its unit."""
-        unknown = value is None or math.isnan(value)
-        return "–" if unknown else f"{value:.{self.digits}f} {self.unit_in(lengths)}".rstrip()
+        return f"{self.number(value)} {self.unit_in(lengths)}".rstrip()
 
 
 SEGMENTATION = (

@@ -1,13 +1,13 @@
 """The page of a run: one HTML file that needs nothing else and can be read without a network."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from nissl.data.split import caveats
+from nissl.evaluation.table import score_table
 from nissl.files import write_whole
 from nissl.metrics.metric import Metric
 from nissl.reporting import curves
@@ -69,7 +69,7 @@ def render(contents: Contents, gallery: Gallery) -> str:
         notes=(*contents.notes, *gallery.notes),
         gallery=gallery,
         legend=contents.task.legend(contents["data"].get("classes", [])),
-        results=results_table(contents.task, contents["metrics"]),
+        results=score_table(contents.task, metrics, details=True) if (metrics := contents["metrics"]) else None,
         task=contents.task,
         policy=contents["metrics"].get("policy", contents.task.policy),
         plots=_plots(contents),
@@ -166,38 +166,6 @@ def surroundings(contents: Contents) -> Tree:
     return facts | ({"exactness": exactness} if "exact" in known else {})
 
 
-@dataclass(frozen=True)
-class ResultsTable:
-    """The results of a run, as texts."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[str, ...]], ...]
-    """Of every class and of the mean over classes, each followed by one of kind `trivial` where there is any."""
-
-
-def results_table(task: Task, metrics: Tree) -> ResultsTable | None:
-    """Lay out the scores of a run; None where it was not measured."""
-    if not metrics:
-        return None
-    classes, primary, missing = metrics.get("classes", {}), task.primary, metrics.get("not_trained", [])
-    named = {f"{name} (not trained)" if name in missing else name: scores for name, scores in classes.items()}
-    if len(classes) != 1:
-        named["mean over classes"] = metrics["overall"]
-    units = [metric.unit_in(metrics["overall"].get("unit", "")) for metric in task.metrics]
-    titles = [
-        f"{metric.title}, {unit}" if unit else metric.title for metric, unit in zip(task.metrics, units, strict=True)
-    ]
-    rows: list[tuple[str, tuple[str, ...]]] = []
-    for name, scores in named.items():
-        values = [fixed(scores[metric.name], metric.digits) for metric in task.metrics]
-        interval = span(scores[f"{primary.name}_ci"])
-        rows.append(("", (name, values[0], interval, *values[1:], *(str(scores[key]) for key in task.counted))))
-        if task.trivial:
-            trivial = [fixed(scores[key]) if (key := f"trivial_{m.name}") in scores else "" for m in task.metrics]
-            rows.append(("trivial", (f"trivial: {name}", trivial[0], "", *trivial[1:], *("" for _ in task.counted))))
-    return ResultsTable(("class", titles[0], "95 % interval", *titles[1:], *task.counted.values()), tuple(rows))
-
-
 def verdict(layers: list[Tree]) -> str:
     """Say in plain words whether stage 1 changed anything; empty where there is nothing to judge."""
     if not layers:
@@ -245,11 +213,6 @@ def _plots(contents: Contents) -> dict[str, str]:
 def fixed(value: Any, digits: int = 3) -> str:
     """Print a number with fixed digits; a dash where there is none."""
     return "–" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
-
-
-def span(ends: Sequence[float | None]) -> str:
-    """Print an interval; a dash where there is none."""
-    return fixed(None) if ends[0] is None else " – ".join(map(fixed, ends))
 
 
 def percent(value: Any) -> str:

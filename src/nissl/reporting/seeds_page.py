@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from nissl.evaluation.table import score_table
 from nissl.files import write_whole
 from nissl.reporting.contents import read_run
-from nissl.reporting.run_page import PAGE, ResultsTable, counted, environment, fixed, short, span, warnings
+from nissl.reporting.run_page import PAGE, counted, environment, short, warnings
 from nissl.runs.folder import read_json
 from nissl.runs.format import Tree, load_config
 from nissl.runs.seeds import runs_of
@@ -30,7 +31,7 @@ def write_seeds_report(folder: Path) -> Path:
         title=folder.resolve().name,
         headline=seeds_headline(task, metrics),
         task=task,
-        results=_table(task, metrics),
+        results=score_table(task, metrics),
         metrics=metrics,
         warnings=list(dict.fromkeys([*metrics["warnings"], *of_runs])),
         policy=metrics.get("policy", task.policy),
@@ -52,28 +53,3 @@ def seeds_headline(task: Task, metrics: Tree) -> str:
     text += f", mean over {counted(count, 'seed')}: 95 % interval {over_seeds} over seeds"
     text += f", {over_cases} over {counted(metrics['n_cases'], 'test image')}"
     return text + (f"; trivial {short(primary, overall[f'trivial_{primary.name}'])}." if task.trivial else ".")
-
-
-def _table(task: Task, metrics: Tree) -> ResultsTable:
-    """Scores of every class and, where there are several, the mean over classes."""
-    primary, others, classes = task.primary, task.metrics[1:], metrics["classes"]
-    named = {**classes, **({"mean over classes": metrics["overall"]} if len(classes) != 1 else {})}
-    unit = metrics["overall"].get("unit", "")
-    shown = [metric for metric in others if not metric.detail]
-    titles = [", ".join(filter(None, (metric.title, metric.unit_in(unit)))) for metric in shown]
-    where = "images" if metrics["n_groups"] is None else "groups"
-    head = ("class", f"{primary.title}, mean", "95 % interval over seeds", f"95 % interval over {where}")
-    trivial = f"trivial_{primary.name}"
-    rows = [
-        (
-            *(name, fixed(scores[primary.name])),
-            *(span(scores[f"{primary.name}_ci_{what}"]) for what in ("seeds", "cases")),
-            fixed(scores[f"{primary.name}_sd"]),
-            *(fixed(scores.get(metric.name), metric.digits) for metric in shown),
-            *([fixed(scores[trivial])] if task.trivial else []),
-            *(str(scores[key]) for key in task.counted),
-        )
-        for name, scores in named.items()
-    ]
-    more = ("standard deviation of the seeds", *titles, *(["trivial"] if task.trivial else []), *task.counted.values())
-    return ResultsTable((*head, *more), tuple(("", row) for row in rows))
