@@ -120,7 +120,7 @@ def test_a_damaged_stage_1_of_another_run_fails_no_cell(folder, tmp_path):
     run = folder_of(tmp_path, second)
     assert is_done(tmp_path, second) and "stage_1_of" not in env(run)
     assert (run / WEIGHTS).read_bytes() == (folder_of(folder / "out", second) / WEIGHTS).read_bytes()
-    assert "stage 1 is made anew" in (tmp_path / "logs" / f"{second.id}.log").read_text()
+    assert "the pre-training is made anew" in (tmp_path / "logs" / f"{second.id}.log").read_text()
 
 
 def test_results_have_a_row_for_each_cell(folder):

@@ -351,7 +351,7 @@ def die_in_write(moment, name):
     return change
 
 
-# Stage 1
+# Pre-training
 
 
 def stage_of(recipe, folder, change=None):

@@ -68,7 +68,7 @@ def test_a_whole_run_gives_every_section_in_order_and_nothing_is_missing(run):
         "Results",
         "Masks that were looked at",
         "Learning curves",
-        "Stage 1: learning without masks",
+        "Pre-training: learning without masks",
         "First-layer filters",
         "How it was made",
     ]
@@ -288,5 +288,5 @@ def test_a_stage_1_that_has_a_loss_is_drawn_by_it_and_gets_no_verdict(run):
     stage |= {"name": "vae", "rule": None, "layers": [], "curves": points}
     (run / "pretrain.json").write_text(json.dumps(stage))
     page = page_without_overlays(run)
-    assert page.pictures("Loss of stage 1") and not page.pictures("Relative change")
+    assert page.pictures("Loss of the pre-training") and not page.pictures("Relative change")
     assert "Did it learn anything?" not in page.text and "vae: 300 steps" in page.text

@@ -153,7 +153,7 @@ def test_one_of_other_classes_is_refused(data, tmp_path, other):
 
 
 def test_one_whose_settings_were_changed_on_the_way_is_refused(data, tmp_path, other):
-    """Its config.toml is that of its end, and not of its stage 1."""
+    """Its config.toml is that of its end, and not of its pre-training."""
     rate = dataclasses.replace(tiny_config().pretrain, rate=0.5)
     steps = dataclasses.replace(tiny_config().train, steps=7)
     config = dataclasses.replace(tiny_config(), pretrain=rate, train=steps)

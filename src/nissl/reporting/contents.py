@@ -38,9 +38,9 @@ PARTS = {
     "metrics.csv": "the cases cannot be ranked",
     "network.json": "the size of the network is not known",
     "budget.json": "the masks that were looked at are not listed",
-    "pretrain.json": "what stage 1 learned is not known",
+    "pretrain.json": "what the pre-training learned is not known",
     "filters.npy": "the first-layer filters are not shown",
-    "filters_start.npy": "the first-layer filters before stage 2 are not shown",
+    "filters_start.npy": "the first-layer filters before the training with masks are not shown",
 }
 
 
@@ -97,7 +97,7 @@ def read_run(run: Path) -> Contents:
 
     settings = part("config.toml", bytes.decode, "")
     config: Tree = part("config.toml", settings_in, {}) if settings else {}
-    # Only a run with a stage 1 says anything of it.
+    # Only a run with a pre-training says anything of it.
     absent = "pretrain.json" if config.get("pretrain", {}).get("name", "none") == "none" else ""
     nothing: tuple[list[Tree], int] = [], 0
     log, damaged = part("log.jsonl", json_lines, nothing)

@@ -94,7 +94,7 @@ def rate_curve(log: Sequence[Tree]) -> str:
 
 
 def change_curve(curves: Sequence[Tree]) -> str:
-    """Relative change of each layer's weights over the steps of stage 1, the first layer dark and the last light."""
+    """Relative change of each layer's weights in the pre-training, the first layer dark and the last light."""
     steps = [row["step"] for row in curves]
     change = np.array([row["change"] for row in curves], dtype=np.float64)
 
@@ -106,7 +106,7 @@ def change_curve(curves: Sequence[Tree]) -> str:
         depth = ScalarMappable(Normalize(1, max(change.shape[1], 2)), matplotlib.colormaps["cividis"])
         for column, colour in zip(change.T, depth.to_rgba(np.arange(1, change.shape[1] + 1)), strict=True):
             axes.plot(steps, 100 * column, color=colour, linewidth=1.4)
-        axes.set(xlabel="step of stage 1", ylabel="change, % of the norm", ylim=(0, None))
+        axes.set(xlabel="step of the pre-training", ylabel="change, % of the norm", ylim=(0, None))
         assert axes.figure is not None
         bar = axes.figure.colorbar(depth, ax=axes, ticks=[1, change.shape[1]])
         bar.ax.set_yticklabels(["first layer", "last layer"])

@@ -167,21 +167,23 @@ def surroundings(contents: Contents) -> Tree:
 
 
 def verdict(layers: list[Tree]) -> str:
-    """Say in plain words whether stage 1 changed anything; empty where there is nothing to judge."""
+    """Say in plain words whether the pre-training changed anything; empty where there is nothing to judge."""
     if not layers:
         return ""
     changes = [layer["relative_change"] for layer in layers]
     if not all(isinstance(change, int | float) and math.isfinite(change) for change in changes):
-        return "Stage 1 failed: the change of some layer is not a finite number."
+        return "The pre-training failed: the change of some layer is not a finite number."
     span = f"{percent(min(changes))} to {percent(max(changes))} of their norm (median {percent(median(changes))})"
     moved = f"The {counted(len(layers), 'layer')} moved by {span}"
     still = sum(change < MOVED for change in changes)
     if still == len(changes):
-        text = f"Stage 1 has learned next to nothing. {moved}."
+        text = f"The pre-training has learned next to nothing. {moved}."
     elif still:
-        text = f"Stage 1 has learned in part. {moved}; {counted(still, 'layer')} by less than {percent(MOVED)}."
+        text = (
+            f"The pre-training has learned in part. {moved}; {counted(still, 'layer')} by less than {percent(MOVED)}."
+        )
     else:
-        text = f"Stage 1 has changed every layer. {moved}."
+        text = f"The pre-training has changed every layer. {moved}."
     units, dead = sum(layer["units"] for layer in layers), sum(layer["dead_units"] for layer in layers)
     text += f" {dead} of {units} units never respond." if dead else f" All {units} units respond."
     worst = max(layers, key=lambda layer: layer["dead_units"] / max(layer["units"], 1))

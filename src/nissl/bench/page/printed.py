@@ -149,8 +149,8 @@ def _overview_row(gain: Gain) -> PrintedRow:
 def cost_table(tables: Sequence[Table]) -> PrintedTable:
     """What the arms cost on a data set, from the runs with all its budgets and from the probe."""
     head = (
-        *("arm", "stage 1: steps", "images", "stage 2: steps", "images", "network passes", "× baseline"),
-        *("s per step, stage 1", "s per step, stage 2", "× baseline", "peak memory, MB", "× baseline"),
+        *("arm", "pre-training: steps", "images", "training: steps", "images", "network passes", "× baseline"),
+        *("s per step, pre-training", "s per step, training", "× baseline", "peak memory, MB", "× baseline"),
     )
     costs = {row.arm: row.cost or Cost(tables[0].data, row.arm) for row in tables[0].rows}
     rows = []

@@ -71,7 +71,7 @@ def warnings(table: Table) -> list[Caveat]:
 
 
 def unequal(table: Table) -> list[Caveat]:
-    """Warn where the arms did not learn from the masks for as long: other steps or images of stage 2."""
+    """Warn where the arms did not learn from the masks for as long, by steps or images."""
     found = []
     for what, field in (("steps", "steps"), ("images", "images_stage_2")):
         arms: dict[int | None, list[str]] = {}
@@ -80,7 +80,7 @@ def unequal(table: Table) -> list[Caveat]:
                 arms.setdefault(value, []).append(row.arm)
         if len(arms) > 1:
             listed = "; ".join(f"{value}: {', '.join(names)}" for value, names in arms.items())
-            text = f"The arms do not have the same number of {what} in stage 2 ({listed}): they cannot be compared."
+            text = f"The arms do not train with the same number of {what} ({listed}): they cannot be compared."
             found.append(Caveat(f"unequal-{what}", text))
     return found
 
@@ -156,12 +156,12 @@ def facts(table: Table) -> str:
 
 
 def _lengths(table: Table) -> list[str]:
-    """Steps and images of both stages, and how stage 2 learns."""
+    """Steps and images of both stages, and how the training with masks learns."""
     done, train = [run.training for run in table.done], table.config.train
     stage_1 = either(run.steps_stage_1 for run in done if run.steps_stage_1)
     shown = sorted({run.images_stage_2 // run.steps for run in done if run.images_stage_2 and run.steps})
-    found = [f"{stage_1} steps of stage 1, where there is one"] if stage_1 != UNKNOWN else []
-    found.append(f"{either(run.steps for run in done)} steps of stage 2 with {either(shown)} images each")
+    found = [f"{stage_1} steps of pre-training, where there is one"] if stage_1 != UNKNOWN else []
+    found.append(f"{either(run.steps for run in done)} steps of training with {either(shown)} images each")
     if not published([table]):  # which has settings of its own
         precision = "float32 (on a GPU bfloat16)" if train.precision == "auto" else train.precision
         found.append(f"learning rate {train.learning_rate:g}, {precision}")

@@ -52,19 +52,19 @@ def make(cell: Cell, out: Path) -> None:
 
 
 def _train(cell: Cell, run: Path, other: Path | None) -> None:
-    """Train from the stage 1 of another run; where that cannot be reused, make it anew, so that no cell fails by it."""
+    """Train from the pre-training of another run, made anew where it cannot be reused: no cell fails by it."""
     begun = (run / "config.toml").is_file()
     try:
         api.train(cell.path, run, cell.config, resume=begun, pretrained=other)
     except NisslError as error:
         if other is None or (run / "config.toml").is_file() != begun:
             raise
-        print(f"stage 1 is made anew: {one_line(error)}", file=sys.stderr)
+        print(f"the pre-training is made anew: {one_line(error)}", file=sys.stderr)
         api.train(cell.path, run, cell.config, resume=begun)
 
 
 def reusable(out: Path, cell: Cell) -> Path | None:
-    """Find a finished run of the bench with the stage 1 of a cell: of the same seed, with any budget and any method."""
+    """Find a finished run with the pre-training of a cell: of the same seed, with any budget and any method."""
     if not isinstance(cell.config.pretrain, Stepped):
         return None
     wanted = str(cell.path.resolve()), stage_1_settings(to_tree(cell.config))

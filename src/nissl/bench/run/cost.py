@@ -301,7 +301,7 @@ def estimate(todo: Sequence[Cell], results: Sequence[Result], costs: Mapping[Key
         total += known[key] or 0.0
     told = ", ".join(f"{count} from {source}" for source, count in sources.items() if count)
     length = timedelta(seconds=round(total / min(workers, len(todo))))
-    left_out = "measuring not counted, a shared stage 1 counted each time"
+    left_out = "measuring not counted, a shared pre-training counted each time"
     return f"estimate: {length} of training, {left_out} (arms on data sets: {told})"
 
 
@@ -316,7 +316,7 @@ def seconds_of(cell: Cell, costs: Mapping[Key, Cost]) -> float | None:
 
 
 def _steps(cell: Cell) -> float:
-    """Steps of stage 2; by the published protocol, with its measurements of the test images in units of a step.
+    """Steps of training; by the published protocol, with its measurements of the test images in units of a step.
 
     A step shows `batch` images to each network and takes three passes for each, a measurement one pass of all test
     images.

@@ -50,7 +50,7 @@ class Training:
     """Of the network that is saved."""
     steps_stage_1: int | None = None
     steps: int | None = None
-    """Of stage 2."""
+    """Of the training with masks."""
     images_stage_1: int | None = None
     """Images seen, each counted as often as it was seen."""
     images_stage_2: int | None = None
