@@ -2,7 +2,7 @@
 
 A simulated slide of 20,000 x 20,000 RGB (1.2 GB decoded) and a U-Net of widths 4 and 8, on one thread. One JSON line.
 
-    python benchmarks/whole_slide.py [tiles|strips|stored] [side] [patches|resize]
+    python benchmarks/whole_slide.py [tiles|strips|stored] [side] [patches|resize] [a run to predict with]
 """
 
 import json
@@ -89,14 +89,16 @@ def write_slide(path: Path, kind: str, side: int) -> None:
         tifffile.imwrite(path, parts(), shape=(side, side, 3), dtype=np.uint8, photometric="rgb", **options)
 
 
-def main(kind: str = "tiles", side: str = "20000", sampling: str = "patches") -> None:
+def main(kind: str = "tiles", side: str = "20000", sampling: str = "patches", run: str = "") -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
         write_slide(folder / "images" / "slide.tif", kind, int(side))
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-c", RUN, folder / "run", sampling], check=True, env=environment)
-        command = ["predict", folder / "run", folder / "images", "--out", folder / "masks", "--device", "cpu"]
+        if not run:
+            run = str(folder / "run")
+            subprocess.run([sys.executable, "-c", RUN, run, sampling], check=True, env=environment)
+        command = ["predict", run, folder / "images", "--out", folder / "masks", "--device", "cpu"]
         start = perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", PREDICT, *map(str, command)], capture_output=True, text=True, env=environment

@@ -1,6 +1,7 @@
 """The demo: simulated microscopy, ten masks, the whole job, one page."""
 
 import functools
+import itertools
 import sys
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def demo(out: Path) -> Path:
 
     Nothing is overwritten: where `out` exists, the first free one of `out-2`, `out-3` and so on is made instead.
     """
-    names = (out, *(out.with_name(f"{out.name}-{number}") for number in range(2, 10**6)))
-    out = next(folder for folder in names if not folder.exists())
+    names = (f"{out.name}-{number}" if number > 1 else out.name for number in itertools.count(1))
+    out = next(folder for folder in map(out.with_name, names) if not folder.exists())
     say = functools.partial(print, file=sys.stderr, flush=True)
     say(f"simulating {IMAGES} images of fluorescent nuclei in {out / 'phantoms'}")
     write_phantoms(out / "phantoms", IMAGES, PhantomConfig(), seed=SETTINGS.seed)

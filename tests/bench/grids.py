@@ -7,8 +7,17 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+
+from tests.bench.here import unmeasured
+from tests.tiny_data import write_tiny
 
 from nissl import cli
+from nissl.bench.grid.grid import cells, load_grid
+from nissl.bench.run.cost import COST
+from nissl.bench.run.results import CELLS, folder_of
+from nissl.bench.runner import _described
+from nissl.runs.folder import write_json
 
 SETTINGS = """\
 [settings]
@@ -31,9 +40,10 @@ name = "HPCA, folded"
 pretrain = {{ name = "hebbian", rule = "hpca" }}
 """
 
-LONG = TINY.replace("steps = 3,", "steps = 60, save_every = 1000,").replace('["1", "50%"]', '["1"]')
+STEPS = 20
+LONG = TINY.replace("steps = 3,", f"steps = {STEPS}, save_every = 1000,").replace('["1", "50%"]', '["1"]')
 LONG = LONG[: LONG.rindex("[[arms]]")]
-"""Two cells of one arm, long enough to be stopped on the way."""
+"""Two cells of one arm, long enough to be held and stopped on the way (see `tests.bench.held`)."""
 WEIGHTS = "checkpoints/last.safetensors"
 
 
@@ -61,9 +71,22 @@ def env(run):
     return json.loads((run / "env.json").read_text())
 
 
-def started(folder, *options):
-    arguments = [sys.executable, "-m", "nissl", "bench", folder / "grid.toml", "--out", folder / "out", *options]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"}
+def prepared(folder, text, measured=True):
+    """A data set and a grid; the cells and their run folders. What the arms cost is taken to be measured before."""
+    write_tiny(folder / "tiny")
+    made = cells(load_grid(write_grid(folder, text)))
+    out = folder / "out"
+    out.mkdir()
+    write_json(out / CELLS, _described(made))
+    if measured:
+        costs = {cell.arm: unmeasured(cell, threads=1) for cell in made}
+        write_json(out / COST, {"costs": [asdict(cost) for cost in costs.values()]})
+    return made, [folder_of(out, cell) for cell in made]
+
+
+def started(folder, *options, module="nissl"):
+    arguments = [sys.executable, "-m", module, "bench", folder / "grid.toml", "--out", folder / "out", *options]
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(list(map(str, arguments)), stderr=subprocess.PIPE, text=True, env=settings)
 
 

@@ -7,11 +7,28 @@ import shutil
 import signal
 
 import pytest
-from tests.bench.grids import LONG, TINY, WEIGHTS, command, env, hashes, lines, rows, started, wait_for, write_grid
+from tests.bench.grids import (
+    LONG,
+    STEPS,
+    TINY,
+    WEIGHTS,
+    command,
+    env,
+    hashes,
+    lines,
+    prepared,
+    rows,
+    started,
+    wait_for,
+    write_grid,
+)
+from tests.bench.held import AFTER, hold
+from tests.bench.here import here, probed_here
 from tests.tiny_data import write_tiny
 
 import nissl
 from nissl.bench.grid.grid import cells, load_grid
+from nissl.bench.run import cost
 from nissl.bench.run.cell import make, reusable
 from nissl.bench.run.results import folder_of, is_done, result_of
 from nissl.bench.runner import _locked, bench
@@ -32,12 +49,14 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("bench")
     write_tiny(root / "tiny")
     write_grid(root)
-    bench(root / "grid.toml", root / "out")
+    with here():
+        bench(root / "grid.toml", root / "out")
     return root
 
 
 @pytest.mark.slow
-def test_two_workers_make_what_one_makes(folder, capsys):
+def test_two_workers_make_what_one_makes(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cost, "_apart", probed_here(tmp_path))
     assert command("bench", folder / "grid.toml", "--out", folder / "two", "--workers", "2") == 0
     shown = capsys.readouterr()
     assert "8 cells, 0 failed" in shown.out and str(folder / "two" / "results.csv") in shown.out
@@ -173,18 +192,18 @@ def test_the_test_cases_are_those_of_every_seed(tmp_path):
     write_tiny(tmp_path / "tiny", count=12)
     (tmp_path / "tiny" / "cases.csv").unlink()
     text = TINY.replace('["1", "50%"]', '["2"]').replace("seeds = 2", "seeds = 3")
-    bench(write_grid(tmp_path, text[: text.rindex("[[arms]]")]), tmp_path / "out")
+    with here():
+        bench(write_grid(tmp_path, text[: text.rindex("[[arms]]")]), tmp_path / "out")
     made = [Split.from_tree(read_json(path)) for path in (tmp_path / "out").rglob("split.json")]
     assert len(made) == 3 and len({split.test for split in made}) == 1 and len({split.labelled for split in made}) > 1
 
 
 @pytest.mark.slow
 def test_a_bench_that_is_stopped_goes_on_and_runs_nothing_twice(tmp_path):
-    write_tiny(tmp_path / "tiny")
-    path = write_grid(tmp_path, LONG)
-    first, second = (tmp_path / "out" / "runs" / cell.id for cell in cells(load_grid(path)))
-    process = started(tmp_path)
-    wait_for(lambda: (first / "metrics.json").is_file() and len(lines(second / "log.jsonl")) > 5, process)
+    (_, cell), (first, second) = prepared(tmp_path, LONG)
+    path, held = tmp_path / "grid.toml", hold(second)
+    process = started(tmp_path, module="tests.bench.held")
+    wait_for(lambda: (first / "metrics.json").is_file() and len(lines(second / "log.jsonl")) >= AFTER, process)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=240)[1]
     assert process.returncode == 143 and "stopped; resume with: nissl bench" in said
@@ -192,47 +211,50 @@ def test_a_bench_that_is_stopped_goes_on_and_runs_nothing_twice(tmp_path):
     assert "1 of 2; 1 missing" in (tmp_path / "out" / "tables.md").read_text()
     assert "1 of 2 runs done, 0 failed, 1 missing" in (tmp_path / "out" / "report.html").read_text()
     half, kept = len(lines(second / "log.jsonl")), env(first)
-    assert 5 < half < 60 and (second / "checkpoints" / "state.safetensors").is_file()
-    outcome = bench(path, tmp_path / "out")
+    assert AFTER <= half < STEPS and (second / "checkpoints" / "state.safetensors").is_file()
+    held.unlink()
+    with here():
+        outcome = bench(path, tmp_path / "out")
     assert [result.status for result in outcome.results] == ["done", "done"]
     assert env(first) == kept and "continued" not in kept and len(env(second)["continued"]) == 1
-    assert [json.loads(line)["step"] for line in lines(second / "log.jsonl")] == list(range(1, 61))
-    cell = cells(load_grid(path))[1]
+    assert [json.loads(line)["step"] for line in lines(second / "log.jsonl")] == list(range(1, STEPS + 1))
     alone = nissl.train(cell.path, tmp_path / "alone", cell.config)
     assert (second / WEIGHTS).read_bytes() == (alone / WEIGHTS).read_bytes()
 
 
 @pytest.mark.slow
 def test_ctrl_c_lets_running_cells_save_their_state_and_the_bench_goes_on(tmp_path):
-    write_tiny(tmp_path / "tiny")
-    path = write_grid(tmp_path, LONG.replace("steps = 60,", "steps = 300,"))
-    runs = [tmp_path / "out" / "runs" / cell.id for cell in cells(load_grid(path))]
-    process = started(tmp_path, "--workers", "2")
-    wait_for(lambda: all(len(lines(run / "log.jsonl")) > 5 for run in runs), process)
+    _, runs = prepared(tmp_path, LONG)
+    path, held = tmp_path / "grid.toml", [hold(run) for run in runs]
+    process = started(tmp_path, "--workers", "2", module="tests.bench.held")
+    wait_for(lambda: all(len(lines(run / "log.jsonl")) >= AFTER for run in runs), process)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=240)[1]
     assert process.returncode == 130 and "stopped; resume with: nissl bench" in said, said
     halves = [len(lines(run / "log.jsonl")) for run in runs]
-    assert all(5 < half < 300 for half in halves)
+    assert all(AFTER <= half < STEPS for half in halves)
     assert all((run / "checkpoints" / "state.safetensors").is_file() for run in runs)
     assert [row["status"] for row in rows(tmp_path / "out")] == ["missing", "missing"]
-    assert command("bench", path, "--out", tmp_path / "out", "--workers", "2") == 0
+    for file in held:
+        file.unlink()
+    with here():
+        assert command("bench", path, "--out", tmp_path / "out", "--workers", "2") == 0
     for run, half in zip(runs, halves):
-        assert [json.loads(line)["step"] for line in lines(run / "log.jsonl")] == list(range(1, 301))
+        assert [json.loads(line)["step"] for line in lines(run / "log.jsonl")] == list(range(1, STEPS + 1))
         assert len(env(run)["continued"]) == 1
         log = (tmp_path / "out" / "logs" / run.relative_to(tmp_path / "out" / "runs")).with_suffix(".log").read_text()
-        assert f"training: {half + 1}/300" in log
-    bench(path, tmp_path / "alone")
+        assert f"training: {half + 1}/{STEPS}" in log
+    with here():
+        bench(path, tmp_path / "alone")
     assert hashes(tmp_path / "out") == hashes(tmp_path / "alone")
 
 
 @pytest.mark.slow
 def test_the_cell_of_a_killed_worker_has_failed_and_the_others_go_on(tmp_path):
-    write_tiny(tmp_path / "tiny")
-    path = write_grid(tmp_path, LONG)
-    first = tmp_path / "out" / "runs" / cells(load_grid(path))[0].id
-    process = started(tmp_path)
-    wait_for(lambda: len(lines(first / "log.jsonl")) > 5, process)
+    first = prepared(tmp_path, LONG)[1][0]
+    hold(first)
+    process = started(tmp_path, module="tests.bench.held")
+    wait_for(lambda: len(lines(first / "log.jsonl")) >= AFTER, process)
     os.kill(int((first / ".nissl.owner").read_text().split()[1]), signal.SIGKILL)
     said = process.communicate(timeout=240)[1]
     assert process.returncode == 4 and "ended by SIGKILL: most often a lack of memory" in said
@@ -252,13 +274,15 @@ def test_a_failed_cell_is_told_and_tried_again(tmp_path, capsys):
     )
     whole = unseen.read_bytes()
     unseen.write_bytes(whole[: len(whole) // 2])
-    assert command("bench", path, "--out", tmp_path / "out") == 4
+    with here():
+        assert command("bench", path, "--out", tmp_path / "out") == 4
     assert "2 cells, 1 failed" in (shown := capsys.readouterr()).out and f"failed: runs/{every.id}" in shown.err
     good, bad = rows(tmp_path / "out")
     assert (good["status"], bad["status"], bad["dice"]) == ("done", "failed", "") and unseen.name in bad["message"]
     assert unseen.name in (tmp_path / "out" / "report.html").read_text()
     unseen.write_bytes(whole)
-    assert command("bench", path, "--out", tmp_path / "out") == 0
+    with here():
+        assert command("bench", path, "--out", tmp_path / "out") == 0
     assert [row["status"] for row in rows(tmp_path / "out")] == ["done", "done"]
 
 
@@ -332,7 +356,8 @@ def test_a_bench_of_a_version_with_fewer_settings_goes_on(folder):
 def test_a_grid_may_grow(folder):
     before = hashes(folder / "out")
     try:
-        grown = bench(write_grid(folder, TINY.replace("seeds = 2", "seeds = [0, 1, 5]")), folder / "out")
+        with here():
+            grown = bench(write_grid(folder, TINY.replace("seeds = 2", "seeds = [0, 1, 5]")), folder / "out")
     finally:
         write_grid(folder)
     assert len(grown.results) == 12 and not grown.failed

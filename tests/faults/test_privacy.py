@@ -34,7 +34,8 @@ def stem(number):
 
 def write_patients(root, dims):
     """Six images of six patients, five with masks, and a table that names all of them."""
-    config = PhantomConfig(dims=dims, size=(32,) * dims, nuclei=(4, 6), radius=(3.0, 5.0))
+    size = (32, 32) if dims == 2 else (16, 32, 32)
+    config = PhantomConfig(dims=dims, size=size, nuclei=(4, 6), radius=(3.0, 5.0))
     (root / "masks").mkdir(parents=True)
     for number in range(6):
         image, mask = phantom(config, np.random.default_rng(number))
@@ -258,7 +259,7 @@ def test_f53_an_error_says_which_file_by_its_place(mine, shell):
     shown = shell("check", root, code=3)
     assert "(file 1 of 6 by name)" in shown and "damaged" in shown
     if dims == 3:
-        assert "file 2 of 32 by name: damaged" in shown
+        assert "file 2 of 16 by name: damaged" in shown
 
 
 def test_f53_errors_after_the_training_are_silent_too(mine, tmp_path, shell):

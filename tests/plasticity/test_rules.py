@@ -61,7 +61,7 @@ def test_no_filter_wins_everywhere_for_lying_near_the_mean_where_responses_are_c
 
 def test_hpca_finds_the_known_covariance_from_samples():
     generator = torch.Generator().manual_seed(1)
-    data, truth = gaussian([8.0, 4.0, 2.0, 1.0, 0.5], 40000, generator)
+    data, truth = gaussian([8.0, 4.0, 2.0, 1.0, 0.5], 10000, generator)
     layer = nn.Linear(5, 3, bias=False).double()
     weight = learn(HPCA(), layer, data, 800, 0.05)
     assert ((weight * truth[:3]).sum(1).abs() > 0.999).all()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.bench.grids import TINY, write_grid
+from tests.bench.here import here, probed_here
 from tests.tiny_data import write_tiny
 
 from nissl import cli
@@ -31,7 +32,8 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
     write_tiny(root / "tiny")
     path = write_grid(root, GRID)
-    made = bench(path, root / "out")
+    with here(probed_here(root)):
+        made = bench(path, root / "out")
     assert made.page == root / "out" / "report.html" and not made.failed
     shutil.copytree(root / "out", root / "whole")
     shutil.rmtree(root / "tiny")

@@ -9,6 +9,8 @@ import time
 from contextlib import contextmanager
 
 PLAIN = ["--host", "127.0.0.1", "--no-dashboard"]
+HELD = ["--preload", "tests.bench.held"]
+"""Whose processes a test can hold in the middle of a training."""
 
 
 class Cluster:
@@ -26,7 +28,7 @@ class Cluster:
     def worker(self):
         """Start a worker; a process of its own without a nanny, so that a kill is for good."""
         name = f"worker{len(self.processes)}"
-        return self._start("worker", self.address, "--nthreads", "1", "--no-nanny", "--name", name)
+        return self._start("worker", self.address, "--nthreads", "1", "--no-nanny", "--name", name, *HELD)
 
     def _start(self, kind, *options):
         command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *PLAIN, *map(str, options)]

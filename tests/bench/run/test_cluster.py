@@ -7,7 +7,21 @@ import time
 
 import filelock
 import pytest
-from tests.bench.grids import LONG, command, env, hashes, lines, rows, started, wait_for, write_grid
+from tests.bench.grids import (
+    LONG,
+    STEPS,
+    command,
+    env,
+    hashes,
+    lines,
+    prepared,
+    rows,
+    started,
+    wait_for,
+    write_grid,
+)
+from tests.bench.held import AFTER, hold
+from tests.bench.here import here
 from tests.bench.run.clusters import cluster, lent
 from tests.tiny_data import write_tiny
 
@@ -20,16 +34,8 @@ from nissl.bench.runner import bench
 psutil = pytest.importorskip("psutil", reason="comes with Dask")
 pytest.importorskip("distributed")
 
-STEPS = 600
-SAVING = LONG.replace("steps = 60, save_every = 1000", f"steps = {STEPS}, save_every = 10")
+SAVING = LONG.replace("save_every = 1000", "save_every = 10")
 """Two cells that are saved on the way."""
-
-
-def prepared(folder, text=SAVING):
-    """A data set and a grid; the cells and their run folders."""
-    write_tiny(folder / "tiny")
-    made = cells(load_grid(write_grid(folder, text)))
-    return made, [folder / "out" / "runs" / cell.id for cell in made]
 
 
 def process_of(run):
@@ -57,8 +63,9 @@ def shared(tmp_path_factory):
 def in_process(tmp_path_factory):
     """What the cells are without a cluster."""
     folder = tmp_path_factory.mktemp("alone")
-    prepared(folder)
-    bench(folder / "grid.toml", folder / "out")
+    prepared(folder, SAVING)
+    with here():
+        bench(folder / "grid.toml", folder / "out")
     return hashes(folder / "out")
 
 
@@ -70,15 +77,18 @@ def test_a_cell_is_the_same_after_its_way_through_text(tmp_path):
 
 @pytest.mark.slow
 def test_cells_of_a_killed_worker_go_on_with_another_and_nothing_is_made_twice(tmp_path, shared, in_process):
-    made, (first, second) = prepared(tmp_path)
+    made, (first, second) = prepared(tmp_path, SAVING)
+    held = [hold(first), hold(second)]
     with lent(shared) as dask:
         dask.worker()
         dask.worker()
         process = started(tmp_path, "--cluster", dask.address)
-        wait_for(lambda: len(lines(first / "log.jsonl")) > 25, process)
+        wait_for(lambda: len(lines(first / "log.jsonl")) >= AFTER, process)
         process_of(first)[1].kill()
-        wait_for(lambda: len(lines(second / "log.jsonl")) > 25, process)
+        wait_for(lambda: len(lines(second / "log.jsonl")) >= AFTER, process)
         process_of(second)[0].kill()  # what the system does where memory is short
+        for path in held:
+            path.unlink()
         said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
     assert "was lost; another worker resumes it" in said and "ended by SIGKILL: most often a lack of memory" in said
@@ -91,20 +101,23 @@ def test_cells_of_a_killed_worker_go_on_with_another_and_nothing_is_made_twice(t
 
 @pytest.mark.slow
 def test_a_killed_scheduler_leaves_a_bench_that_goes_on_without_it(tmp_path, in_process):
-    made, (first, second) = prepared(tmp_path)
+    made, (first, second) = prepared(tmp_path, SAVING)
+    held = hold(second)
     with cluster(tmp_path / "cluster") as dask:
         dask.worker()
         process = started(tmp_path, "--cluster", dask.address)
-        wait_for(lambda: (first / "metrics.json").is_file() and len(lines(second / "log.jsonl")) > 5, process)
+        wait_for(lambda: (first / "metrics.json").is_file() and len(lines(second / "log.jsonl")) >= AFTER, process)
         dask.scheduler.kill()
         said = process.communicate(timeout=300)[1]
         assert process.returncode == 4, said
         assert dask.address in said and "the cluster has gone away" in said and "finished cells are kept" in said
         assert [row["status"] for row in rows(tmp_path / "out")] == ["done", "missing"]
         half = steps(second)
-        assert 5 < len(half) < STEPS and (second / "checkpoints" / "state.safetensors").is_file()
+        assert AFTER <= len(half) < STEPS and (second / "checkpoints" / "state.safetensors").is_file()
         dates = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
-        assert command("bench", tmp_path / "grid.toml", "--out", tmp_path / "out") == 0
+        held.unlink()
+        with here():
+            assert command("bench", tmp_path / "grid.toml", "--out", tmp_path / "out") == 0
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == dates
     assert starts(tmp_path, made[0]) == 1 and starts(tmp_path, made[1]) == 2
     assert steps(second) == list(range(1, STEPS + 1))
@@ -113,20 +126,22 @@ def test_a_killed_scheduler_leaves_a_bench_that_goes_on_without_it(tmp_path, in_
 
 @pytest.mark.slow
 def test_ctrl_c_lets_the_workers_save_and_the_bench_waits_for_its_first_worker(tmp_path, shared):
-    made, (first, second) = prepared(tmp_path)
+    made, (first, second) = prepared(tmp_path, SAVING, measured=False)
+    held = hold(first)
     with lent(shared) as dask:
         process = started(tmp_path, "--cluster", dask.address)
         assert "there is no worker" in process.stderr.readline()
         dask.worker()
-        wait_for(lambda: len(lines(first / "log.jsonl")) > 5, process)
+        wait_for(lambda: len(lines(first / "log.jsonl")) >= AFTER, process)
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=300)[1]
         assert process.returncode == 130 and f"--cluster {dask.address}" in said, said
         half = steps(first)
-        assert 5 < len(half) < STEPS and (first / "checkpoints" / "state.safetensors").is_file()
+        assert AFTER <= len(half) < STEPS and (first / "checkpoints" / "state.safetensors").is_file()
         assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(TOKEN)]
         time.sleep(2)
         assert steps(first) == half and not second.exists()
+        held.unlink()
         assert command("bench", tmp_path / "grid.toml", "--out", tmp_path / "out", "--cluster", dask.address) == 0
     assert starts(tmp_path, made[0]) == 2 and len(env(first)["continued"]) == 1
     assert steps(first) == list(range(1, STEPS + 1))
@@ -134,32 +149,33 @@ def test_ctrl_c_lets_the_workers_save_and_the_bench_waits_for_its_first_worker(t
 
 @pytest.mark.slow
 def test_a_worker_that_is_believed_dead_keeps_its_cell_and_the_next_one_waits(tmp_path):
-    longer = SAVING.replace(f"steps = {STEPS}", "steps = 3000").replace("seeds = 2", "seeds = 1")
-    (cell,), (run,) = prepared(tmp_path, longer)
+    (cell,), (run,) = prepared(tmp_path, SAVING.replace("seeds = 2", "seeds = 1"))
+    held, log = hold(run), log_of(tmp_path / "out", cell)
     with cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="2s") as dask:
         dask.worker()
         process = started(tmp_path, "--cluster", dask.address)
-        wait_for(lambda: len(lines(run / "log.jsonl")) > 5, process)
+        wait_for(lambda: len(lines(run / "log.jsonl")) >= AFTER, process)
         process_of(run)[1].suspend()
         dask.worker()
+        wait_for(lambda: "another worker makes this cell: waiting" in log.read_text(), process)
+        held.unlink()
         said = process.communicate(timeout=300)[1]
     assert process.returncode == 0 and "was lost; another worker resumes it" in said, said
-    log = log_of(tmp_path / "out", cell).read_text()
-    assert "another worker makes this cell: waiting" in log
     assert starts(tmp_path, cell) == 1 and "continued" not in env(run)
-    assert steps(run) == list(range(1, 3001))
+    assert steps(run) == list(range(1, STEPS + 1))
     assert not lock_of(tmp_path / "out", cell).exists()
 
 
 @pytest.mark.slow
 def test_a_cell_that_keeps_losing_its_worker_has_failed(tmp_path, shared):
     first = prepared(tmp_path, LONG)[1][0]
+    hold(first)
     with lent(shared) as dask:
         dask.worker()
         process = started(tmp_path, "--cluster", dask.address)
         killed = 0
         while killed < module.ClusterPool.tries:
-            wait_for(lambda: len(lines(first / "log.jsonl")) > 5, process)
+            wait_for(lambda: len(lines(first / "log.jsonl")) >= AFTER, process)
             process_of(first)[0].kill()
             (first / "log.jsonl").unlink()
             killed += 1

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from tests.bench.grids import TINY, command, hashes, rows, write_grid
+from tests.bench.here import here
 from tests.tiny_data import write_tiny
 
 ONE = TINY[: TINY.rindex("[[arms]]")].replace('["1", "50%"]', '["1"]')
@@ -38,7 +39,8 @@ def test_an_arm_that_cannot_work_is_refused_before_anything_runs(tmp_path, capsy
     shown = capsys.readouterr().err
     assert "arm " in shown and "on data set tiny" in shown and all(part in shown for part in told), shown
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".nissl.lock"]  # another grid may take its place
-    assert command("bench", write_grid(tmp_path, ONE), "--out", tmp_path / "out") == 0
+    with here():
+        assert command("bench", write_grid(tmp_path, ONE), "--out", tmp_path / "out") == 0
 
 
 def test_the_published_protocol_is_refused_where_it_does_not_apply(tmp_path, capsys):
@@ -52,7 +54,8 @@ def test_the_published_protocol_is_refused_where_it_does_not_apply(tmp_path, cap
 def begun(tmp_path_factory):
     folder = tmp_path_factory.mktemp("begun")
     write_tiny(folder / "tiny")
-    assert command("bench", write_grid(folder, ONE), "--out", folder / "out") == 0
+    with here():
+        assert command("bench", write_grid(folder, ONE), "--out", folder / "out") == 0
     return folder
 
 
@@ -90,5 +93,6 @@ def test_a_bench_does_not_go_on_with_other_data(begun, capsys, what):
 
 def test_it_goes_on_with_the_same_data_and_where_it_has_nothing_to_do(begun):
     (begun / "tiny" / "images" / "notes.txt").write_text("not an image")
-    assert command("bench", write_grid(begun, GROWN), "--out", begun / "out") == 0
+    with here():
+        assert command("bench", write_grid(begun, GROWN), "--out", begun / "out") == 0
     assert [row["status"] for row in rows(begun / "out")] == ["done"] * 3

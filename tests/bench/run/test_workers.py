@@ -5,7 +5,7 @@ import sys
 import threading
 
 import pytest
-from tests.bench.grids import LONG, lines, wait_for, write_grid
+from tests.bench.grids import LONG, STEPS, lines, wait_for, write_grid
 from tests.tiny_data import write_tiny
 
 from nissl.bench.grid.grid import cells, load_grid
@@ -35,7 +35,7 @@ def start(source):
 def made(tmp_path):
     write_tiny(tmp_path / "tiny")
     (tmp_path / "out").mkdir()
-    return cells(load_grid(write_grid(tmp_path, LONG.replace("steps = 60,", "steps = 3,"))))
+    return cells(load_grid(write_grid(tmp_path, LONG.replace(f"steps = {STEPS},", "steps = 3,"))))
 
 
 def finished(pool, cell):
@@ -95,7 +95,7 @@ def test_a_worker_that_misses_the_signal_ends_with_its_cell(made, tmp_path, monk
 def test_a_process_saves_its_state_and_ends_when_the_bench_has(tmp_path, how):
     """Also a bench that was killed, at which its pipes are closed."""
     write_tiny(tmp_path / "tiny")
-    cell = cells(load_grid(write_grid(tmp_path, LONG.replace("steps = 60,", "steps = 3000,"))))[0]
+    cell = cells(load_grid(write_grid(tmp_path, LONG.replace(f"steps = {STEPS},", "steps = 3000,"))))[0]
     (tmp_path / "out").mkdir()
     token, run = tmp_path / "out" / "token", folder_of(tmp_path / "out", cell)
     (tmp_path / "out" / "cells.json").write_text("{}")

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from datetime import datetime, timezone
-from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from time import sleep
@@ -120,7 +119,6 @@ def main() -> None:
     requests: SimpleQueue[str] = SimpleQueue()
     for watch in (_read, _watch):
         threading.Thread(target=watch, args=(token, requests), daemon=True).start()
-    import_module("torch._dynamo")  # else the first optimiser does it, and the time of the first cell has it in it
     try:
         while request := requests.get():
             tree = json.loads(request)
