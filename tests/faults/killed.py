@@ -21,7 +21,7 @@ from nissl import cli
 from nissl.runs.checkpoint import has_checkpoint, load_checkpoint, load_newest
 from nissl.runs.folder import STATE, WEIGHTS
 
-SAVING = ["--train.save_every", "1", *pretrained(), "--steps", "60", "--pretrain.steps", "20"]
+SAVING = ["--train.save_every", "1", *pretrained(), "--steps", "40", "--pretrain.steps", "15"]
 
 
 def command(data, out, resume):

@@ -92,13 +92,13 @@ def test_f13_the_same_seed_gives_the_same_weights_after_every_pretraining(files,
 def test_f03_f13_every_network_resumes_bit_for_bit(tmp_path, network):
     """Images of 32 x 32: after four halvings there is something left to normalise."""
     settings = made(NETWORKS, network, widths=NET.widths, dropout=NET.dropout)
-    recipe = Recipe(write_files(tmp_path / "data", side=32), net=settings, config=replace(SHORT, save_every=2))
+    recipe = Recipe(write_files(tmp_path / "data", side=32), net=settings, config=replace(TRAIN, steps=2, save_every=1))
     whole = recipe.whole(tmp_path / "whole")
     with pytest.raises(DataError):
-        recipe.trainer(tmp_path / "run", crash_at(3)).run()
+        recipe.trainer(tmp_path / "run", crash_at(1)).run()
     resumed = recipe.trainer(tmp_path / "run", resumed=True)
     resumed.resume()
-    assert resumed.step == 2
+    assert resumed.step == 1
     resumed.run()
     assert differing(state_of(whole), state_of(resumed)) == []
 
@@ -120,7 +120,7 @@ def test_f15_draws_from_global_state_between_steps_change_nothing(files, tmp_pat
         torch.manual_seed(step)
         return batch
 
-    recipe = Recipe(files, method=method)
+    recipe = Recipe(files, method=method, config=SHORT)
     whole = recipe.whole(tmp_path / "whole")
     disturbed = recipe.trainer(tmp_path / "disturbed", draw)
     disturbed.run()

@@ -276,8 +276,10 @@ def test_f45_torchmetrics_agrees_but_for_empty_masks(masks, ours):
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 2.0)])
 def test_f45_monai_agrees_but_for_empty_masks(masks, spacing):
+    """On 150 of the pairs: MONAI takes 25 ms for one."""
     from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 
+    masks = masks[:, :150]
     prediction, reference = (one_hot(side).float() for side in masks)
     rows = [score_case("a", None, p, r, NAMES, spacing) for p, r in zip(*masks)]
     values = np.array([[values_of(row) for row in pair] for pair in rows])
@@ -297,6 +299,7 @@ def test_f45_monai_agrees_but_for_empty_masks(masks, spacing):
     both = presence == "both"
     np.testing.assert_allclose(found[both], values[both], rtol=1e-6, atol=1e-6)
     missed, positive = presence == "missed", presence == "false positive"
+    assert both.any() and missed.any() and positive.any() and (presence == "both empty").any()
     # docs/metrics.md lists the disagreements: a false positive has no Dice there, and neither has a distance.
     assert (found[missed][:, :2] == 0).all() and np.isnan(found[positive][:, :2]).all()
     assert not np.isfinite(found[missed | positive][:, 2:]).any()
@@ -340,7 +343,9 @@ def coverage(trials, draw, truth, seed):
 @pytest.mark.parametrize("population", POPULATIONS)
 def test_f46_95_percent_intervals_cover_the_mean_of_a_known_population(population):
     draw, truth = POPULATIONS[population]
-    share = coverage(1000, draw, truth, seed=46)
+    share = coverage(
+        500 if population.startswith("80 ") else 1000, draw, truth, seed=46
+    )  # each takes four times as long
     print(population, share)
     assert 0.92 <= share <= 0.98
 

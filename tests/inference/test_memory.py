@@ -102,6 +102,9 @@ def test_the_segments_that_a_band_crosses_are_counted():
 
 
 def test_memory_of_this_process_is_known():
+    peak = Path("/proc/self/clear_refs")
+    if peak.exists():
+        peak.write_text("5")  # forget what other tests have held, which would all have to be surpassed
     before = resident_bytes()
     assert 50 * 2**20 < before < 2**40
     np.ones(before // 8 + 2**24)

@@ -19,18 +19,18 @@ from nissl.runs.folder import WEIGHTS
 NET = UNet(widths=(4, 8), dropout=(0.0, 0.0))
 
 
-def tiny_model(dims=2, sampling="patches", channels=1, size=16, tile=512, halo=96):
+def tiny_model(dims=2, sampling="patches", channels=1, size=16, tile=512, halo=96, settings=NET):
     """A U-Net of two levels with three classes; its receptive field reaches 10 pixels at most to each side."""
     torch.set_num_threads(1)
     description = Description(
         Preprocessing(sampling, (size,) * dims),
         channels,
         ("background", "head", "body"),
-        NET,
+        settings,
         predict=PredictConfig(tile=tile, halo=halo),
         planned_steps=4,
     )
-    net = factory.build(NET, dims, channels, 3, seed=0).eval()
+    net = factory.build(settings, dims, channels, 3, seed=0).eval()
     return Model(net, description, torch.device("cpu"), steps=4)
 
 
