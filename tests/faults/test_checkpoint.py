@@ -1,5 +1,6 @@
 """Checkpoint and resume: whatever happens to a run, it goes on as if nothing had happened, or says what is lost."""
 
+import copyreg
 import dataclasses
 import json
 import os
@@ -107,6 +108,18 @@ def test_f03_f05_worker_processes_change_nothing_across_a_resume(files, tmp_path
     resumed = crash_and_resume(Recipe(files, workers=2), tmp_path / "resumed")
     assert differing(state_of(alone), state_of(resumed)) == []
     assert log_of(tmp_path / "resumed") == log_of(tmp_path / "alone")
+
+
+def test_no_worker_process_stays_where_tracebacks_travel_with_errors(files, tmp_path):
+    """As with Dask, which pickles them: an error from a worker then holds the frames in which it was read."""
+    support = pytest.importorskip("tblib.pickling_support", reason="comes with Dask")
+    before = dict(copyreg.dispatch_table)
+    support.install(DataError)
+    try:
+        crash_and_resume(Recipe(files, workers=1, config=SHORT), tmp_path)  # it looks for worker processes
+    finally:
+        copyreg.dispatch_table.clear()
+        copyreg.dispatch_table.update(before)
 
 
 @pytest.mark.parametrize("saves", range(1, 9))

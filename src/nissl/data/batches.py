@@ -324,6 +324,11 @@ class _Guarded(torch_data.Dataset[T | NisslError]):
         try:
             return self._stream[step]
         except NisslError as error:
+            if torch_data.get_worker_info():
+                # Where Dask is loaded (tblib), tracebacks travel too: read in the main process, theirs would hold the
+                # frames that read them, and so the iterator, whose worker processes then never end.
+                error.__cause__ = error.__context__ = None
+                return error.with_traceback(None)
             return error
 
 
