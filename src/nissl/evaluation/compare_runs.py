@@ -37,7 +37,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     scores = read_scores(a), read_scores(b)
     tasks = [load_config(next(iter(_runs(folder).values())) / "config.toml").task for folder in (a, b)]
     if tasks[0] != tasks[1]:
-        found = " against ".join(task.name for task in tasks)
+        found = " against ".join(str(to_tree(task)) for task in tasks)
         raise InputError(" and ".join(names), found, "two runs of the same task", "compare runs that learnt the same")
     comparison = compare_scores(task_of(tasks[0]), *scores, names, np.random.default_rng(DRAWS))
     steps = {str(run): measured_steps(run) for folder in (a, b) for run in _runs(folder).values()}

@@ -7,7 +7,12 @@ from nissl.metrics.metric import Metric
 from nissl.runs.format import Tree
 from nissl.tasks.task import Task
 
-SPREADS = {"ci": "95 % interval", "ci_seeds": "95 % over seeds", "ci_cases": "95 % over cases", "sd": "sd of seeds"}
+SPREADS = {
+    "ci": "95 % interval",
+    "ci_seeds": "95 % over seeds",
+    "ci_cases": "95 % over {units}",
+    "sd": "standard deviation over seeds",
+}
 """What metrics.json says of the primary metric beside its mean, by the ending of the name: of a run, or of several."""
 
 
@@ -25,7 +30,8 @@ def score_table(task: Task, metrics: Tree, details: bool = False) -> ScoreTable:
     `details` adds the metrics that say little beside the others.
     """
     overall, primary, trivial = metrics["overall"], task.primary, f"trivial_{task.primary.name}"
-    spreads = {f"{primary.name}_{ending}": title for ending, title in SPREADS.items()}
+    units = "cases" if metrics.get("n_groups", overall.get("n_groups")) is None else "groups"
+    spreads = {f"{primary.name}_{ending}": title.format(units=units) for ending, title in SPREADS.items()}
     spreads = {name: title for name, title in spreads.items() if name in overall}
     others = [metric for metric in task.metrics[1:] if details or not metric.detail]
     others = [metric for metric in others if metric.name in overall]
@@ -35,7 +41,8 @@ def score_table(task: Task, metrics: Tree, details: bool = False) -> ScoreTable:
         rows["mean over classes"] = overall
     head = (
         *("class", _title(primary, overall), *spreads.values(), *(_title(metric, overall) for metric in others)),
-        *((*(["trivial"] if task.trivial else []), *task.counted.values())),
+        *(["trivial"] if task.trivial else []),
+        *task.counted.values(),
     )
     texts = (
         (
